@@ -1,0 +1,66 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A quote together with the PCR values it speaks of."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Mapping, Sequence
+
+from ..errors import FdeError
+from .esys import tss
+from .keys import Key
+
+#: PCRs by bank, for example ``{"sha256": (0, 4, 7, 11)}``.
+Selection = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Quote:
+    """TPMS_ATTEST and TPMT_SIGNATURE as the TPM marshalled them, and the values: bank → PCR → digest."""
+
+    attest: bytes
+    signature: bytes
+    pcrs: dict[str, dict[int, bytes]]
+
+
+def quote(esys: Any, key: Key, nonce: bytes, selection: Selection, attempts: int = 8) -> Quote:
+    """Quote the selected PCRs under ``nonce`` (at most 32 bytes fit every TPM) and return their values.
+
+    The values are read after the quote, and the pair is only returned when they hash to what was quoted: systemd may
+    extend a PCR in between. The digest is made with the hash of the key's scheme (SHA-256), whatever the bank.
+    Raises ``FdeError`` when the PCRs do not keep still for one of ``attempts``.
+    """
+    for _attempt in range(attempts):
+        attest, signature = esys.quote(key.handle, selection_text(selection), tss.TPM2B_DATA(nonce))
+        values = read_pcrs(esys, selection)
+        digest = hashlib.sha256(b"".join(values[bank][pcr] for bank in selection for pcr in sorted(selection[bank])))
+        body, _size = tss.TPMS_ATTEST.unmarshal(bytes(attest))
+        if bytes(body.attested.quote.pcrDigest) == digest.digest():
+            return Quote(bytes(attest), bytes(signature.marshal()), values)
+    raise FdeError(
+        "the TPM's PCRs",
+        f"they changed during each of {attempts} quotes",
+        "Try again when the system has finished booting",
+    )
+
+
+def read_pcrs(esys: Any, selection: Selection) -> dict[str, dict[int, bytes]]:
+    """Return the values of the selected PCRs. A bank that the TPM does not have raises ``FdeError``."""
+    return {bank: {pcr: _read(esys, bank, pcr) for pcr in sorted(pcrs)} for bank, pcrs in selection.items()}
+
+
+def selection_text(selection: Selection) -> str:
+    """Write a selection as tpm2-tools and tpm2-pytss do: ``sha256:0,4,7+sha384:0``."""
+    return "+".join(f"{bank}:{','.join(str(pcr) for pcr in sorted(pcrs))}" for bank, pcrs in selection.items())
+
+
+def _read(esys: Any, bank: str, pcr: int) -> bytes:
+    _counter, _selected, digests = esys.pcr_read(selection_text({bank: (pcr,)}))
+    if len(digests) != 1:
+        raise FdeError(
+            "the TPM", f"it has no PCR {pcr} in a bank '{bank}'", f"Enable the {bank} bank in the firmware's setup"
+        )
+    return bytes(digests[0])
