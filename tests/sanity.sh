@@ -1,0 +1,48 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# Runs "ansible-test sanity" over the collection as it is shipped: the archive that "ansible-galaxy collection build"
+# makes, unpacked under build/sanity. Arguments are passed on, e.g. "tests/sanity.sh --test validate-modules".
+#
+# ansible-test makes a virtual environment for every group of tests and fills it from the Python package index. It wants
+# to bootstrap pip from a server of its own; where that server is out of reach the ensurepip of Python does as well, so
+# its place in the cache of ansible-test is taken by a small script. The cache is in build/, not in the user's home.
+set -eu
+
+here=$(cd "$(dirname "$0")/.." && pwd)
+if [ -x "$here/.venv/bin/ansible-test" ]; then
+    PATH="$here/.venv/bin:$PATH"
+fi
+work="$here/build/sanity"
+tree="$work/ansible_collections/cvm/fde"
+cache="$work/home/.ansible/test/cache"
+
+rm -rf "$work/ansible_collections" "$work/archive"
+mkdir -p "$tree/tests" "$cache" "$work/home/.config"
+ansible-galaxy collection build --output-path "$work/archive" "$here" >/dev/null
+tar -xzf "$work"/archive/cvm-fde-*.tar.gz -C "$tree"
+cp "$here/galaxy.yml" "$tree/"
+cp -r "$here/tests/sanity" "$tree/tests/"
+# ansible-test asks git for the list of files, and must not ask the checkout, which ignores build/.
+git init --quiet "$tree"
+
+if [ -e "${HOME:-/nonexistent}/.config/pip" ]; then
+    ln -sfn "$HOME/.config/pip" "$work/home/.config/pip"
+fi
+
+requirements=$(python3 -c 'import ansible_test, os; print(os.path.join(list(ansible_test.__path__)[0], "_internal/python_requirements.py"))')
+for version in $(sed -n "s/.*pip='\([0-9.]*\)'.*/\1/p" "$requirements"); do
+    cat >"$cache/get_pip_$(echo "$version" | tr . _).py" <<'SHIM'
+import subprocess
+import sys
+
+subprocess.check_call([sys.executable, "-m", "ensurepip"])
+wanted = [word for word in sys.argv[1:] if word not in ("--no-setuptools", "--no-wheel")]
+sys.exit(subprocess.call([sys.executable, "-m", "pip", "install", *wanted]))
+SHIM
+done
+
+# One Python, the one that ansible-test itself runs on: others that are found on a machine may be broken or incomplete.
+python=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+cd "$tree"
+HOME="$work/home" exec ansible-test sanity --venv --requirements --python "$python" --color no "$@"
