@@ -1,0 +1,238 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs a program as root in a User-mode Linux guest: real device-mapper within seconds, on any machine, as any kernel.
+
+The guest's root is a *tools tree* (a Debian root directory with the programs under test) read through hostfs with a
+tmpfs laid over it: whatever the program writes is gone afterwards, and the tree stays as it was. The checkout is visible,
+read-only, under its own path. ``/exchange`` is a directory of the host for results: its files are what counts, the
+console is for people.
+
+udev does not run in the guest. ``DM_DISABLE_UDEV=1`` is set for that reason: libdevmapper then makes the nodes under
+/dev/mapper itself and waits for nobody. What udev would do (symbolic links, probing, cookies) is left to whole boots.
+
+One command by hand::
+
+    python -m tests.integration.uml --tree build/tools -- dmsetup targets
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import FileIO
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+INIT = Path(__file__).with_name("init")
+KERNEL = "linux.uml"
+MODULES = Path("/usr/lib/uml/modules")
+
+#: The environment of every command in the guest.
+ENVIRONMENT = {
+    "DM_DISABLE_UDEV": "1",
+    "LC_ALL": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+    "TERM": "dumb",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "FDE_INSIDE_UML": "1",
+}
+
+
+class GuestError(Exception):
+    """The guest did not reach the end of its command: it could not start, it died, or it made no progress."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind: its exit status, what it printed, and the seconds the guest lived."""
+
+    status: int
+    output: str
+    seconds: float
+
+
+def missing() -> str | None:
+    """Return why no guest can be started on this machine, or None when one can."""
+    if shutil.which(KERNEL) is None or not MODULES.is_dir():
+        return "User-mode Linux is not installed (Debian package user-mode-linux)"
+    if tools_tree() is None:
+        return "there is no tools tree (set FDE_TOOLS_TREE, or let the lab make one: make test)"
+    return None
+
+
+def tools_tree() -> Path | None:
+    """Return the root directory with the programs for the guest: FDE_TOOLS_TREE, or the newest one the lab has built."""
+    if named := os.environ.get("FDE_TOOLS_TREE"):
+        return Path(named).resolve()
+    built = [tree for tree in CHECKOUT.glob("build/tools-*") if (tree / "usr/bin/python3").exists()]
+    return max(built, key=lambda tree: tree.stat().st_mtime, default=None)
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A User-mode Linux guest that lives as long as one command.
+
+    ``shares`` are directories of the host that appear under their own path, writable when True. ``idle`` is the longest
+    time in seconds without any output, after which the guest counts as hung, ``limit`` the longest life.
+    """
+
+    tree: Path
+    memory: str = "1536M"
+    shares: Mapping[Path, bool] = field(default_factory=dict)
+    idle: float = 180.0
+    limit: float = 1800.0
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        exchange: Path,
+        env: Mapping[str, str] | None = None,
+        cwd: Path = CHECKOUT,
+        echo: bool = False,
+    ) -> Outcome:
+        """Run ``argv`` in a new guest and return its outcome.
+
+        ``exchange`` is an empty directory of the host, /exchange in the guest. ``echo`` passes the output on at once.
+        Raises ``GuestError`` with the end of console and output when the command did not come to its own end.
+        """
+        self._prepare(argv, exchange, {**ENVIRONMENT, **(env or {})}, cwd)
+        started = time.monotonic()
+        output, console, why = self._boot(exchange, echo)
+        status = exchange / "status"
+        # The file is the only witness: it is written after the command ended, whatever the console says.
+        if why is None and not status.exists():
+            why = "the guest ended before its command did"
+        if why is not None:
+            raise GuestError(f"{why}\n--- output\n{_tail(output)}\n--- console\n{_tail(console)}")
+        return Outcome(int(status.read_text()), output.decode("utf-8", "replace"), time.monotonic() - started)
+
+    def _prepare(self, argv: Sequence[str], exchange: Path, env: Mapping[str, str], cwd: Path) -> None:
+        shutil.copyfile(INIT, exchange / "init")
+        (exchange / "modules").write_text(str(MODULES))
+        shares = {CHECKOUT: False, **self.shares}
+        (exchange / "shares").write_text("".join(f"{'rw' if rw else 'ro'}\t{path}\n" for path, rw in shares.items()))
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
+        lines += [f"cd {shlex.quote(str(cwd))} || exit 127", f"exec {shlex.join(argv)}", ""]
+        (exchange / "command").write_text("\n".join(lines))
+
+    def _boot(self, exchange: Path, echo: bool) -> tuple[bytes, bytes, str | None]:
+        """Start the kernel and wait for its end; return output, console and why it had to be ended, if it had."""
+        with _pipe() as (console_in, console_out), _pipe() as (output_in, output_out), _memory_directory() as memory:
+            first = f"mount -t tmpfs t /mnt && mkdir /mnt/x && mount -t hostfs -o {exchange} x /mnt/x && . /mnt/x/init"
+            process = subprocess.Popen(
+                [
+                    KERNEL, f"mem={self.memory}", f"umid=fde-{os.getpid()}-{time.monotonic_ns()}", f"uml_dir={memory}/",
+                    "root=/dev/root", "rootfstype=hostfs", f"rootflags={self.tree}", "ro", "quiet", "loglevel=4", "panic=-1",
+                    "con=null", f"con0=null,fd:{console_out.fileno()}", "ssl=null", f"ssl0=null,fd:{output_out.fileno()}",
+                    "init=/bin/sh", "--", "-c", f'"{first}"',
+                ],
+                stdin=subprocess.DEVNULL, stdout=console_out, stderr=console_out,
+                pass_fds=(console_out.fileno(), output_out.fileno()),
+                env={"PATH": os.environ.get("PATH", os.defpath), "HOME": memory, "TMPDIR": memory},
+                start_new_session=True,
+            )  # fmt: skip
+            console_out.close()
+            output_out.close()
+            try:
+                return self._watch(process, output_in.fileno(), console_in.fileno(), echo)
+            finally:
+                _end(process)
+
+    def _watch(
+        self, process: subprocess.Popen[bytes], output_in: int, console_in: int, echo: bool
+    ) -> tuple[bytes, bytes, str | None]:
+        received = {output_in: bytearray(), console_in: bytearray()}
+        started = heard = time.monotonic()
+        why = None
+        with selectors.DefaultSelector() as selector:
+            for descriptor in received:
+                selector.register(descriptor, selectors.EVENT_READ)
+            while selector.get_map() and why is None:
+                for key, _events in selector.select(timeout=1.0):
+                    chunk = os.read(key.fd, 65536)
+                    if not chunk:
+                        selector.unregister(key.fd)
+                        continue
+                    heard = time.monotonic()
+                    received[key.fd] += chunk
+                    if echo:
+                        target = sys.stdout if key.fd == output_in else sys.stderr
+                        target.buffer.write(chunk)
+                        target.flush()
+                now = time.monotonic()
+                if now - heard > self.idle:
+                    why = f"the guest said nothing for {self.idle:.0f} s and was ended"
+                elif now - started > self.limit:
+                    why = f"the guest was ended after {self.limit:.0f} s"
+                elif process.poll() is not None and heard < now - 1:
+                    break
+        return bytes(received[output_in]), bytes(received[console_in]), why
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the kernel and the processes it traces; they are in a session of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[FileIO, FileIO]]:
+    reader, writer = os.pipe()
+    with FileIO(reader, "r") as readable, FileIO(writer, "w") as writable:
+        yield readable, writable
+
+
+@contextlib.contextmanager
+def _memory_directory() -> Iterator[str]:
+    """Yield a directory for the guest's memory file, on a tmpfs where there is one."""
+    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="fde-uml-", dir=parent) as path:
+        yield path
+
+
+def _tail(text: bytes, lines: int = 60) -> str:
+    return "\n".join(text.decode("utf-8", "replace").splitlines()[-lines:])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command in a guest; the exit status is the command's, 125 when the guest failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.integration.uml", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--tree", type=Path, default=tools_tree(), help="root directory with the programs")
+    parser.add_argument("--memory", default="1536M", help="memory of the guest")
+    parser.add_argument("--idle", type=float, default=180.0, help="seconds without output that count as a hang")
+    parser.add_argument("--share", action="append", default=[], metavar="DIR", help="a host directory to write to")
+    parser.add_argument("--share-ro", action="append", default=[], metavar="DIR", help="a host directory to read")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="environment of the command")
+    parser.add_argument("command", nargs="+", metavar="COMMAND")
+    options = parser.parse_args(arguments)
+    if options.tree is None:
+        parser.error("there is no tools tree: give --tree or set FDE_TOOLS_TREE")
+    shares = {Path(path).resolve(): True for path in options.share}
+    shares.update({Path(path).resolve(): False for path in options.share_ro})
+    guest = Guest(options.tree.resolve(), memory=options.memory, shares=shares, idle=options.idle)
+    env = dict(pair.split("=", 1) for pair in options.env)
+    with tempfile.TemporaryDirectory(prefix="fde-exchange-") as exchange:
+        try:
+            return guest.run(options.command, exchange=Path(exchange), env=env, echo=True).status
+        except GuestError as error:
+            print(error, file=sys.stderr)
+            return 125
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
