@@ -1,0 +1,88 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Directory trees of Debian forky: the tools that hosts are too old for, and the image that is going to be sealed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Iterable, Optional, Sequence, Union
+
+from .cache import cached, digest, remove
+from .keys import keys
+from .process import run
+
+SUITE = "forky"
+MIRROR = os.environ.get("FDE_LAB_MIRROR", "http://deb.debian.org/debian")
+#: forky's Release file may be past its valid-until date.
+APT_OPTIONS = ('Acquire::Check-Valid-Until "false"', 'APT::Install-Recommends "false"')
+
+#: What seals images, and what tests under User-mode Linux run on.
+TOOLS = (
+    "systemd systemd-boot-efi systemd-cryptsetup systemd-repart systemd-tpm systemd-ukify udev dracut "
+    "cryptsetup-bin dmsetup btrfs-progs dosfstools e2fsprogs xfsprogs fdisk mtools sbsigntool util-linux-extra "
+    "swtpm swtpm-tools tpm2-tools libtss2-tcti-device0t64 libtss2-tcti-swtpm0t64 "
+    "python3 python3-cryptography python3-jmespath python3-pytest python3-hypothesis python3-tpm2-pytss python3-yaml "
+    "fio iproute2 kmod openssl procps strace zstd"
+).split()
+
+#: What a marketplace image of Debian has, as far as this project meets it.
+IMAGE = (
+    "systemd systemd-sysv systemd-resolved udev dbus linux-image-cloud-amd64 dracut e2fsprogs fdisk kmod zstd "
+    "openssh-server python3 iproute2 procps less ca-certificates"
+).split()
+#: Work that a guest under emulation should not spend its first minutes on.
+MASKED = (
+    "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service "
+    "sshd-keygen.service systemd-networkd-wait-online.service"
+).split()
+OVERLAY = Path(__file__).parent / "image"
+
+
+def tools_tree() -> Path:
+    """Return the tree of tools; treat it as read-only."""
+    return cached("the tree of tools", "tools", digest(SUITE, MIRROR, TOOLS, APT_OPTIONS), lambda at: _debian(at, TOOLS))
+
+
+def base_tree() -> Path:
+    """Return the unpacked general-purpose image; copy it before you change it (``copy_tree``)."""
+    authorized = keys().ssh.with_suffix(".pub").read_text()
+    recipe = digest(SUITE, MIRROR, IMAGE, APT_OPTIONS, MASKED, OVERLAY, authorized)
+    return cached("the tree of the base image", "base", recipe, lambda at: _base(at, authorized))
+
+
+def copy_tree(source: Path, target: Path) -> None:
+    """Copy a tree with owners, modes, links and attributes; replace the target."""
+    remove(target)
+    run(["cp", "-a", "--reflink=auto", source, target])
+
+
+def run_in(tree: Path, argv: Sequence[Union[str, Path]], work: Optional[Path] = None) -> str:
+    """Run a program of a tree, rooted there; ``work`` is a folder that it sees as ``/mnt``."""
+    mounts = "mount -t proc proc proc && mount --rbind /dev dev"
+    if work is not None:
+        mounts += f" && mount --bind '{work}' mnt"
+    script = f'cd "$0" && {mounts} && exec chroot . "$@"'
+    return run(["unshare", "--mount", "--propagation", "private", "sh", "-c", script, tree, *argv])
+
+
+def _base(tree: Path, authorized: str) -> None:
+    _debian(tree, IMAGE)
+    for key in (tree / "etc/ssh").glob("ssh_host_*"):
+        key.unlink()
+    (tree / "etc/machine-id").write_text("")
+    run(["cp", "-r", "--no-preserve=mode", f"{OVERLAY}/.", tree])
+    ssh = tree / "root/.ssh"
+    ssh.mkdir(mode=0o700, exist_ok=True)
+    (ssh / "authorized_keys").write_text(authorized)
+    run_in(tree, ["systemctl", "enable", "systemd-networkd.service", "ssh-host-key.service"])
+    run_in(tree, ["systemctl", "mask", *MASKED])
+
+
+def _debian(tree: Path, packages: Iterable[str]) -> None:
+    run(
+        ["mmdebstrap", "--quiet", "--mode=root", "--variant=apt", f"--include={','.join(packages)}"]
+        + [f"--aptopt={option}" for option in APT_OPTIONS]
+        + [SUITE, str(tree), MIRROR]
+    )
