@@ -22,9 +22,12 @@ mkdir -p "$tree/tests" "$cache" "$work/home/.config"
 ansible-galaxy collection build --output-path "$work/archive" "$here" >/dev/null
 tar -xzf "$work"/archive/cvm-fde-*.tar.gz -C "$tree"
 cp "$here/galaxy.yml" "$tree/"
-cp -r "$here/tests/sanity" "$tree/tests/"
+if [ -d "$here/tests/sanity" ]; then
+    cp -r "$here/tests/sanity" "$tree/tests/"
+fi
 # ansible-test asks git for the list of files, and must not ask the checkout, which ignores build/.
 git init --quiet "$tree"
+echo /tests/output/ >"$tree/.git/info/exclude"
 
 if [ -e "${HOME:-/nonexistent}/.config/pip" ]; then
     ln -sfn "$HOME/.config/pip" "$work/home/.config/pip"
