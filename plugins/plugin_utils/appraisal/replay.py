@@ -1,0 +1,74 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Do the logs explain the PCRs: both logs are replayed, one after the other, and compared with what was quoted."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Mapping, Optional
+
+from . import event_log, userspace_log
+from .event_log import FirmwareLog, initial_value
+from .secure_boot import SecureBoot
+from .secure_boot import judge as judge_secure_boot
+from .userspace_log import UserspaceLog
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Both logs, and the PCRs of one bank that they lead to."""
+
+    bank: str
+    firmware: FirmwareLog
+    userspace: Optional[UserspaceLog]
+    values: Mapping[int, bytes]
+
+    def secure_boot(self) -> SecureBoot:
+        """Read the state of Secure Boot; call it only after PCR 7 was found explained. Raises ``AppraisalError``."""
+        return judge_secure_boot(self.firmware, self.bank)
+
+
+def replay(firmware: FirmwareLog, userspace: Optional[UserspaceLog], bank: str) -> Replay:
+    """Replay both logs from a TPM reset on. Raises ``AppraisalError`` when one of them does not record ``bank``."""
+    initial = {pcr: initial_value(bank, pcr, firmware.startup_locality) for pcr in range(event_log.PCR_LIMIT)}
+    values = {**initial, **firmware.values(bank)}
+    if userspace is not None:
+        values = userspace.replay(bank, values, initial)
+    return Replay(bank, firmware, userspace, values)
+
+
+def unexplained(replayed: Mapping[int, bytes], quoted: Mapping[int, bytes]) -> tuple[int, ...]:
+    """Return the quoted PCRs whose value the logs do not lead to.
+
+    A PCR without events must still hold its value after reset, so a register that something extends without a record
+    of it (IMA in PCR 10, a boot loader, an attacker) is named here instead of being passed over.
+    """
+    return tuple(pcr for pcr in sorted(quoted) if not hmac.compare_digest(replayed.get(pcr, b""), quoted[pcr]))
+
+
+class LogCache:
+    """Remembers parsed logs by their digest: machines of one image and platform share a firmware log byte by byte."""
+
+    def __init__(self, limit: int = 256) -> None:
+        self._limit = limit
+        self._known: OrderedDict[bytes, Replay] = OrderedDict()
+
+    def replay(self, firmware: bytes, userspace: bytes, bank: str) -> Optional[Replay]:
+        """Parse and replay two raw logs, or return None when the firmware's has no bytes. Raises ``AppraisalError``."""
+        key = b"".join(hashlib.sha256(part).digest() for part in (firmware, userspace, bank.encode()))
+        known = self._known.get(key)
+        if known is not None:
+            self._known.move_to_end(key)
+            return known
+        parsed = event_log.parse(firmware)
+        if parsed is None:
+            return None
+        result = replay(parsed, userspace_log.parse(userspace), bank)
+        self._known[key] = result
+        if len(self._known) > self._limit:
+            self._known.popitem(last=False)
+        return result
