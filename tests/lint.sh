@@ -34,8 +34,8 @@ shell_syntax() {
     return $status
 }
 
-check ruff ruff check --quiet .
-check format ruff format --quiet --check .
+check ruff ruff check --quiet --output-format concise .
+check format ruff format --check --output-format concise .
 check types mypy "$plugins/module_utils" "$plugins/plugin_utils"
 check shell shell_syntax
 check ansible-lint ansible-lint --nocolor -q
