@@ -1,0 +1,112 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The documentation names what the code has, no more and no less."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree
+from pathlib import Path
+from typing import Optional
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import (
+    Action,
+    Code,
+    Decision,
+    Probed,
+    Volume,
+    decide,
+)
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Anchor, Found, Standing, State
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
+
+CURRENT, NEXT, OTHER = b"\1" * 32, b"\2" * 32, b"\3" * 32
+
+
+def table(page: str, first_heading: str) -> list[tuple[str, ...]]:
+    """Return the rows of the table of a page whose first column has that heading."""
+    lines = (CHECKOUT / "docs" / page).read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {first_heading} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append(tuple(cell.strip() for cell in line.strip("|").split("|")))
+    return rows
+
+
+def volume(header_digest: Optional[bytes]) -> Volume:
+    return Volume("/dev/sda3", ours_by_type=True, header_digest=header_digest)
+
+
+READY = Found(Standing.OURS, Anchor(State.READY, header_current=CURRENT, header_next=NEXT))
+ANCHORS = {
+    "absent": Found(Standing.ABSENT),
+    "never written": Found(Standing.UNWRITTEN),
+    "foreign index": Found(Standing.FOREIGN),
+    "unknown content": Found(Standing.UNREADABLE),
+    "`initializing`": Found(Standing.OURS, Anchor(State.INITIALIZING)),
+    "`ready`": READY,
+}
+PARTITIONS: dict[str, dict] = {
+    "none": {},
+    "without LUKS2 header": {"volumes": (volume(None),)},
+    "with LUKS2 header": {"volumes": (volume(OTHER),)},
+    "header digest is the current one": {"volumes": (volume(CURRENT),)},
+    "header digest is the next one": {"volumes": (volume(NEXT),)},
+    "another header digest": {"volumes": (volume(OTHER),)},
+    "two": {"volumes": (volume(CURRENT), volume(OTHER))},
+    "of another kind": {"volumes": (volume(CURRENT),), "foreign": ("/dev/sda4",)},
+}
+
+
+@pytest.mark.parametrize(("anchor", "partition", "outcome"), table("how-it-works.md", "anchor in the TPM"))
+def test_the_boot_agent_decides_as_the_table_says(anchor: str, partition: str, outcome: str) -> None:
+    decided = decide(Probed(ANCHORS[anchor], ("/dev/sda",), **PARTITIONS[partition]))
+    if isinstance(decided, Decision):
+        assert outcome == {Action.FIRST_BOOT: "first boot", Action.OPEN: "open"}[decided.action]
+    else:
+        assert outcome == f"refusal `{decided.code}`"
+
+
+def test_every_refusal_code_is_explained_in_its_own_words() -> None:
+    expected = [(f"`{code.value}`", code.sentence, code.remedy) for code in Code]
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in expected)
+    assert table("refusal-codes.md", "code") == expected, f"docs/refusal-codes.md should hold:\n{lines}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file_that_exists(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_module_role_and_playbook_that_is_named_exists(page: Path) -> None:
+    known = {path.stem for folder in ("plugins/modules", "playbooks") for path in (CHECKOUT / folder).iterdir()}
+    known |= {path.name for path in (CHECKOUT / "roles").iterdir()}
+    named = set(re.findall(r"\bcvm\.fde\.([a-z0-9_]+)", page.read_text()))
+    assert named - known == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_of_the_checkout_that_is_named_exists(page: Path) -> None:
+    named = re.findall(r"`((?:docs|extensions|meta|playbooks|plugins|roles|tests)/[\w./-]+)`", page.read_text())
+    assert [path for path in named if not (CHECKOUT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_make_target_that_is_named_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z0-9-]+):", (CHECKOUT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z0-9-]+)", page.read_text())) - targets == set()
+
+
+@pytest.mark.parametrize("picture", sorted((CHECKOUT / "docs/images").glob("*.svg")), ids=lambda path: path.name)
+def test_every_picture_is_well_formed_and_has_a_title(picture: Path) -> None:
+    root = xml.etree.ElementTree.parse(picture).getroot()
+    assert root.find("{http://www.w3.org/2000/svg}title") is not None
