@@ -24,6 +24,7 @@ SHIPPED = {
     "LICENSES",
     "MANIFEST.json",
     "README.md",
+    "REUSE.toml",
     "changelogs",
     "docs",
     "meta",
