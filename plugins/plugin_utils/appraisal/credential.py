@@ -31,7 +31,7 @@ from .structures import CURVES, PublicArea
 SECRET_SIZE = 32
 _LABEL = b"IDENTITY\0"
 _HASHES: dict[str, hashes.HashAlgorithm] = {
-    "sha1": hashes.SHA1(),  # noqa: S303
+    "sha1": hashes.SHA1(),
     "sha256": hashes.SHA256(),
     "sha384": hashes.SHA384(),
     "sha512": hashes.SHA512(),
