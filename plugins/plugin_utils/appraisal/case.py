@@ -1,0 +1,131 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One machine's answers beside what they are judged by."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Optional, Sequence
+
+from cryptography import x509
+
+from ...module_utils.tpm.anchor import Anchor, AnchorError
+from .errors import AppraisalError
+from .evidence import Creation, Evidence, Identity, Signed, parse_token
+from .reference import Reference
+from .replay import LogCache, Replay
+from .structures import (
+    NvAttest,
+    PublicArea,
+    QuoteAttest,
+    Selection,
+    parse_nv_certification,
+    parse_public,
+    parse_quote,
+)
+
+#: The PCR bank that everything is judged by.
+BANK = "sha256"
+
+
+class Undecided(Exception):
+    """A check that cannot be made, and why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """What the verifier chose for one machine, once: never used again for another round."""
+
+    nonce: bytes
+    secret: bytes
+    selection: Selection
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What the operator judges by."""
+
+    reference: Reference
+    authorities: Sequence[x509.Certificate]
+    now: datetime.datetime
+    strategy: Optional[str] = None
+    #: SHA-256 (hex) of the TPMT_PUBLIC of the endorsement key this machine is known by, where it is known.
+    endorsement_key: Optional[str] = None
+    cache: LogCache = field(default_factory=LogCache)
+
+
+class Case:
+    """One machine's answers beside what they are judged by; each part is read once, when a check first needs it."""
+
+    def __init__(self, identity: Identity, evidence: Evidence, challenge: Challenge, grounds: Grounds) -> None:
+        self.identity = identity
+        self.evidence = evidence
+        self.challenge = challenge
+        self.grounds = grounds
+        self.reference = grounds.reference
+
+    @cached_property
+    def endorsement(self) -> PublicArea:
+        return parse_public(self.identity.endorsement)
+
+    @cached_property
+    def attestation(self) -> PublicArea:
+        return parse_public(self.identity.attestation)
+
+    @cached_property
+    def quote(self) -> QuoteAttest:
+        return parse_quote(self.evidence.quote.attest)
+
+    @cached_property
+    def replay(self) -> Replay:
+        return self._replay(self.evidence.firmware_log, self.evidence.userspace_log)
+
+    @cached_property
+    def certified(self) -> Signed:
+        if self.evidence.anchor is None:
+            raise AppraisalError("no-anchor", "the machine's TPM has no anchor")
+        return self.evidence.anchor
+
+    @cached_property
+    def certification(self) -> NvAttest:
+        return parse_nv_certification(self.certified.attest)
+
+    @cached_property
+    def anchor(self) -> Anchor:
+        try:
+            return Anchor.unmarshal(self.certification.contents)
+        except AnchorError as error:
+            raise AppraisalError("malformed", "the anchor's content is not of a known version") from error
+
+    @cached_property
+    def creation(self) -> Creation:
+        if self.evidence.token is None:
+            raise AppraisalError("no-evidence", "the volume carries no evidence of its creation")
+        return parse_token(self.evidence.token)
+
+    @cached_property
+    def creation_quote(self) -> QuoteAttest:
+        return parse_quote(self.creation.quote.attest)
+
+    @cached_property
+    def creation_replay(self) -> Replay:
+        return self._replay(self.creation.firmware_log, self.creation.userspace_log)
+
+    def _replay(self, firmware: bytes, userspace: bytes) -> Replay:
+        replayed = self.grounds.cache.replay(firmware, userspace, BANK)
+        if replayed is None:
+            raise Undecided("the machine's firmware has no event log")
+        return replayed
+
+
+def fingerprint(public: bytes) -> str:
+    """Return what a key is known by in reports: SHA-256 of its TPMT_PUBLIC, in hex."""
+    return hashlib.sha256(public).hexdigest()
