@@ -28,7 +28,7 @@ class Conflict:
     """A claim that waits for an operator.
 
     ``key`` is the fingerprint to approve. ``others`` are the hosts that hold a key of the claim too (`SHARED_KEY`),
-    ``known`` is the key that the host had before (`NEW_KEY`).
+    ``known`` is the key that the host had before (`NEW_KEY`; None where it came with several and none was approved).
     """
 
     trouble: Trouble
@@ -40,7 +40,9 @@ class Conflict:
     def __str__(self) -> str:
         if self.trouble is Trouble.SHARED_KEY:
             return f"{self.host} holds key {self.key}, and so does {', '.join(sorted(self.others))}"
-        return f"{self.host} holds key {self.key}, but was known by key {self.known}"
+        return (
+            f"{self.host} holds key {self.key}, but {f'was known by key {self.known}' if self.known else 'others too'}"
+        )
 
 
 @dataclass
@@ -52,6 +54,10 @@ class _Standing:
         if self.accepted:
             yield self.accepted
         yield from self.pending.values()
+
+    def stays(self, identity: Identity) -> bool:
+        """Say whether the identity is no change of TPM for a host that is known by its accepted one."""
+        return self.accepted is None or self.accepted.key == identity.key
 
 
 class Register:
@@ -112,9 +118,10 @@ class Register:
         if identity in standing.identities():
             return
         known = standing.accepted
-        same_tpm = not standing.pending if known is None else known.key == identity.key
-        approved_with = frozenset() if known is None else known.fingerprints
-        if same_tpm and (identity.fingerprints <= approved_with or not self._holders(identity)):
+        approved = known is not None and identity.key == known.key and identity.fingerprints <= known.fingerprints
+        first = known is None and not standing.pending
+        same_tpm = known is not None and standing.stays(identity)
+        if approved or ((first or same_tpm) and not self._holders(identity)):
             standing.accepted = identity
         else:
             standing.pending[identity.key] = identity
@@ -131,14 +138,16 @@ class Register:
         self._hosts.pop(host, None)
         for standing in self._hosts.values():
             waiting = list(standing.pending.values())
-            if standing.accepted is None and len(waiting) == 1 and not self._holders(waiting[0]):
+            if len(waiting) == 1 and standing.stays(waiting[0]) and not self._holders(waiting[0]):
                 standing.accepted = waiting[0]
                 standing.pending.clear()
 
     def _conflicts_of(self, identity: Identity) -> Iterator[Conflict]:
-        known = self._standing(identity.host).accepted
+        standing = self._standing(identity.host)
         others = self._holders(identity)
         if others:
             yield Conflict(Trouble.SHARED_KEY, identity.host, identity.key, others=others)
-        if known is not None and known.key != identity.key:
-            yield Conflict(Trouble.NEW_KEY, identity.host, identity.key, known=known.key)
+        if standing.accepted is None and len(standing.pending) > 1:
+            yield Conflict(Trouble.NEW_KEY, identity.host, identity.key)
+        elif standing.accepted is not None and not standing.stays(identity):
+            yield Conflict(Trouble.NEW_KEY, identity.host, identity.key, known=standing.accepted.key)

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
-from types import MappingProxyType
-from typing import Mapping, Optional, Union, cast
+from typing import Callable, Mapping, Optional, Union, cast
 
 #: A row of the ledger as the database, the chain and the export see it: text, integers and nothing else.
 Row = Mapping[str, object]
@@ -162,9 +161,9 @@ class Entry:
     sequence: int
     recorded: datetime
     record: Record
-    documents: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    previous: str = ""
-    digest: str = ""
+    documents: Mapping[str, str]
+    previous: str
+    digest: str
 
 
 def columns_of(record: Record, documents: Mapping[str, str]) -> dict[str, object]:
@@ -204,7 +203,7 @@ def entry_of(row: Row) -> Entry:
         sequence=sequence,
         recorded=time_of(_string(row["recorded"])),
         record=record,
-        documents=MappingProxyType(documents),
+        documents=documents,
         previous=_digest(row["previous"]),
         digest=_digest(row["digest"]),
     )
@@ -294,9 +293,9 @@ def _hex(name: str, value: object) -> None:
         raise ValueError(f"{name} is 1 to 64 bytes in lower-case hex")
 
 
-def _optional(check: object, name: str, value: object) -> None:
+def _optional(check: Callable[[str, object], None], name: str, value: object) -> None:
     if value is not None:
-        check(name, value)  # type: ignore[operator]
+        check(name, value)
 
 
 def _bounded(name: str, value: object, bits: int) -> None:

@@ -1,0 +1,317 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ledger: what every host ever showed, what was thought of it, and what was decided about it.
+
+It only grows. Whoever can write to its database can still damage it; `Ledger.verify` finds that out, and how much
+`verify` finds depends on a `Head` that was kept elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import chain
+from pathlib import Path
+from typing import Callable, Generic, Iterator, Mapping, Optional, Sequence, TypeVar, Union
+
+from sqlalchemy import Connection, Select, and_, func, or_, select
+
+from ...module_utils.errors import FdeError, Refusal
+from . import documents as packing
+from .chain import EMPTY, Head, digest_of, link
+from .database import Database
+from .identities import Conflict, Register
+from .records import Action, Anchor, Decision, Entry, Identity, Kind, Record, columns_of, entry_of, text_of
+from .schema import documents, entries
+
+_PAGE = 500
+_T = TypeVar("_T")
+#: A record and the documents that belong to it, by name.
+Submission = tuple[Record, Mapping[str, bytes]]
+_NONE: Mapping[str, bytes] = {}
+#: The same with the names of its documents' digests, and what is new among them by digest, compressed.
+_Packed = tuple[Record, dict[str, str], dict[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Reappraisal(Generic[_T]):
+    """An attestation of the past, and what an appraisal makes of it now."""
+
+    entry: Entry
+    result: _T
+
+
+class Ledger:
+    """One ledger, by the path of its SQLite file or the URL of its database. Safe to use in many processes."""
+
+    def __init__(self, where: Union[str, Path]) -> None:
+        """Open a ledger that exists; FdeError if there is none, or one that cannot be understood."""
+        self.database = Database(where)
+        self.database.check()
+
+    @classmethod
+    def create(cls, where: Union[str, Path]) -> Ledger:
+        """Open a ledger, made empty where there is none.
+
+        Only for where hosts are enrolled: elsewhere a ledger that was taken away would be replaced by one that has
+        forgotten every anchor and identity.
+        """
+        Database(where).create()
+        return cls(where)
+
+    @property
+    def name(self) -> str:
+        return self.database.name
+
+    def append(self, record: Record, documents: Mapping[str, bytes] = _NONE) -> Entry:
+        """Add a record and the documents it rests on."""
+        (entry,) = self.append_all([(record, documents)])
+        return entry
+
+    def append_all(self, submissions: Sequence[Submission]) -> tuple[Entry, ...]:
+        """Add several records, next to each other and all or none."""
+        packed = self._pack(submissions)
+        with self.database.writing() as connection:
+            return self._write(connection, packed)
+
+    def identify(self, identity: Identity, documents: Mapping[str, bytes] = _NONE) -> tuple[Conflict, ...]:
+        """Add the identity that a host proved, unless it is known, and return the conflicts that concern the host."""
+        packed = self._pack([(identity, documents)])
+        with self.database.writing() as connection:
+            register = _register(connection, identity)
+            if not register.knows(identity):
+                self._write(connection, packed)
+                register.note(identity)
+        return register.conflicts(identity.host)
+
+    def decide(self, decision: Decision, documents: Mapping[str, bytes] = _NONE) -> Entry:
+        """Add an operator's decision; FdeError if there is nothing to decide."""
+        packed = self._pack([(decision, documents)])
+        with self.database.writing() as connection:
+            self._check_decision(connection, decision)
+            (entry,) = self._write(connection, packed)
+        return entry
+
+    def head(self) -> Head:
+        """Return where the ledger ends now. Keep it elsewhere: `verify` finds a cut-off end with it."""
+        with self.database.reading() as connection:
+            return _head(connection)
+
+    def entries(
+        self, host: Optional[str] = None, kind: Optional[Kind] = None, since: Optional[datetime] = None
+    ) -> Iterator[Entry]:
+        """Yield entries in their order; `Refusal` at the first one that is not what was recorded."""
+        query = select(entries).order_by(entries.c.sequence).limit(_PAGE)
+        if host is not None:
+            query = query.where(entries.c.host == host)
+        if kind is not None:
+            query = query.where(entries.c.kind == kind.value)
+        if since is not None:
+            query = query.where(entries.c.recorded >= text_of(since))
+        last = 0
+        while page := self._page(query.where(entries.c.sequence > last)):
+            yield from page
+            last = page[-1].sequence
+
+    def latest(self, host: str) -> Optional[Entry]:
+        """Return the last attestation of a host, if it ever had one."""
+        query = select(entries).where(entries.c.host == host, entries.c.kind == Kind.ATTESTATION.value)
+        page = self._page(query.order_by(entries.c.sequence.desc()).limit(1))
+        return page[0] if page else None
+
+    def documents(self, entry: Entry) -> dict[str, bytes]:
+        """Return the documents of an entry; `Refusal` if one is gone or is not what was kept."""
+        with self.database.reading() as connection:
+            found = connection.execute(
+                select(documents.c.digest, documents.c.content).where(
+                    documents.c.digest.in_(set(entry.documents.values())),
+                    func.length(documents.c.content) <= packing.PACKED_LIMIT,
+                )
+            )
+            packed = {row.digest: row.content for row in found}
+        try:
+            return {name: packing.unpack(packed[digest], digest) for name, digest in entry.documents.items()}
+        except (KeyError, ValueError) as damaged:
+            raise Refusal(
+                "ledger-document",
+                self.name,
+                f"a document of entry {entry.sequence} is gone or was changed",
+                "Verify the ledger, and restore it from a copy or an export",
+            ) from damaged
+
+    def highest_anchor(self, host: str, volume: str) -> Optional[Anchor]:
+        """Return the highest anchor that this volume ever proved, part by part.
+
+        The parts only grow in the life of a volume, so the highest of each is what the last honest state has. A
+        renewal of the volume or the retirement of the host, both an operator's decisions, begin a new life.
+        """
+        columns = entries.c
+        with self.database.reading() as connection:
+            generation, state, reset_count = connection.execute(
+                select(func.max(columns.generation), func.max(columns.state), func.max(columns.reset_count)).where(
+                    columns.host == host,
+                    columns.kind == Kind.ATTESTATION.value,
+                    columns.volume == volume,
+                    columns.sequence > _began(connection, host, volume),
+                )
+            ).one()
+        return None if generation is None else Anchor(int(generation), state, reset_count)
+
+    def hosts_of_volume_key(self, volume_key_id: str) -> frozenset[str]:
+        """Return the hosts that showed a volume with this key and were not retired since. More than one: a clone."""
+        with self.database.reading() as connection:
+            shown = connection.execute(
+                select(entries.c.host, func.max(entries.c.sequence))
+                .where(entries.c.volume_key_id == volume_key_id)
+                .group_by(entries.c.host)
+            ).all()
+            return frozenset(host for host, last in shown if last > _began(connection, host))
+
+    def conflicts(self, host: Optional[str] = None) -> tuple[Conflict, ...]:
+        """Return the conflicts of identity that concern a host, or all of them."""
+        with self.database.reading() as connection:
+            return _register(connection, host).conflicts(host)
+
+    def register(self) -> Register:
+        """Return what is known of all hosts' identities."""
+        with self.database.reading() as connection:
+            return _register(connection)
+
+    def reappraise(
+        self,
+        appraise: Callable[[Entry, Mapping[str, bytes]], _T],
+        host: Optional[str] = None,
+        since: Optional[datetime] = None,
+    ) -> Iterator[Reappraisal[_T]]:
+        """Appraise attestations of the past again, from the documents kept with each.
+
+        ``appraise`` gets the entry (with its time and the verdict of then) and its documents; which policy it applies,
+        today's or the one among the documents, is its own choice.
+        """
+        for entry in self.entries(host, Kind.ATTESTATION, since):
+            yield Reappraisal(entry, appraise(entry, self.documents(entry)))
+
+    def _page(self, query: Select[tuple[object, ...]]) -> list[Entry]:
+        with self.database.reading() as connection:
+            rows = connection.execute(query).mappings().all()
+        return [self._entry(dict(row)) for row in rows]
+
+    def _entry(self, row: dict[str, object]) -> Entry:
+        try:
+            if digest_of(row) != row["digest"]:
+                raise ValueError("the digest is of something else")
+            return entry_of(row)
+        except (ValueError, TypeError, RecursionError) as damaged:
+            raise Refusal(
+                "ledger-entry",
+                self.name,
+                f"entry {row['sequence']} is not what was recorded",
+                "Verify the ledger, and restore it from a copy or an export",
+            ) from damaged
+
+    def _pack(self, submissions: Sequence[Submission]) -> list[_Packed]:
+        """Name every document by its digest and compress those that are new, which would take long under the lock."""
+        digests = [
+            {name: packing.digest_of(content) for name, content in contents.items()}
+            for _record, contents in submissions
+        ]
+        with self.database.reading() as connection:
+            known = set(_known(connection, {digest for names in digests for digest in names.values()}))
+        packed: list[_Packed] = []
+        for (record, contents), names in zip(submissions, digests):
+            new = {digest: packing.pack(contents[name]) for name, digest in names.items() if digest not in known}
+            known.update(new)
+            packed.append((record, names, new))
+        return packed
+
+    def _write(self, connection: Connection, packed: Sequence[_Packed]) -> tuple[Entry, ...]:
+        head = self._sound_head(connection)
+        contents = {digest: content for _record, _names, new in packed for digest, content in new.items()}
+        known = _known(connection, set(contents))
+        rows: list[dict[str, object]] = []
+        for record, names, _new in packed:
+            columns = {**columns_of(record, names), "recorded": text_of(datetime.now(timezone.utc))}
+            rows.append(link(columns, head))
+            head = Head(head.sequence + 1, str(rows[-1]["digest"]))
+        missing = [{"digest": digest, "content": contents[digest]} for digest in contents if digest not in known]
+        if missing:
+            connection.execute(documents.insert(), missing)
+        if rows:
+            connection.execute(entries.insert(), rows)
+        return tuple(entry_of(row) for row in rows)
+
+    def _sound_head(self, connection: Connection) -> Head:
+        """Return the head to continue from, and refuse to build on a last entry that was edited."""
+        row = connection.execute(select(entries).order_by(entries.c.sequence.desc()).limit(1)).mappings().one_or_none()
+        if row is None:
+            return EMPTY
+        last = self._entry(dict(row))
+        return Head(last.sequence, last.digest)
+
+    def _check_decision(self, connection: Connection, decision: Decision) -> None:
+        if decision.action is Action.RENEW_VOLUME:
+            known = entries.c.volume == decision.volume
+            cause = f"no volume {decision.volume} of this host was ever recorded"
+        else:
+            known = entries.c.kind.in_((Kind.ATTESTATION.value, Kind.IDENTITY.value))
+            cause = "nothing is recorded about this host"
+        found = connection.scalar(
+            select(entries.c.sequence)
+            .where(known, entries.c.host == decision.host, entries.c.sequence > _began(connection, decision.host))
+            .limit(1)
+        )
+        if found and decision.action is Action.APPROVE_IDENTITY:
+            found = decision.key in _register(connection, decision.host).claimed(decision.host)
+            cause = f"it never showed key {decision.key}, or that was settled already"
+        if not found:
+            raise FdeError(decision.host, cause, f"Look at the host's entries in {self.name} and name it as they do")
+
+
+def _head(connection: Connection) -> Head:
+    row = connection.execute(
+        select(entries.c.sequence, entries.c.digest).order_by(entries.c.sequence.desc()).limit(1)
+    ).one_or_none()
+    return EMPTY if row is None else Head(row.sequence, row.digest)
+
+
+def _known(connection: Connection, digests: set[str]) -> frozenset[str]:
+    asked = sorted(digests)
+    query = select(documents.c.digest)
+    found = (
+        connection.scalars(query.where(documents.c.digest.in_(asked[start : start + _PAGE])))
+        for start in range(0, len(asked), _PAGE)
+    )
+    return frozenset(chain.from_iterable(found))
+
+
+def _began(connection: Connection, host: str, volume: Optional[str] = None) -> int:
+    """Return the entry after which the present life of a host, or of a volume of it, began; 0 for its first."""
+    columns = entries.c
+    begins = columns.action == Action.RETIRE_HOST.value
+    if volume is not None:
+        begins = or_(begins, and_(columns.action == Action.RENEW_VOLUME.value, columns.volume == volume))
+    last = connection.execute(select(func.max(columns.sequence)).where(columns.host == host, begins)).scalar()
+    return last or 0
+
+
+def _register(connection: Connection, about: Union[Identity, str, None] = None) -> Register:
+    """Read the register, for all hosts or for those that what is asked about can depend on."""
+    columns = entries.c
+    query = (
+        select(entries).where(columns.kind.in_((Kind.IDENTITY.value, Kind.DECISION.value))).order_by(columns.sequence)
+    )
+    if about is None:
+        rows = connection.execute(query).mappings().all()
+        return Register(entry_of(dict(row)).record for row in rows)
+    host = about if isinstance(about, str) else about.host
+    keys = set() if isinstance(about, str) else set(about.fingerprints)
+    hosts: set[str] = {host}
+    while True:
+        related = or_(columns.host.in_(hosts), columns.ek.in_(keys), columns.ak.in_(keys))
+        records = [entry_of(dict(row)).record for row in connection.execute(query.where(related)).mappings()]
+        found_keys = keys.union(*(record.fingerprints for record in records if isinstance(record, Identity)))
+        found_hosts = hosts.union(record.host for record in records)
+        if found_hosts == hosts and found_keys == keys:
+            return Register(records)
+        hosts, keys = found_hosts, found_keys
