@@ -4,9 +4,9 @@
 """Runs a program as root in a User-mode Linux guest: real device-mapper within seconds, on any machine, as any kernel.
 
 The guest's root is a *tools tree* (a Debian root directory with the programs under test) read through hostfs with a
-tmpfs laid over it: whatever the program writes is gone afterwards, and the tree stays as it was. The checkout is visible,
-read-only, under its own path. ``/exchange`` is a directory of the host for results: its files are what counts, the
-console is for people.
+tmpfs laid over it: whatever the program writes is gone afterwards, and the tree stays as it was. The checkout is
+visible, read-only, under its own path. ``/exchange`` is a directory of the host for results: its files are what
+counts, the console is for people.
 
 udev does not run in the guest. ``DM_DISABLE_UDEV=1`` is set for that reason: libdevmapper then makes the nodes under
 /dev/mapper itself and waits for nobody. What udev would do (symbolic links, probing, cookies) is left to whole boots.
@@ -74,7 +74,9 @@ def missing() -> str | None:
 
 
 def tools_tree() -> Path | None:
-    """Return the root directory with the programs for the guest: FDE_TOOLS_TREE, or the newest one the lab has built."""
+    """Return the root directory with the programs for the guest: FDE_TOOLS_TREE, or the newest one the lab has
+    built.
+    """
     if named := os.environ.get("FDE_TOOLS_TREE"):
         return Path(named).resolve()
     built = [tree for tree in CHECKOUT.glob("build/tools-*") if (tree / "usr/bin/python3").exists()]
@@ -132,25 +134,31 @@ class Guest:
     def _boot(self, exchange: Path, echo: bool) -> tuple[bytes, bytes, str | None]:
         """Start the kernel and wait for its end; return output, console and why it had to be ended, if it had."""
         with _pipe() as (console_in, console_out), _pipe() as (output_in, output_out), _memory_directory() as memory:
-            first = f"mount -t tmpfs t /mnt && mkdir /mnt/x && mount -t hostfs -o {exchange} x /mnt/x && . /mnt/x/init"
             process = subprocess.Popen(
-                [
-                    KERNEL, f"mem={self.memory}", f"umid=fde-{os.getpid()}-{time.monotonic_ns()}", f"uml_dir={memory}/",
-                    "root=/dev/root", "rootfstype=hostfs", f"rootflags={self.tree}", "ro", "quiet", "loglevel=4", "panic=-1",
-                    "con=null", f"con0=null,fd:{console_out.fileno()}", "ssl=null", f"ssl0=null,fd:{output_out.fileno()}",
-                    "init=/bin/sh", "--", "-c", f'"{first}"',
-                ],
-                stdin=subprocess.DEVNULL, stdout=console_out, stderr=console_out,
+                self._command_line(exchange, memory, console_out.fileno(), output_out.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=console_out,
+                stderr=console_out,
                 pass_fds=(console_out.fileno(), output_out.fileno()),
                 env={"PATH": os.environ.get("PATH", os.defpath), "HOME": memory, "TMPDIR": memory},
                 start_new_session=True,
-            )  # fmt: skip
+            )
             console_out.close()
             output_out.close()
             try:
                 return self._watch(process, output_in.fileno(), console_in.fileno(), echo)
             finally:
                 _end(process)
+
+    def _command_line(self, exchange: Path, memory: str, console: int, output: int) -> list[str]:
+        first = f"mount -t tmpfs t /mnt && mkdir /mnt/x && mount -t hostfs -o {exchange} x /mnt/x && . /mnt/x/init"
+        return [
+            *(KERNEL, f"mem={self.memory}", f"umid=fde-{os.getpid()}-{time.monotonic_ns()}", f"uml_dir={memory}/"),
+            *("root=/dev/root", "rootfstype=hostfs", f"rootflags={self.tree}", "ro"),
+            *("quiet", "loglevel=4", "panic=-1"),
+            *("con=null", f"con0=null,fd:{console}", "ssl=null", f"ssl0=null,fd:{output}"),
+            *("init=/bin/sh", "--", "-c", f'"{first}"'),
+        ]
 
     def _watch(
         self, process: subprocess.Popen[bytes], output_in: int, console_in: int, echo: bool
@@ -169,10 +177,9 @@ class Guest:
                         continue
                     heard = time.monotonic()
                     received[key.fd] += chunk
-                    if echo:
-                        target = sys.stdout if key.fd == output_in else sys.stderr
-                        target.buffer.write(chunk)
-                        target.flush()
+                    if echo and key.fd == output_in:
+                        sys.stdout.buffer.write(chunk)
+                        sys.stdout.flush()
                 now = time.monotonic()
                 if now - heard > self.idle:
                     why = f"the guest said nothing for {self.idle:.0f} s and was ended"

@@ -1,0 +1,264 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A writable root from a verity device: dm-clone with its destination and its metadata inside one encrypted device.
+
+The encrypted device is cut in two: ``dest`` from its start, ``meta`` (the record of what is already copied) at its
+end. The metadata must be as authentic as the data: whoever could write it could make the kernel read the image's old
+content instead of what was written since, or parts of the destination that were never written.
+
+Layout version 1: the metadata slice is ``metadata_sectors(size of the encrypted device)`` long. The rule is part of the
+volume's format; a change of it needs a new version beside it.
+
+Sizes and offsets are in sectors of 512 bytes. Source: Linux Documentation/admin-guide/device-mapper/dm-clone.rst and
+drivers/md/dm-clone-{target,metadata}.c.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from enum import Enum
+
+from ..errors import FdeError, Refusal
+from .device import DeviceMapper
+from .table import SECTOR, Clone, Linear, TableError, counted, number
+
+#: 64 KiB: large enough that a request costs little beside its data, small enough that a 4 KiB write to a cold region
+#: does not copy much more than it writes. systemd-clonesetup takes 4 KiB and copies one region at a time.
+REGION = 128
+#: Regions that may be under way at once, and neighbours that are copied by one request.
+THRESHOLD = 64
+BATCH = 16
+
+_MEBIBYTE = 2048
+#: dm-clone's metadata block, fixed in the kernel.
+_BLOCK = 8
+#: A bitset is an array of 64-bit words; a 4 KiB array block has a header of 24 bytes.
+_BITS_PER_BLOCK = (4096 - 24) // 8 * 64
+
+
+class Mode(str, Enum):
+    """What dm-clone may do with its metadata."""
+
+    READ_WRITE = "rw"
+    READ_ONLY = "ro"
+    FAILED = "fail"
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Where the parts of a cloned root lie in the encrypted device."""
+
+    destination: int
+    metadata: int
+
+
+@dataclass(frozen=True)
+class Names:
+    """The device-mapper names of a cloned root."""
+
+    root: str = "fde-root"
+    destination: str = "fde-clone-dest"
+    metadata: str = "fde-clone-meta"
+
+
+NAMES = Names()
+
+
+@dataclass(frozen=True)
+class Status:
+    """Progress of a clone: regions hydrated, of how many, and under way now."""
+
+    hydrated: int
+    total: int
+    hydrating: int
+    region: int
+    background: bool
+    threshold: int
+    batch: int
+    mode: Mode
+    metadata_used: int
+    metadata_total: int
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is read from the source any more."""
+        return self.mode is not Mode.FAILED and self.hydrated == self.total and self.hydrating == 0
+
+
+def metadata_sectors(size: int, region: int = REGION) -> int:
+    """Return the length of the metadata slice for an encrypted device of ``size`` sectors.
+
+    The bitset of all regions, twice, since a commit writes changed blocks beside the old ones; the index blocks above
+    it and the space map stay below a sixteenth of that; never less than 4 MiB, in whole MiB.
+    """
+    regions = -(-size // region)
+    leaves = -(-regions // _BITS_PER_BLOCK)
+    blocks = 2 * leaves + leaves // 8 + 64
+    return max(4 * _MEBIBYTE, -(-blocks * _BLOCK // _MEBIBYTE) * _MEBIBYTE)
+
+
+def slices(size: int, source: int, region: int = REGION) -> Slices:
+    """Cut an encrypted device of ``size`` sectors for a source of ``source`` sectors.
+
+    Raises ``FdeError`` when the source does not fit.
+    """
+    metadata = metadata_sectors(size, region)
+    destination = (size - metadata) // 8 * 8
+    if source <= 0 or source > destination:
+        raise FdeError(
+            "encrypted volume",
+            f"the image's root of {source * SECTOR} bytes does not fit into {max(0, destination) * SECTOR} bytes",
+            "Deploy the image to a larger disk",
+        )
+    return Slices(destination, metadata)
+
+
+def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, names: Names = NAMES) -> Status:
+    """Make the root device from the active devices ``encrypted`` and ``source`` (device-mapper names).
+
+    ``fresh`` says that the volume was made in this boot: only then is the metadata zeroed. Hydration in the background
+    stays off (``hydrate``). A clone that was complete at an earlier boot becomes a linear device at once. Raises
+    ``Refusal`` when the metadata of an old volume is unreadable.
+    """
+    below, image = mapper.get(encrypted), mapper.get(source)
+    size, source_size = _length(mapper, encrypted), _length(mapper, source)
+    cut = slices(size, source_size)
+    destination = mapper.create(names.destination, (Linear(0, cut.destination, below.number, 0),))
+    metadata = mapper.create(names.metadata, (Linear(0, cut.metadata, below.number, cut.destination),))
+    if fresh:
+        _zero(metadata.path, cut.metadata)
+    elif _is_empty(metadata.path):
+        # The kernel takes an empty superblock as leave to start over, with the image's content everywhere. It was empty
+        # for a moment of the first boot, so the host can have a copy of that very sector.
+        raise _unusable(names, "it is empty")
+    clone = Clone(
+        0,
+        source_size,
+        metadata.number,
+        destination.number,
+        image.number,
+        REGION,
+        threshold=THRESHOLD,
+        batch=BATCH,
+    )
+    mapper.create(names.root, (clone,))
+    state = status(mapper, names)
+    if state.mode is not Mode.READ_WRITE:
+        raise _unusable(names, f"its mode is '{state.mode.value}'")
+    if state.complete:
+        finish(mapper, names)
+    return state
+
+
+def status(mapper: DeviceMapper, names: Names = NAMES) -> Status:
+    """Return the progress of the root's clone. Raises ``FdeError`` when the root is no clone."""
+    return parse_status(mapper.status(names.root, "clone"))
+
+
+def is_clone(mapper: DeviceMapper, names: Names = NAMES) -> bool:
+    """Tell whether the root still is a clone, not yet a linear device."""
+    return any(isinstance(target, Clone) for target in mapper.table(names.root))
+
+
+def hydrate(mapper: DeviceMapper, names: Names = NAMES, *, threshold: int = THRESHOLD, batch: int = BATCH) -> None:
+    """Copy in the background from now on; it yields to the I/O of users."""
+    mapper.message(names.root, f"hydration_threshold {threshold}")
+    mapper.message(names.root, f"hydration_batch_size {batch}")
+    mapper.message(names.root, "enable_hydration")
+
+
+def pause(mapper: DeviceMapper, names: Names = NAMES) -> None:
+    """Stop copying in the background."""
+    mapper.message(names.root, "disable_hydration")
+
+
+def finish(mapper: DeviceMapper, names: Names = NAMES) -> None:
+    """Replace a complete clone by its destination while it is in use; the root device grows to all of the slice.
+
+    The metadata stays where it is and says "complete" at the next boot. Raises ``FdeError`` when it is not complete.
+    """
+    state = status(mapper, names)
+    if not state.complete:
+        raise FdeError(
+            names.root, f"only {state.hydrated} of {state.total} regions are copied", "Wait until it is complete"
+        )
+    (lower,) = mapper.table(names.destination)
+    if not isinstance(lower, Linear):
+        raise FdeError(names.destination, "it is not a slice of the encrypted device", "Reboot to assemble it again")
+    mapper.swap(names.root, (lower,))
+
+
+def disassemble(mapper: DeviceMapper, names: Names = NAMES) -> None:
+    """Remove the root device and its slices, from the top down; what is absent already is fine."""
+    for name in (names.root, names.metadata, names.destination):
+        if mapper.find(name) is not None:
+            mapper.remove(name)
+
+
+def parse_status(text: str) -> Status:
+    """Read the status line of a clone target. Raises ``TableError``."""
+    words = text.split()
+    if words and words[0].lower() == "fail":
+        return Status(0, 0, 0, 0, False, 0, 0, Mode.FAILED, 0, 0)
+    if len(words) < 6:
+        raise TableError(text, "the status of a clone has at least six parts")
+    used, blocks = _fraction(text, words[1])
+    hydrated, total = _fraction(text, words[3])
+    features, rest = counted(text, words[5:])
+    core_words, rest = counted(text, rest)
+    core = {key: number(text, value) for key, value in zip(core_words[::2], core_words[1::2])}
+    if len(rest) != 1 or rest[0] not in ("rw", "ro"):
+        raise TableError(text, "the mode of the metadata is missing")
+    return Status(
+        hydrated=hydrated,
+        total=total,
+        hydrating=number(text, words[4]),
+        region=number(text, words[2]),
+        background="no_hydration" not in features,
+        threshold=core.get("hydration_threshold", 1),
+        batch=core.get("hydration_batch_size", 1),
+        mode=Mode(rest[0]),
+        metadata_used=used,
+        metadata_total=blocks,
+    )
+
+
+def _fraction(line: str, word: str) -> tuple[int, int]:
+    part, _slash, whole = word.partition("/")
+    return number(line, part), number(line, whole)
+
+
+def _length(mapper: DeviceMapper, name: str) -> int:
+    return max(target.start + target.length for target in mapper.table(name))
+
+
+def _unusable(names: Names, why: str) -> Refusal:
+    return Refusal(
+        "clone-metadata",
+        names.root,
+        f"the record of what was copied cannot be used: {why}",
+        "Recover the volume with its recovery key, or deploy the image again",
+    )
+
+
+def _is_empty(path: str) -> bool:
+    """Tell whether the clone's superblock, the first 4 KiB block, is all zeros."""
+    with open(path, "rb", buffering=0) as device:
+        return not any(device.read(_BLOCK * SECTOR))
+
+
+def _zero(path: str, length: int) -> None:
+    """Write zeros in whole mebibytes: a sector of the encrypted device that was never written cannot even be read."""
+    zeros = bytes(1 << 20)
+    descriptor = os.open(path, os.O_WRONLY | os.O_EXCL)
+    try:
+        for offset in range(0, length * SECTOR, len(zeros)):
+            view = memoryview(zeros)[: length * SECTOR - offset]
+            while view:
+                written = os.pwrite(descriptor, view, offset)
+                offset, view = offset + written, view[written:]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
