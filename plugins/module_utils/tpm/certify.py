@@ -8,8 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .esys import tss
+from .esys import exists, tss
 from .keys import Key
+
+_AUTHREAD = 1 << 18
+_WRITTEN = 1 << 29
 
 
 @dataclass(frozen=True)
@@ -27,3 +30,12 @@ def certify(esys: Any, key: Key, index: int, nonce: bytes, size: int) -> Certifi
         key.handle, nv, tss.TPM2B_DATA(nonce), tss.TPMT_SIG_SCHEME(scheme=tss.TPM2_ALG.NULL), size
     )
     return Certified(bytes(attest), bytes(signature.marshal()))
+
+
+def certifiable(esys: Any, index: int, size: int) -> bool:
+    """Tell whether there is an NV index of at least ``size`` bytes that was written and that anyone may read."""
+    if not exists(esys, index):
+        return False
+    public, _name = esys.nv_read_public(esys.tr_from_tpmpublic(index))
+    attributes = int(public.nvPublic.attributes)
+    return bool(attributes & _WRITTEN and attributes & _AUTHREAD) and int(public.nvPublic.dataSize) >= size

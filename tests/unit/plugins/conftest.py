@@ -1,0 +1,356 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A machine for the verifier's tests: a real software TPM that went through a first boot, with logs that fit its PCRs.
+
+Only firmware and systemd are played; keys, certificate, quotes, anchor and policies are the TPM's own, by the code
+under test.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import hmac
+import json
+import os
+import shutil
+import struct
+import subprocess
+import time
+import zlib
+from pathlib import Path
+from typing import Any, Callable, Iterator, Optional
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
+from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened, tss
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.keys import attestation_key
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import PolicyKey, SignedPolicy, pcr_policy
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.quote import quote
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+EV_NO_ACTION, EV_SEPARATOR, EV_S_CRTM_VERSION, EV_IPL = 3, 4, 8, 0xD
+EV_VARIABLE, EV_BOOT_APPLICATION, EV_ACTION, EV_AUTHORITY = 0x80000001, 0x80000003, 0x80000007, 0x800000E0
+GLOBAL = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
+SECURITY = bytes.fromhex("cbb219d73a3d9645a3bcdad00e67656f")
+SIGNER = b"the certificate that signed the image"
+UUID = "0d8f5c4c-3c8e-4c0e-9d69-4c8f3a1f6a01"
+PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready")
+CREATION = {"sha256": (0, 1, 2, 3, 4, 5, 7, 9, 11, 12)}
+
+
+def sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def variable(owner: bytes, name: str, data: bytes) -> bytes:
+    """Return a UEFI_VARIABLE_DATA."""
+    return owner + struct.pack("<QQ", len(name), len(data)) + name.encode("utf-16-le") + data
+
+
+class FirmwareEvents:
+    """A crypto-agile log with one bank, and the digests to extend a TPM with."""
+
+    def __init__(self, secure_boot: bool = True) -> None:
+        self.events: list[tuple[int, int, bytes, bytes]] = []
+        self.add(0, EV_S_CRTM_VERSION, b"1\0")
+        state = b"\1" if secure_boot else b"\0"
+        for owner, name, data in (
+            (GLOBAL, "SecureBoot", state),
+            (GLOBAL, "PK", b"pk"),
+            (GLOBAL, "KEK", b"kek"),
+            (SECURITY, "db", bytes(16) + SIGNER),
+            (SECURITY, "dbx", b""),
+        ):
+            self.add(7, EV_VARIABLE, variable(owner, name, data))
+        self.add(4, EV_ACTION, b"Calling EFI Application from Boot Option")
+        for pcr in range(8):
+            self.add(pcr, EV_SEPARATOR, bytes(4))
+        self.add(7, EV_AUTHORITY, variable(SECURITY, "db", bytes(16) + SIGNER))
+        self.add(4, EV_BOOT_APPLICATION, b"a device path", sha256(b"the unified kernel image"))
+        for section in (b".linux\0", b".initrd\0", b".cmdline\0"):
+            self.add(11, EV_IPL, section)
+        self.add(5, EV_ACTION, b"Exit Boot Services Invocation")
+        self.add(5, EV_ACTION, b"Exit Boot Services Returned with Success")
+
+    def add(self, pcr: int, kind: int, data: bytes, digest: Optional[bytes] = None) -> None:
+        self.events.append((pcr, kind, data, digest or sha256(data)))
+
+    def log(self) -> bytes:
+        header = b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, 1) + struct.pack("<HHB", 0xB, 32, 0)
+        raw = struct.pack("<II20sI", 0, EV_NO_ACTION, b"", len(header)) + header
+        for pcr, kind, data, digest in self.events:
+            raw += struct.pack("<IIIH", pcr, kind, 1, 0xB) + digest + struct.pack("<I", len(data)) + data
+        return raw
+
+    def values(self) -> dict[int, bytes]:
+        found: dict[int, bytes] = {}
+        for pcr, _kind, _data, digest in self.events:
+            found[pcr] = sha256(found.get(pcr, bytes(32)) + digest)
+        return found
+
+
+def record(pcr: int, kind: str, string: str, digest: Optional[bytes] = None) -> bytes:
+    """Return one record of systemd's log."""
+    found = {
+        "pcr": pcr,
+        "digests": [{"hashAlg": "sha256", "digest": (digest or sha256(string.encode())).hex()}],
+        "content_type": "systemd",
+        "content": {"string": string, "bootId": "0" * 32, "timestamp": 1, "eventType": kind},
+    }
+    return b"\x1e" + json.dumps(found).encode() + b"\n"
+
+
+class Machine:
+    """One machine; ``folder`` holds its TPM state and its logs."""
+
+    def __init__(self, folder: Path, authority: Path, secure_boot: bool = True, name: str = "machine") -> None:
+        self.folder = folder
+        self.tcti = f"swtpm:path={folder}/tpm.sock"
+        self.firmware_log = folder / "firmware.log"
+        self.userspace_log = folder / "userspace.log"
+        self.token: bytes = b""
+        self.volume_key = os.urandom(64)
+        self._authority = authority
+        self._secure_boot = secure_boot
+        subprocess.run(
+            ["swtpm_setup", "--tpm2", "--tpmstate", folder, "--create-ek-cert", "--vmid", name, "--pcr-banks", "sha256"]
+            + ["--config", authority / "setup.conf", "--logfile", folder / "setup.log"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        self.process: Optional[subprocess.Popen[bytes]] = None
+
+    @property
+    def sources(self) -> rounds.Sources:
+        return rounds.Sources(self.tcti, str(self.firmware_log), str(self.userspace_log))
+
+    @property
+    def volume_key_id(self) -> bytes:
+        return hmac.digest(self.volume_key, f"cryptsetup:fde-crypt:{UUID}".encode(), "sha256")
+
+    def start(self) -> None:
+        """Power the TPM on, as a machine's reset does."""
+        self.stop()
+        socket = self.folder / "tpm.sock"
+        self.process = subprocess.Popen(
+            ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.folder}", "--flags", "not-need-init,startup-clear"]
+            + ["--server", f"type=unixio,path={socket}", "--ctrl", f"type=unixio,path={socket}.ctrl"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for _attempt in range(500):
+            if socket.exists() and Path(f"{socket}.ctrl").exists():
+                return
+            time.sleep(0.01)
+        raise RuntimeError("swtpm did not start")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+        for socket in (self.folder / "tpm.sock", self.folder / "tpm.sock.ctrl"):
+            socket.unlink(missing_ok=True)
+
+    def boot(self, image: Image, first: bool) -> None:
+        """Boot to ``ready``; the first boot makes the volume, its evidence and the anchor."""
+        self.start()
+        firmware = FirmwareEvents(self._secure_boot)
+        self.firmware_log.write_bytes(firmware.log())
+        self.userspace_log.write_bytes(b"")
+        with opened(self.tcti) as esys:
+            for pcr, _kind, _data, digest in firmware.events:
+                _extend(esys, pcr, digest)
+            self.measure(esys, 11, "phase", PHASES[0])
+            if first:
+                self._create(esys, image)
+            self.measure(esys, 15, "volume-key", f"cryptsetup:fde-crypt:{UUID}", self.volume_key_id)
+            for phase in PHASES[1:]:
+                self.measure(esys, 11, "phase", phase)
+
+    def measure(self, esys: Any, pcr: int, kind: str, string: str, digest: Optional[bytes] = None) -> None:
+        """Extend and record, as systemd does."""
+        _extend(esys, pcr, digest or sha256(string.encode()))
+        with self.userspace_log.open("ab") as log:
+            log.write(record(pcr, kind, string, digest))
+
+    def _create(self, esys: Any, image: Image) -> None:
+        anchors.define(esys, image.key)
+        anchors.write(esys, image.key, image.policies, anchors.Anchor(anchors.State.INITIALIZING))
+        claims = json.dumps(image.claims(self.volume_key_id), sort_keys=True, separators=(",", ":")).encode()
+        with attestation_key(esys) as key:
+            quoted = quote(esys, key, sha256(claims), CREATION)
+            self.token = json.dumps(
+                {
+                    "type": "cvm-fde",
+                    "keyslots": [],
+                    "version": 1,
+                    "claims": rounds.encode(claims),
+                    "quote": {"attest": rounds.encode(quoted.attest), "signature": rounds.encode(quoted.signature)},
+                    "ak": rounds.encode(key.public),
+                    "pcrs": rounds.pcr_values(quoted),
+                    "firmware_log": rounds.encode(zlib.compress(self.firmware_log.read_bytes())),
+                    "userspace_log": rounds.encode(zlib.compress(self.userspace_log.read_bytes())),
+                }
+            ).encode()
+        ready = anchors.Anchor(anchors.State.INITIALIZING).ready(sha256(b"header"), self.volume_key_id)
+        anchors.write(esys, image.key, image.policies, ready)
+
+
+class Image:
+    """A sealed image: its policy key, signed phases and manifest."""
+
+    def __init__(self) -> None:
+        self.signer = rsa.generate_private_key(65537, 2048)
+        self.pem = self.signer.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        self.key = PolicyKey.from_pem(self.pem)
+        self.root_hash = sha256(b"root").hex()
+        values = FirmwareEvents().values()
+        self.pcr_11: dict[str, bytes] = {}
+        value = values[11]
+        for place, phase in enumerate(PHASES):
+            value = sha256(value + sha256(phase.encode()))
+            self.pcr_11[":".join(PHASES[: place + 1])] = value
+        self.policies = tuple(self._sign(self.pcr_11[phase]) for phase in (PHASES[0], ":".join(PHASES)))
+        self.pcr_4, self.pcr_7 = values[4], values[7]
+
+    def _sign(self, value: bytes) -> SignedPolicy:
+        policy = pcr_policy(11, value)
+        return SignedPolicy(self.key.fingerprint, policy, self.signer.sign(policy, padding.PKCS1v15(), hashes.SHA256()))
+
+    def claims(self, volume_key_id: bytes) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "purpose": "volume-creation",
+            "volume_key_id": volume_key_id.hex(),
+            "luks_uuid": UUID,
+            "volume": "fde-crypt",
+            "partition_uuid": "6f8e1f0a-6d39-4d5e-8e1c-0b1b3a3f9c11",
+            "root_hash": self.root_hash,
+            "cipher": "aes-xts-plain64",
+            "integrity": "hmac(sha256)",
+            "sector_size": 4096,
+            "strategy": "clone",
+            "anchor": {"nv_index": "0x0180fde0", "name": anchors.anchor_name(self.key).hex()},
+        }
+
+    def manifest(self, **changes: Any) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "name": "debian-forky",
+            "strategy": "clone",
+            "root": {"hash": self.root_hash},
+            "secure_boot": {"signer_sha256": sha256(SIGNER).hex()},
+            "pcr_policy": {"public_key": self.pem.decode(), "fingerprint": self.key.fingerprint},
+            "pcrs": {
+                "sha256": {
+                    "4": [self.pcr_4.hex()],
+                    "7": [self.pcr_7.hex()],
+                    "11": {phase: value.hex() for phase, value in self.pcr_11.items()},
+                    "12": [bytes(32).hex()],
+                }
+            },
+            **changes,
+        }
+
+    def signed_manifest(self, folder: Path, **changes: Any) -> tuple[Path, Path]:
+        """Write manifest and signature, and return the paths of the manifest and of the key that verifies it."""
+        text = json.dumps(self.manifest(**changes)).encode()
+        (folder / "manifest.json").write_bytes(text)
+        signature = self.signer.sign(text, padding.PKCS1v15(), hashes.SHA256())
+        (folder / "manifest.json.sig").write_bytes(signature)
+        (folder / "manifest.pem").write_bytes(self.pem)
+        return folder / "manifest.json", folder / "manifest.pem"
+
+
+def _extend(esys: Any, pcr: int, digest: bytes) -> None:
+    values = tss.TPML_DIGEST_VALUES([tss.TPMT_HA(hashAlg=tss.TPM2_ALG.SHA256, digest=tss.TPMU_HA(sha256=digest))])
+    esys.pcr_extend(tss.ESYS_TR(pcr), values)
+
+
+def make_authority(folder: Path) -> Path:
+    """Make a certificate authority for endorsement keys, as a vTPM's operator runs one."""
+    folder.mkdir(exist_ok=True)
+    key = rsa.generate_private_key(65537, 2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test's EK authority")])
+    start = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(start)
+        .not_valid_after(start + datetime.timedelta(days=3650))
+        .add_extension(x509.BasicConstraints(True, None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "ca.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / "ca.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()))
+    (folder / "localca.conf").write_text(
+        f"statedir = {folder}\nsigningkey = {folder}/ca.key\n"
+        f"issuercert = {folder}/ca.pem\ncertserial = {folder}/serial\n"
+    )
+    (folder / "localca.options").write_text(
+        "--platform-manufacturer test\n--platform-version 1.0\n--platform-model test\n"
+    )
+    (folder / "setup.conf").write_text(
+        f"create_certs_tool = swtpm_localca\ncreate_certs_tool_config = {folder}/localca.conf\n"
+        f"create_certs_tool_options = {folder}/localca.options\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    """The folder of real attestation inputs that are not part of the project."""
+    root = Path(__file__).resolve().parents[3]
+    folder = Path(os.environ.get("FDE_TEST_VECTORS", root.parent / "shared" / "vectors"))
+    if not (folder / "quotes").is_dir():
+        pytest.skip(f"real attestation inputs are not at {folder}; set FDE_TEST_VECTORS")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    return Image()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def make_machine(
+    tmp_path_factory: pytest.TempPathFactory, authority: Path, image: Image
+) -> Iterator[Callable[..., Machine]]:
+    """A factory of machines that were booted for the first time."""
+    if not shutil.which("swtpm_setup"):
+        pytest.skip("swtpm is not installed")
+    if tss is None:
+        pytest.skip("tpm2-pytss is not installed")
+    made: list[Machine] = []
+
+    def make(name: str = "machine", **options: Any) -> Machine:
+        machine = Machine(tmp_path_factory.mktemp(name), authority, name=name, **options)
+        made.append(machine)
+        machine.boot(image, first=True)
+        return machine
+
+    yield make
+    for machine in made:
+        machine.stop()
+
+
+@pytest.fixture(scope="session")
+def machine(make_machine: Callable[..., Machine]) -> Machine:
+    """A machine that was booted once; tests leave it as it is."""
+    return make_machine()

@@ -1,0 +1,423 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The judgement of a whole machine."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import datetime
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import policy
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Challenge, Grounds
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential import make_credential
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import parse_evidence, parse_identity
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import Status, Verdict
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import parse_manifest
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules import DEFAULT_PCRS, RULES
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
+
+NONCE = bytes(range(32))
+SECRET = bytes(range(32, 64))
+#: Certificates are made during the tests, hence after this module was read.
+NOW = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+
+
+@dataclass
+class Answers:
+    """What a machine sent in both rounds, still as JSON, so that tests can change it on the way."""
+
+    identity: dict[str, Any]
+    evidence: dict[str, Any]
+    challenge: Challenge
+    grounds: Grounds
+
+    def appraise(self) -> policy.Result:
+        return policy.appraise(
+            parse_identity(self.identity), parse_evidence(self.evidence), self.challenge, self.grounds
+        )
+
+    def change(self, **evidence: Any) -> Answers:
+        return replace(self, evidence={**copy.deepcopy(self.evidence), **evidence})
+
+    def change_token(self, **fields: Any) -> Answers:
+        token = json.loads(base64.b64decode(self.evidence["token"]))
+        return self.change(token=rounds.encode(json.dumps({**token, **fields}).encode()))
+
+    def token(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(base64.b64decode(self.evidence["token"]))
+        return found
+
+
+def ask(machine: Any, grounds: Grounds, nonce: bytes = NONCE, pcrs: tuple[int, ...] = DEFAULT_PCRS) -> Answers:
+    """Hold both rounds with a machine."""
+    identity = rounds.identity(machine.sources)
+    parsed = parse_identity(identity)
+    name = parse_public(parsed.attestation).name
+    credential = make_credential(parse_public(parsed.endorsement), name, SECRET)
+    request = rounds.Request(nonce, {"sha256": pcrs}, credential.blob, credential.secret)
+    evidence = rounds.evidence(machine.sources, request, machine.token)
+    json.dumps(evidence)
+    return Answers(identity, evidence, Challenge(nonce, SECRET, {"sha256": frozenset(pcrs)}), grounds)
+
+
+@pytest.fixture(scope="session")
+def grounds(image: Any, authority: Path) -> Grounds:
+    reference = parse_manifest(json.dumps(image.manifest()).encode())
+    return Grounds(reference, load_authorities((authority / "ca.pem").read_bytes()), NOW)
+
+
+@pytest.fixture(scope="session")
+def good(machine: Any, grounds: Grounds) -> Answers:
+    return ask(machine, grounds)
+
+
+def failed(result: policy.Result) -> set[str]:
+    return {check.name for check in result.checks if check.status is Status.FAILED}
+
+
+def test_a_machine_after_its_first_boot_is_trusted(good: Answers, machine: Any, image: Any) -> None:
+    result = good.appraise()
+    assert [(check.name, check.reason) for check in result.checks if check.status is not Status.PASSED] == []
+    assert result.verdict is Verdict.TRUSTED
+    assert result.road == "ek-certificate"
+    assert result.claims["volume_key_id"] == machine.volume_key_id.hex()
+    assert result.claims["root_hash"] == image.root_hash
+    assert result.claims["secure_boot"] is True
+    assert result.claims["anchor"] == {"state": "ready", "generation": 0, "matches": True}
+
+
+def test_it_is_trusted_again_after_a_reboot(make_machine: Callable[..., Any], grounds: Grounds, image: Any) -> None:
+    machine = make_machine("rebooted")
+    machine.boot(image, first=False)
+    result = ask(machine, grounds).appraise()
+    assert result.verdict is Verdict.TRUSTED
+    history = next(check for check in result.checks if check.name == "evidence_history")
+    assert history.reason == "the TPM was reset 1 times since"
+
+
+def test_every_check_is_reported_in_the_order_of_judgement(good: Answers) -> None:
+    assert [check.name for check in good.appraise().checks] == [rule.name for rule in RULES]
+
+
+def test_a_rule_rests_only_on_rules_that_come_before_it() -> None:
+    seen: set[str] = set()
+    for rule in RULES:
+        assert set(rule.needs) <= seen, rule.name
+        seen.add(rule.name)
+
+
+def test_an_answer_to_another_nonce_is_refused(good: Answers) -> None:
+    old = replace(good, challenge=replace(good.challenge, nonce=bytes(32)))
+    result = old.appraise()
+    assert result.verdict is Verdict.UNTRUSTED
+    assert "quote_nonce" in failed(result)
+    assert "anchor_signature" in failed(result)
+
+
+def test_the_quote_of_another_machine_is_refused(
+    good: Answers, make_machine: Callable[..., Any], grounds: Grounds
+) -> None:
+    other = ask(make_machine("other"), grounds)
+    result = good.change(quote=other.evidence["quote"], pcrs=other.evidence["pcrs"]).appraise()
+    assert failed(result) == {"quote_signature"}
+    assert result.verdict is Verdict.UNTRUSTED
+
+
+def test_an_attestation_key_of_another_tpm_cannot_be_activated(
+    good: Answers, make_machine: Callable[..., Any], grounds: Grounds
+) -> None:
+    other = ask(make_machine("relay"), grounds)
+    mixed = replace(other, identity={**good.identity, "attestation": other.identity["attestation"]})
+    mixed = mixed.change(activated=rounds.encode(bytes(32)))
+    assert "credential_activation" in failed(mixed.appraise())
+
+
+def test_a_machine_that_is_known_by_another_endorsement_key_is_refused(good: Answers) -> None:
+    stranger = replace(good, grounds=replace(good.grounds, endorsement_key="0" * 64))
+    result = stranger.appraise()
+    assert "endorsement_key" in failed(result)
+    assert result.road == "none"
+
+
+def test_without_an_authority_the_verdict_is_unknown(good: Answers) -> None:
+    result = replace(good, grounds=replace(good.grounds, authorities=())).appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNKNOWN, set())
+
+
+def test_without_an_endorsement_certificate_the_verdict_is_unknown(good: Answers) -> None:
+    result = replace(good, identity={**good.identity, "endorsement_certificate": None}).appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNKNOWN, set())
+
+
+def test_an_expired_certificate_is_refused(good: Answers) -> None:
+    later = replace(good.grounds, now=NOW + datetime.timedelta(days=365 * 40))
+    assert failed(replace(good, grounds=later).appraise()) == {"endorsement_certificate"}
+
+
+def test_a_certificate_of_another_authority_is_refused(good: Answers, tmp_path: Path, request: Any) -> None:
+    conftest = request.config.pluginmanager.getplugin(str(Path(__file__).parents[2] / "conftest.py"))
+    other = conftest.make_authority(tmp_path / "other")
+    grounds = replace(good.grounds, authorities=load_authorities((other / "ca.pem").read_bytes()))
+    assert failed(replace(good, grounds=grounds).appraise()) == {"endorsement_certificate"}
+
+
+def without(attributes: int, add: int = 0) -> Callable[[bytes], bytes]:
+    def change(public: bytes) -> bytes:
+        bits = int.from_bytes(public[4:8], "big") & ~attributes | add
+        return public[:4] + bits.to_bytes(4, "big") + public[8:]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        pytest.param(without(1 << 16), "may sign what the TPM did not make", id="unrestricted"),
+        pytest.param(without(0, add=1 << 17), "can decrypt", id="decrypts"),
+        pytest.param(without(1 << 1), "may sign what the TPM did not make", id="duplicable"),
+        pytest.param(without(1 << 5), "was not made in the TPM", id="imported"),
+        pytest.param(without(1 << 10), "not made from this collection's template", id="other-template"),
+    ],
+)
+def test_an_attestation_key_with_other_attributes_is_refused(
+    good: Answers, change: Callable[[bytes], bytes], reason: str
+) -> None:
+    public = change(base64.b64decode(good.identity["attestation"]))
+    result = replace(good, identity={**good.identity, "attestation": rounds.encode(public)}).appraise()
+    check = next(check for check in result.checks if check.name == "attestation_key")
+    assert check.status is Status.FAILED
+    assert reason in check.reason
+    assert result.verdict is Verdict.UNTRUSTED
+
+
+def flip(text: str, place: int = -1) -> str:
+    data = bytearray(base64.b64decode(text))
+    data[place] ^= 1
+    return rounds.encode(bytes(data))
+
+
+def changed_values(good: Answers, change: Callable[[dict[str, str]], None]) -> Answers:
+    values = dict(good.evidence["pcrs"]["sha256"])
+    change(values)
+    return good.change(pcrs={"sha256": values})
+
+
+def swap(values: dict[str, str]) -> None:
+    values["4"], values["7"] = values["7"], values["4"]
+
+
+BAD: dict[str, tuple[Callable[[Answers], Answers], set[str]]] = {
+    "a flipped signature": (
+        lambda good: good.change(
+            quote={**good.evidence["quote"], "signature": flip(good.evidence["quote"]["signature"])}
+        ),
+        {"quote_signature"},
+    ),
+    "a flipped statement": (
+        lambda good: good.change(quote={**good.evidence["quote"], "attest": flip(good.evidence["quote"]["attest"])}),
+        {"quote_signature"},
+    ),
+    "two PCR values swapped": (lambda good: changed_values(good, swap), {"quote_digest"}),
+    "a PCR value dropped": (
+        lambda good: changed_values(good, lambda values: values.pop("9") and None),
+        {"quote_digest"},
+    ),
+    "a PCR value added": (
+        lambda good: changed_values(good, lambda values: values.update({"10": "00" * 32})),
+        {"quote_digest"},
+    ),
+    "a second bank": (
+        lambda good: good.change(pcrs={**good.evidence["pcrs"], "sha1": {"0": "00" * 20}}),
+        {"quote_digest"},
+    ),
+    "a secret that is not the one": (
+        lambda good: good.change(activated=flip(good.evidence["activated"])),
+        {"credential_activation"},
+    ),
+    "no anchor": (lambda good: good.change(anchor=None), {"anchor_signature"}),
+    "the quote in place of the anchor's certification": (
+        lambda good: good.change(anchor=good.evidence["quote"]),
+        {"anchor_signature"},
+    ),
+    "a flipped certification of the anchor": (
+        lambda good: good.change(
+            anchor={**good.evidence["anchor"], "signature": flip(good.evidence["anchor"]["signature"])}
+        ),
+        {"anchor_signature"},
+    ),
+    "no evidence": (lambda good: good.change(token=None), {"evidence_signature"}),
+    "other claims": (
+        lambda good: good.change_token(
+            claims=rounds.encode(base64.b64decode(good.token()["claims"]).replace(b'"clone"', b'"copy"'))
+        ),
+        {"evidence_claims"},
+    ),
+    "the present quote in place of the creation's": (
+        lambda good: good.change_token(quote=good.evidence["quote"], pcrs=good.evidence["pcrs"]),
+        {"evidence_claims", "evidence_pcrs"},
+    ),
+    "an evidence token with a field too many": (
+        lambda good: good.change_token(extra=1),
+        {"evidence_signature"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_evidence_that_was_changed_on_the_way_is_refused(good: Answers, name: str) -> None:
+    change, expected = BAD[name]
+    result = change(good).appraise()
+    assert failed(result) == expected
+    assert result.verdict is Verdict.UNTRUSTED
+
+
+def test_a_quote_over_other_pcrs_is_refused(machine: Any, grounds: Grounds) -> None:
+    answers = ask(machine, grounds, pcrs=(0, 4, 7, 12, 15, 16))
+    asked = replace(
+        answers, challenge=replace(answers.challenge, selection={"sha256": frozenset((0, 4, 7, 11, 12, 15))})
+    )
+    result = asked.appraise()
+    assert "quote_selection" in failed(result)
+    assert result.verdict is Verdict.UNTRUSTED
+
+
+def logs(good: Answers, firmware: bytes | None = None, userspace: bytes | None = None) -> Answers:
+    changes: dict[str, Any] = {}
+    if firmware is not None:
+        changes["firmware_log"] = rounds.encode(zlib.compress(firmware)) if firmware else None
+    if userspace is not None:
+        changes["userspace_log"] = rounds.encode(zlib.compress(userspace)) if userspace else None
+    return good.change(**changes)
+
+
+def test_a_machine_without_a_firmware_log_is_unknown(good: Answers) -> None:
+    result = logs(good, firmware=b"").appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNKNOWN, set())
+
+
+def test_a_machine_without_systemds_log_is_unknown(good: Answers) -> None:
+    result = logs(good, userspace=b"").appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNKNOWN, set())
+
+
+def test_an_incomplete_log_of_systemd_is_unknown(good: Answers) -> None:
+    result = good.change(userspace_log_complete=False).appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNKNOWN, set())
+
+
+def test_a_log_from_which_a_record_was_dropped_leaves_a_pcr_unexplained(good: Answers, machine: Any) -> None:
+    records = machine.userspace_log.read_bytes().split(b"\x1e")[1:]
+    shorter = b"".join(b"\x1e" + text for text in records if b"sysinit" not in text)
+    result = logs(good, userspace=shorter).appraise()
+    assert result.verdict is Verdict.UNEXPLAINED
+    check = next(check for check in result.checks if check.name == "log_replay")
+    assert check.reason == "the logs do not lead to PCR 11"
+
+
+def test_a_pcr_without_any_event_that_is_not_zero_is_named(make_machine: Callable[..., Any], grounds: Grounds) -> None:
+    from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
+
+    machine = make_machine("ima")
+    with opened(machine.tcti) as esys:
+        machine_log = machine.userspace_log.read_bytes()
+        machine.measure(esys, 14, "silent", "unseen")
+        machine.userspace_log.write_bytes(machine_log)
+    result = ask(machine, grounds).appraise()
+    assert result.verdict is Verdict.UNEXPLAINED
+    assert {check.reason for check in result.checks if check.status is Status.FAILED} == {
+        "the logs do not lead to PCR 14"
+    }
+
+
+def test_a_payload_that_was_changed_while_its_digest_was_kept_is_refused(good: Answers, machine: Any) -> None:
+    raw = machine.firmware_log.read_bytes()
+    place = raw.index("SecureBoot".encode("utf-16-le"))
+    changed = raw[:place] + "SecureBooT".encode("utf-16-le") + raw[place + 20 :]
+    result = logs(good, firmware=changed).appraise()
+    assert failed(result) == {"secure_boot"}
+    assert result.verdict is Verdict.UNTRUSTED
+
+
+def test_a_machine_that_started_without_secure_boot_is_refused(
+    make_machine: Callable[..., Any], grounds: Grounds
+) -> None:
+    result = ask(make_machine("insecure", secure_boot=False), grounds).appraise()
+    assert {"secure_boot", "pcr_7", "evidence_boot"} <= failed(result)
+    assert result.claims["secure_boot"] is False
+
+
+def test_without_a_reference_for_pcr_7_the_signers_certificate_decides(good: Answers, image: Any) -> None:
+    manifest = image.manifest()
+    del manifest["pcrs"]["sha256"]["7"]
+    reference = parse_manifest(json.dumps(manifest).encode())
+    assert replace(good, grounds=replace(good.grounds, reference=reference)).appraise().verdict is Verdict.TRUSTED
+    manifest["secure_boot"]["signer_sha256"] = "0" * 64
+    other = parse_manifest(json.dumps(manifest).encode())
+    assert "pcr_7" in failed(replace(good, grounds=replace(good.grounds, reference=other)).appraise())
+
+
+@pytest.mark.parametrize("pcr", ["4", "7", "12"])
+def test_a_pcr_value_that_the_manifest_does_not_list_is_refused(good: Answers, image: Any, pcr: str) -> None:
+    manifest = copy.deepcopy(image.manifest())
+    manifest["pcrs"]["sha256"][pcr] = ["11" * 32]
+    reference = parse_manifest(json.dumps(manifest).encode())
+    result = replace(good, grounds=replace(good.grounds, reference=reference)).appraise()
+    assert failed(result) == {f"pcr_{pcr}", "evidence_boot"}
+
+
+def test_another_image_is_refused(good: Answers, request: Any) -> None:
+    conftest = request.config.pluginmanager.getplugin(str(Path(__file__).parents[2] / "conftest.py"))
+    manifest = conftest.Image().manifest()
+    manifest["root"]["hash"] = "22" * 32
+    manifest["pcrs"]["sha256"]["11"] = dict.fromkeys(manifest["pcrs"]["sha256"]["11"], "33" * 32)
+    reference = parse_manifest(json.dumps(manifest).encode())
+    result = replace(good, grounds=replace(good.grounds, reference=reference)).appraise()
+    assert {"pcr_11", "anchor_policy", "evidence_phase"} <= failed(result)
+
+
+def test_a_volume_that_was_opened_with_another_key_is_refused(
+    make_machine: Callable[..., Any], grounds: Grounds, image: Any
+) -> None:
+    machine = make_machine("swapped")
+    machine.volume_key = bytes(64)
+    machine.boot(image, first=False)
+    result = ask(machine, grounds).appraise()
+    assert failed(result) == {"volume_key"}
+    assert result.verdict is Verdict.UNTRUSTED
+
+
+def test_a_volume_that_was_not_opened_in_this_boot_is_refused(good: Answers, machine: Any) -> None:
+    other = hashlib.sha256(b"x").digest()
+    # A log that replays but speaks of another volume.
+    text = machine.userspace_log.read_bytes().replace(b"cryptsetup:fde-crypt", b"cryptsetup:fde-other")
+    result = logs(good, userspace=text).appraise()
+    assert failed(result) == {"volume_key"}
+    assert other.hex() not in json.dumps(dict(result.claims))
+
+
+def test_an_anchor_that_was_never_made_ready_is_refused(
+    make_machine: Callable[..., Any], grounds: Grounds, image: Any
+) -> None:
+    from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
+    from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
+
+    machine = make_machine("unfinished")
+    with opened(machine.tcti) as esys:
+        anchors.write(esys, image.key, image.policies, anchors.Anchor(anchors.State.INITIALIZING))
+    assert failed(ask(machine, grounds).appraise()) == {"anchor_state"}
+
+
+def test_an_expected_strategy_that_is_not_the_images_is_refused(good: Answers) -> None:
+    result = replace(good, grounds=replace(good.grounds, strategy="overlay")).appraise()
+    assert failed(result) == {"evidence_image"}
