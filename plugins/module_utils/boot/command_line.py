@@ -1,0 +1,110 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The kernel command line of a sealed image.
+
+It is a section of the signed UKI and measured into PCR 11; with Secure Boot on, systemd-stub takes no other.
+"""
+
+from __future__ import annotations
+
+from ..errors import FdeError
+
+#: What follows the root hash: the root that the boot agent assembles, and no way into a shell of the initrd.
+FIXED_WORDS = (
+    "root=/dev/mapper/fde-root",
+    "rw",
+    "fde.strategy=clone",
+    "systemd.gpt_auto=0",
+    "rd.shell=0",
+    "rd.emergency=poweroff",
+    "panic=10",
+    "systemd.firstboot=off",
+)
+#: Further words that would boot something else, or open a shell before the root is protected.
+PROTECTED = frozenset(
+    (
+        "ro",
+        "rootfstype",
+        "rootflags",
+        "rootdelay",
+        "rootwait",
+        "init",
+        "rdinit",
+        "initrd",
+        "resume",
+        "nfsroot",
+        "overlayroot",
+    )
+    + (
+        "roothash",
+        "usrhash",
+        "usr",
+        "mount.usr",
+        "single",
+        "s",
+        "1",
+        "emergency",
+        "rescue",
+        "rd.rescue",
+        "rd.break",
+        "rd.debug",
+    )
+    + ("systemd.unit", "rd.systemd.unit", "systemd.debug_shell", "rd.systemd.debug_shell", "systemd.volatile")
+    + ("systemd.condition_first_boot", "systemd.setenv", "rd.systemd.setenv", "systemd.machine_id", "systemd.mask")
+    + ("rd.systemd.mask", "systemd.wants", "rd.systemd.wants", "systemd.run", "systemd.sysext", "lockdown", "noefi")
+    + tuple(word.split("=", 1)[0].replace("-", "_") for word in FIXED_WORDS)
+)
+#: Whole families of words, by how they begin.
+PROTECTED_FAMILIES = (
+    "fde.",
+    "systemd.verity",
+    "rd.systemd.verity",
+    "systemd.import_credentials",
+    "systemd.set_credential",
+    "rd.luks",
+    "luks",
+    "rd.overlay",
+)
+MAX_LENGTH = 2048
+
+
+def command_line(root_hash: str, extra: str = "") -> str:
+    """Return the command line for this root hash with the user's words at its end.
+
+    Raises ``FdeError`` as ``check_extra``.
+    """
+    words = check_extra(extra)
+    line = " ".join((f"roothash={root_hash}", *FIXED_WORDS, *words))
+    if len(line) >= MAX_LENGTH:
+        raise FdeError(
+            "command_line", f"it makes the kernel command line longer than {MAX_LENGTH - 1} bytes", "Shorten it"
+        )
+    return line
+
+
+def check_extra(extra: str) -> tuple[str, ...]:
+    """Return the user's words. Raises ``FdeError`` when one of them would change what protects the image."""
+    if any(not 0x20 <= ord(character) < 0x7F for character in extra):
+        raise FdeError("command_line", "it has characters other than printable ASCII", "Remove them")
+    if '"' in extra:
+        raise FdeError("command_line", "it has quotation marks", "Use words without spaces only")
+    words = tuple(extra.split())
+    for word in words:
+        if word == "--":
+            raise FdeError("command_line", "'--' would hand the words after it to init", "Remove it")
+        if is_protected(word):
+            raise FdeError("command_line", f"'{word}' may not be set: the collection decides it", "Remove it")
+    return words
+
+
+def is_protected(word: str) -> bool:
+    """Tell whether a word names a parameter that only the collection sets; the kernel reads - and _ as the same."""
+    key = word.split("=", 1)[0].replace("-", "_").lower()
+    return key in PROTECTED or key.startswith(PROTECTED_FAMILIES)
+
+
+def root_hash_of(line: str) -> str:
+    """Return the root hash of a sealed image's command line, empty when it has none or several."""
+    found = [word[len("roothash=") :] for word in line.split() if word.startswith("roothash=")]
+    return found[0] if len(found) == 1 and len(found[0]) == 64 else ""

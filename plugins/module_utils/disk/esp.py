@@ -1,0 +1,37 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The EFI system partition of a sealed image: one FAT32 file system with one file."""
+
+from __future__ import annotations
+
+import os
+
+from ..boot.tools import File, Tools
+
+LABEL = "ESP"
+#: FAT32 has at least 65525 clusters; below this size mkfs.vfat would warn that firmware may take it for FAT16.
+MIN_SIZE = 64 << 20
+#: What the two tables and the directories take at most.
+OVERHEAD = 4 << 20
+
+
+def make_esp(tools: Tools, target: str, size: int, volume_id: int, file: str, path: str, now: int) -> None:
+    """Make a file system of ``size`` bytes in the file ``target`` with one file at ``path``; its times are ``now``."""
+    with open(target, "wb") as image:
+        image.truncate(size)
+    env = {"SOURCE_DATE_EPOCH": str(now)}
+    image_file = File(target, writable=True)
+    tools.run(["mkfs.vfat", "-F", "32", "-n", LABEL, "-i", f"{volume_id:08x}", "--invariant", image_file], env=env)
+    parents = path.strip("/").split("/")[:-1]
+    for depth in range(len(parents)):
+        tools.run(["mmd", "-i", image_file, f"::/{'/'.join(parents[: depth + 1])}"], env=env)
+    os.utime(file, (now, now))
+    tools.run(["mcopy", "-m", "-i", image_file, File(file), f"::{path}"], env=env)
+
+
+def read_from_esp(tools: Tools, disk: str, offset: int, path: str, target: str) -> bool:
+    """Copy a file out of the ESP at byte ``offset`` of a disk; tell whether it was there."""
+    destination = File(target, writable=True)
+    done = tools.run(["mcopy", "-n", "-i", File(disk, suffix=f"@@{offset}"), f"::{path}", destination], ok=())
+    return done.status == 0 and os.path.isfile(target)

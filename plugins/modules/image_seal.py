@@ -1,0 +1,306 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: image_seal
+short_description: Seal a prepared disk image with dm-verity and a signed kernel image
+version_added: 0.1.0
+author:
+  - The cvm.fde authors (@cvm-fde)
+description:
+  - Turns a raw disk image (or a whole disk) whose root was prepared into a sealed one. Its root is protected by
+    dm-verity, its only boot loader is a unified kernel image that names the root hash, is signed for Secure Boot and
+    carries signed PCR 11 policies.
+  - Beside it a signed manifest says what a verifier must expect of a machine that runs it (see
+    C(docs/reference-manifest.md)).
+  - The input is not mounted and not changed. The same input, keys and tools give the same root hash again.
+  - An image that is sealed already is left alone.
+options:
+  src:
+    description: Raw disk image or block device with a GUID partition table, an EFI system partition and one ext4 root.
+    type: path
+    required: true
+  dest:
+    description:
+      - The sealed image to write, or a whole disk.
+      - Required unless O(in_place=true).
+    type: path
+  in_place:
+    description: Replace O(src) by the sealed image. Its former content is lost.
+    type: bool
+    default: false
+  force:
+    description: Replace O(dest) even when it is something else than a sealed image.
+    type: bool
+    default: false
+  name:
+    description:
+      - Name of the image in its manifest; by default the file name of the sealed image without its last
+        suffix.
+    type: str
+  manifest:
+    description:
+      - Where to write the manifest; its signature goes beside it with the suffix C(.sig). By default
+        C(manifest.json) beside the image.
+    type: path
+  manifest_key:
+    description: Private key (PEM, RSA or EC) that signs the manifest.
+    type: path
+    required: true
+  pcr_private_key:
+    description:
+      - Private RSA key (PEM) that signs the PCR 11 policies. Whoever has it can make images that open
+        existing volumes.
+    type: path
+    required: true
+  secure_boot_key:
+    description: Private key (PEM) that signs the kernel image for Secure Boot.
+    type: path
+    required: true
+  secure_boot_certificate:
+    description: Certificate (PEM) of O(secure_boot_key).
+    type: path
+    required: true
+  secure_boot_variables:
+    description:
+      - The Secure Boot variables of the machines that will run the image, in the order of enrolment. With them PCR 7
+        is predicted.
+      - Leave it out when they differ between machines; then the manifest says nothing about PCR 7.
+    type: list
+    elements: dict
+    suboptions:
+      variable:
+        description: The variable that this is part of.
+        type: str
+        choices: [PK, KEK, db, dbx]
+        required: true
+      certificate:
+        description: A certificate (PEM or DER) that is enrolled in it, as a signature list of its own.
+        type: path
+      owner:
+        description: Owner GUID under which O(secure_boot_variables[].certificate) is enrolled.
+        type: str
+      content:
+        description: A file with signature lists, that is the content of the variable without its attributes.
+        type: path
+  sign_tool:
+    description: Program that makes the Secure Boot signature.
+    type: str
+    choices: [systemd-sbsign, sbsign]
+    default: systemd-sbsign
+  kernel:
+    description: Version of the kernel to boot, as in C(/boot/vmlinuz-VERSION). Needed only when the image has several.
+    type: str
+  command_line:
+    description:
+      - Words to add to the kernel command line, such as C(console=ttyS0). What protects the image cannot
+        be set.
+    type: str
+    default: ''
+  esp_size:
+    description: Size of the EFI system partition. Leave room for a second kernel image when kernels are to be updated.
+    type: bytes
+    default: 256M
+  tools_tree:
+    description:
+      - Root of an installed system whose programs are used instead of the builder's, for builders with a systemd
+        before 258.
+      - Needs C(bwrap) on the builder.
+    type: path
+  work_dir:
+    description: Existing directory for the parts of the image while it is made; by default that of the sealed image.
+    type: path
+requirements:
+  - "On the builder or in the tools tree: systemd-ukify, systemd-measure and the EFI stub (systemd 258 or later),
+    sbsigntool, cryptsetup (veritysetup), e2fsprogs, dosfstools, mtools, openssl"
+attributes:
+  check_mode:
+    description: Can run in check mode and return what would be done without changing anything.
+    support: full
+  diff_mode:
+    description: Returns the steps as a difference.
+    support: full
+notes:
+  - Private keys are given by their path on the builder. They are neither copied nor put into results or logs.
+seealso:
+  - module: cvm.fde.image_prepare
+"""
+
+EXAMPLES = r"""
+- name: Seal an image
+  cvm.fde.image_seal:
+    src: /srv/images/debian-prepared.raw
+    dest: /srv/images/debian-sealed.raw
+    manifest_key: /srv/keys/manifest.key
+    pcr_private_key: /srv/keys/pcr.key
+    secure_boot_key: /srv/keys/db.key
+    secure_boot_certificate: /srv/keys/db.crt
+    command_line: console=ttyS0
+    secure_boot_variables:
+      - {variable: PK, certificate: /srv/keys/PK.crt, owner: 4f1a3c42-6f3b-4b0e-9d6a-0f1c2a7d5e11}
+      - {variable: KEK, certificate: /srv/keys/KEK.crt, owner: 4f1a3c42-6f3b-4b0e-9d6a-0f1c2a7d5e11}
+      - {variable: db, certificate: /srv/keys/db.crt, owner: 4f1a3c42-6f3b-4b0e-9d6a-0f1c2a7d5e11}
+"""
+
+RETURN = r"""
+msg:
+  description: What was found and decided.
+  returned: always
+  type: str
+steps:
+  description: The steps that were taken, with the seconds each took; in check mode those that would be taken, without
+  a time. returned: always type: list elements: dict sample: [{"name": "compute the hash tree", "seconds": 3.1}] dest:
+  description: The sealed image. returned: always type: str manifest: description: The manifest of the sealed image.
+  returned: always type: str root_hash: description: Root hash (hex) of the sealed image; empty in check mode when it
+  would be made. returned: always type: str sizes: description: Sizes in bytes of the parts of the sealed image that
+  are known. returned: always type: dict sample: {"root": 1992294400, "verity": 15695872, "uki": 46137344, "image":
+  2278555648}
+"""
+
+import os
+from typing import Any, Optional
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.boot.manifest import public_key
+from ..module_utils.boot.seal import Result, difference, seal
+from ..module_utils.boot.seal_plan import Action, Request
+from ..module_utils.boot.secure_boot import Variable, read_der, read_variables
+from ..module_utils.boot.tools import Tools, open_tools
+from ..module_utils.boot.uki import SignTool
+from ..module_utils.errors import FdeError
+from ..module_utils.runner import ModuleRunner
+
+VARIABLE = {
+    "variable": {"type": "str", "choices": ["PK", "KEK", "db", "dbx"], "required": True},
+    "certificate": {"type": "path"},
+    "owner": {"type": "str"},
+    "content": {"type": "path"},
+}
+ARGUMENTS = {
+    "src": {"type": "path", "required": True},
+    "dest": {"type": "path"},
+    "in_place": {"type": "bool", "default": False},
+    "force": {"type": "bool", "default": False},
+    "name": {"type": "str"},
+    "manifest": {"type": "path"},
+    # Paths, not keys: nothing secret is in them.
+    "manifest_key": {"type": "path", "required": True, "no_log": False},
+    "pcr_private_key": {"type": "path", "required": True, "no_log": False},
+    "secure_boot_key": {"type": "path", "required": True, "no_log": False},
+    "secure_boot_certificate": {"type": "path", "required": True},
+    "secure_boot_variables": {
+        "type": "list",
+        "elements": "dict",
+        "options": VARIABLE,
+        "required_together": [("certificate", "owner")],
+        "required_one_of": [("certificate", "content")],
+        "mutually_exclusive": [("certificate", "content")],
+    },
+    "sign_tool": {"type": "str", "choices": ["systemd-sbsign", "sbsign"], "default": "systemd-sbsign"},
+    "kernel": {"type": "str"},
+    "command_line": {"type": "str", "default": ""},
+    "esp_size": {"type": "bytes", "default": "256M"},
+    "tools_tree": {"type": "path"},
+    "work_dir": {"type": "path"},
+}
+
+
+def read_file(path: str) -> bytes:
+    """Return the content of a small file of the builder that is not secret."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise FdeError(
+            path, f"it cannot be read: {error.strerror}", "Name a file that exists on the builder"
+        ) from error
+
+
+def make_request(params: dict[str, Any], tools: Tools) -> Request:
+    """Return what the user wants, with the public files read.
+
+    Raises ``FdeError`` for a file that is not what it should be.
+    """
+    dest: str = params["src"] if params["in_place"] else params["dest"]
+    for option in ("manifest_key", "pcr_private_key", "secure_boot_key"):
+        if not os.access(params[option], os.R_OK):
+            raise FdeError(
+                params[option], f"the file of '{option}' cannot be read", "Name a file that exists on the builder"
+            )
+    certificate = params["secure_boot_certificate"]
+    return Request(
+        src=params["src"],
+        dest=dest,
+        name=params["name"] or os.path.splitext(os.path.basename(dest))[0],
+        manifest=params["manifest"] or os.path.join(os.path.dirname(os.path.abspath(dest)), "manifest.json"),
+        manifest_key=params["manifest_key"],
+        pcr_private_key=params["pcr_private_key"],
+        pcr_public_key=public_key(tools, params["pcr_private_key"]),
+        secure_boot_key=params["secure_boot_key"],
+        secure_boot_certificate=certificate,
+        certificate=read_der(read_file(certificate), "CERTIFICATE", certificate),
+        variables=make_variables(params["secure_boot_variables"]),
+        in_place=params["in_place"],
+        force=params["force"],
+        kernel=params["kernel"],
+        command_line=params["command_line"],
+        esp_size=params["esp_size"],
+        sign_tool=SignTool(params["sign_tool"]),
+    )
+
+
+def make_variables(parts: Optional[list[dict[str, Any]]]) -> Optional[dict[Variable, bytes]]:
+    """Return the contents of the Secure Boot variables, None when they were not given."""
+    if parts is None:
+        return None
+    return read_variables(
+        [
+            (
+                Variable(part["variable"]),
+                part["owner"],
+                part["certificate"] or part["content"],
+                read_file(part["certificate"] or part["content"]),
+            )
+            for part in parts
+        ]
+    )
+
+
+def describe(result: Result, request: Request, check_mode: bool) -> dict[str, Any]:
+    """Return the module's result."""
+    planned = [{"name": step} for step in result.plan.steps]
+    taken = [{"name": step.name, "seconds": step.seconds} for step in result.steps]
+    return {
+        "changed": result.plan.action is not Action.NOTHING,
+        "msg": result.plan.reason,
+        "steps": planned if check_mode else taken or planned,
+        "dest": request.dest,
+        "manifest": request.manifest,
+        "root_hash": result.root_hash,
+        "sizes": dict(result.sizes),
+        "diff": difference(request, result),
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec=ARGUMENTS,
+        supports_check_mode=True,
+        required_if=[("in_place", False, ("dest",))],
+    )
+    try:
+        tools = open_tools(ModuleRunner(module), module.params["tools_tree"])
+        request = make_request(module.params, tools)
+        work_dir = module.params["work_dir"] or os.path.dirname(os.path.abspath(request.dest))
+        result = seal(tools, request, work_dir, module.check_mode)
+    except FdeError as error:
+        module.fail_json(msg=str(error), subject=error.subject, cause=error.cause, remedy=error.remedy)
+    module.exit_json(**describe(result, request, module.check_mode))
+
+
+if __name__ == "__main__":
+    main()
