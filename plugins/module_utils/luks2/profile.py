@@ -41,6 +41,11 @@ class Profile:
     #: How the kernel's table names the cipher.
     kernel_cipher: str
 
+    @property
+    def integrity_key_size(self) -> int:
+        """The part of the volume key that belongs to the MAC; an AEAD has none of its own."""
+        return self.volume_key_size - self.cipher_key_size
+
 
 AUTHENTICATED = Profile(
     name="authenticated",

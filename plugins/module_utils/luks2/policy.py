@@ -1,0 +1,433 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The allow-list: what a sound LUKS2 header may contain before anything opens it.
+
+A header is not authenticated. Whoever writes to the disk can name a cipher that encrypts nothing, hide a second
+segment, or ask for an hour of key derivation (CVE-2025-59054, CVE-2025-58356, CVE-2021-4122). So nothing is searched
+for that is bad: everything must be as our own volumes have it, field by field, and every deviation is reported under
+a named reason.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Iterator, Mapping, Optional
+
+from ..errors import Refusal
+from . import fields
+from .fields import is_count, shown
+from .header import Header
+from .profile import AUTHENTICATED, LAYOUT, Layout, Profile
+
+#: Bytes of a stretched keyslot are a multiple of this, as are the places of areas.
+_BLOCK = 4096
+_STRIPES = 4000
+_HASHES = ("sha256", "sha512")
+_MAX_KEYSLOTS = 8
+#: Key derivation must not become a way to stop a machine: about ten seconds and one GiB at the most.
+_PBKDF2_MAXIMUM = 20_000_000
+_PBKDF2_MINIMUM_BOUND = 1_000
+_PBKDF2_MINIMUM_PASSPHRASE = 100_000
+_ARGON2_MEMORY = range(32 << 10, (1 << 20) + 1)
+_ARGON2_TIME = range(4, 65)
+_ARGON2_CPUS = range(1, 5)
+
+
+class Reason(str, Enum):
+    """Why a sound header is refused."""
+
+    UNKNOWN_FIELD = "unknown-field"
+    MISSING_FIELD = "missing-field"
+    MALFORMED_FIELD = "malformed-field"
+    UUID = "uuid"
+    LABEL = "label"
+    METADATA_SIZE = "metadata-size"
+    NULL_CIPHER = "null-cipher"
+    KEYSLOT_COUNT = "keyslot-count"
+    KEYSLOT_TYPE = "keyslot-type"
+    KEYSLOT_KEY_SIZE = "keyslot-key-size"
+    KEYSLOT_CIPHER = "keyslot-cipher"
+    KEYSLOT_SPLITTER = "keyslot-splitter"
+    REENCRYPTION = "reencryption"
+    AREA_TYPE = "area-type"
+    AREA_BOUNDS = "area-bounds"
+    AREA_OVERLAP = "area-overlap"
+    KDF_TYPE = "kdf-type"
+    KDF_COST = "kdf-cost"
+    SEGMENT_COUNT = "segment-count"
+    SEGMENT_TYPE = "segment-type"
+    SEGMENT_BOUNDS = "segment-bounds"
+    SEGMENT_CIPHER = "segment-cipher"
+    SEGMENT_SECTOR_SIZE = "segment-sector-size"
+    SEGMENT_FLAGS = "segment-flags"
+    INTEGRITY = "integrity"
+    DIGEST_COUNT = "digest-count"
+    DIGEST_TYPE = "digest-type"
+    DIGEST_COVERAGE = "digest-coverage"
+    REQUIREMENTS = "requirements"
+    CONFIG_FLAGS = "config-flags"
+    CONFIG_SIZES = "config-sizes"
+    TOKEN_TYPE = "token-type"
+    TOKEN_COUNT = "token-count"
+    TOKEN_BINDING = "token-binding"
+    TOKEN_POLICY = "token-policy"
+
+
+class TokenType(str, Enum):
+    """The tokens that are known here; the value is the type in the header."""
+
+    TPM2 = "systemd-tpm2"
+    RECOVERY = "systemd-recovery"
+    EVIDENCE = "cvm-fde"
+
+
+@dataclass(frozen=True)
+class Tpm2Binding:
+    """What a TPM keyslot must be bound to. ``public_key`` is PEM, None accepts any."""
+
+    pcrs: tuple[int, ...] = (7,)
+    public_key_pcrs: tuple[int, ...] = (11,)
+    public_key: Optional[bytes] = None
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the header of one volume must say.
+
+    ``tokens`` gives the least and the most of each known type; a type that is not named must be absent.
+    ``passphrases`` does the same for the keyslots without a token. None stands for "any": ``layout.offset`` has no
+    such value, since the data must start where the caller's copy of the header area ended.
+    """
+
+    profile: Profile = AUTHENTICATED
+    layout: Layout = LAYOUT
+    uuid: Optional[str] = None
+    tokens: Mapping[TokenType, tuple[int, int]] = field(default_factory=dict)
+    passphrases: tuple[int, int] = (0, 0)
+    tpm2: Optional[Tpm2Binding] = None
+    flags: frozenset[str] = frozenset()
+
+
+def root_volume(*, uuid: Optional[str] = None, public_key: Optional[bytes] = None) -> Expectation:
+    """Return what the root volume that the boot agent made must look like: one TPM keyslot, one evidence token."""
+    return Expectation(
+        uuid=uuid,
+        tokens={TokenType.TPM2: (1, 1), TokenType.EVIDENCE: (1, 1)},
+        tpm2=Tpm2Binding(public_key=public_key),
+    )
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One deviation: why, where in the JSON, and what was found."""
+
+    reason: Reason
+    where: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All deviations of a header, in the order of the header."""
+
+    violations: tuple[Violation, ...]
+
+    @property
+    def accepted(self) -> bool:
+        return not self.violations
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """The distinct reasons, in order."""
+        return tuple(dict.fromkeys(violation.reason for violation in self.violations))
+
+    def require(self, subject: str) -> None:
+        """Raise ``Refusal`` with the code ``luks2-policy``, naming every reason, unless the header is accepted."""
+        if self.violations:
+            named = ", ".join(f"{violation.reason.value} at {violation.where}" for violation in self.violations)
+            raise Refusal(
+                "luks2-policy",
+                subject,
+                f"its LUKS2 header is not one this collection makes: {named}",
+                "Somebody changed it, or another program made it; do not open it",
+            )
+
+
+def judge(header: Header, expectation: Expectation) -> Judgement:
+    """Return every deviation of a header from what is expected of it. Never raises."""
+    return Judgement(tuple(_Judge(header, expectation).violations()))
+
+
+_TOKENS = {
+    TokenType.TPM2: fields.TPM2_TOKEN,
+    TokenType.RECOVERY: fields.RECOVERY_TOKEN,
+    TokenType.EVIDENCE: fields.EVIDENCE_TOKEN,
+}
+
+
+class _Judge:
+    """One pass over a header; every method yields the deviations of one part."""
+
+    def __init__(self, header: Header, expectation: Expectation) -> None:
+        self._binary = header.binary
+        self._metadata = header.metadata
+        self._expected = expectation
+        self._areas: list[tuple[int, int, str]] = []
+
+    def violations(self) -> Iterator[Violation]:
+        yield from self._binary_header()
+        yield from self._config(self._metadata["config"])
+        yield from self._segments(self._metadata["segments"])
+        yield from self._keyslots(self._metadata["keyslots"])
+        yield from self._digests(self._metadata["digests"])
+        yield from self._tokens(self._metadata["tokens"])
+
+    def _binary_header(self) -> Iterator[Violation]:
+        if self._expected.uuid is not None and self._binary.uuid != self._expected.uuid:
+            yield Violation(Reason.UUID, "uuid", self._binary.uuid)
+        if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", self._binary.uuid):
+            yield Violation(Reason.UUID, "uuid", self._binary.uuid)
+        for name in ("label", "subsystem"):
+            if getattr(self._binary, name):
+                yield Violation(Reason.LABEL, name, getattr(self._binary, name))
+        if self._binary.size != self._expected.layout.metadata_size:
+            yield Violation(Reason.METADATA_SIZE, "hdr_size", str(self._binary.size))
+
+    def _config(self, config: Mapping[str, Any]) -> Iterator[Violation]:
+        shape = list(_fields("config", config, fields.CONFIG))
+        yield from shape
+        if "requirements" in config:
+            yield Violation(Reason.REQUIREMENTS, "config.requirements", shown(config["requirements"]))
+        if shape:
+            return
+        if int(config["json_size"]) != self._binary.size - 4096:
+            yield Violation(Reason.CONFIG_SIZES, "config.json_size", config["json_size"])
+        end = 2 * self._binary.size + int(config["keyslots_size"])
+        if int(config["keyslots_size"]) % _BLOCK or end > self._expected.layout.offset:
+            yield Violation(Reason.CONFIG_SIZES, "config.keyslots_size", config["keyslots_size"])
+        for flag in config.get("flags", []):
+            if flag not in self._expected.flags:
+                yield Violation(Reason.CONFIG_FLAGS, "config.flags", flag)
+
+    def _segments(self, segments: Mapping[str, Any]) -> Iterator[Violation]:
+        if list(segments) != ["0"]:
+            yield Violation(Reason.SEGMENT_COUNT, "segments", ", ".join(segments))
+        for name, segment in segments.items():
+            yield from self._segment(f"segments.{name}", segment)
+
+    def _segment(self, where: str, segment: Mapping[str, Any]) -> Iterator[Violation]:
+        profile = self._expected.profile
+        shape = list(_fields(where, segment, fields.SEGMENT))
+        yield from shape
+        if segment.get("type") != "crypt":
+            yield Violation(Reason.SEGMENT_TYPE, f"{where}.type", shown(segment.get("type")))
+        if segment.get("flags"):
+            yield Violation(Reason.SEGMENT_FLAGS, f"{where}.flags", shown(segment["flags"]))
+        yield from _cipher(f"{where}.encryption", segment, profile.encryption, Reason.SEGMENT_CIPHER)
+        yield from self._integrity(f"{where}.integrity", segment.get("integrity"))
+        if shape:
+            return
+        for name, value in (("offset", str(self._expected.layout.offset)), ("size", "dynamic"), ("iv_tweak", "0")):
+            if segment[name] != value:
+                yield Violation(Reason.SEGMENT_BOUNDS, f"{where}.{name}", segment[name])
+        if segment["sector_size"] != self._expected.layout.sector_size:
+            yield Violation(Reason.SEGMENT_SECTOR_SIZE, f"{where}.sector_size", str(segment["sector_size"]))
+
+    def _integrity(self, where: str, integrity: Any) -> Iterator[Violation]:
+        profile = self._expected.profile
+        if integrity is None or profile.integrity is None:
+            if (integrity is None) != (profile.integrity is None):
+                yield Violation(Reason.INTEGRITY, where, shown(integrity))
+            return
+        if not isinstance(integrity, dict):
+            return
+        yield from _fields(where, integrity, fields.INTEGRITY)
+        expected = {"type": profile.integrity, "journal_encryption": "none", "journal_integrity": "none"}
+        for name, value in expected.items():
+            if integrity.get(name) != value:
+                yield Violation(Reason.INTEGRITY, f"{where}.{name}", shown(integrity.get(name)))
+        if integrity.get("key_size", profile.integrity_key_size) != profile.integrity_key_size:
+            yield Violation(Reason.INTEGRITY, f"{where}.key_size", shown(integrity["key_size"]))
+
+    def _keyslots(self, keyslots: Mapping[str, Any]) -> Iterator[Violation]:
+        if not 1 <= len(keyslots) <= _MAX_KEYSLOTS:
+            yield Violation(Reason.KEYSLOT_COUNT, "keyslots", str(len(keyslots)))
+        for name, keyslot in keyslots.items():
+            yield from self._keyslot(name, keyslot)
+        last = ("", 2 * self._binary.size)
+        for start, end, where in sorted(self._areas):
+            if start < last[1]:
+                yield Violation(Reason.AREA_OVERLAP, where, last[0] or "headers")
+            last = (where, max(last[1], end))
+
+    def _keyslot(self, name: str, keyslot: Mapping[str, Any]) -> Iterator[Violation]:
+        where = f"keyslots.{name}"
+        if keyslot["type"] == "reencrypt":
+            yield Violation(Reason.REENCRYPTION, f"{where}.type", "reencrypt")
+        elif keyslot["type"] != "luks2":
+            yield Violation(Reason.KEYSLOT_TYPE, f"{where}.type", shown(keyslot["type"]))
+        yield from _fields(where, keyslot, fields.KEYSLOT)
+        if keyslot.get("key_size") != self._expected.profile.volume_key_size:
+            yield Violation(Reason.KEYSLOT_KEY_SIZE, f"{where}.key_size", shown(keyslot.get("key_size")))
+        if isinstance(splitter := keyslot.get("af"), dict):
+            yield from self._splitter(f"{where}.af", splitter)
+        if isinstance(area := keyslot.get("area"), dict):
+            yield from self._area(f"{where}.area", area)
+        if isinstance(kdf := keyslot.get("kdf"), dict):
+            yield from self._kdf(f"{where}.kdf", kdf, bound=self._is_bound(name))
+
+    def _splitter(self, where: str, splitter: Mapping[str, Any]) -> Iterator[Violation]:
+        yield from _fields(where, splitter, fields.SPLITTER)
+        sound = splitter.get("type") == "luks1" and splitter.get("stripes") == _STRIPES
+        if not sound or splitter.get("hash") not in _HASHES:
+            yield Violation(Reason.KEYSLOT_SPLITTER, where, shown(splitter))
+
+    def _area(self, where: str, area: Mapping[str, Any]) -> Iterator[Violation]:
+        shape = list(_fields(where, area, fields.AREA))
+        yield from shape
+        if area.get("type") != "raw":
+            yield Violation(Reason.AREA_TYPE, f"{where}.type", shown(area.get("type")))
+        yield from _cipher(f"{where}.encryption", area, "aes-xts-plain64", Reason.KEYSLOT_CIPHER)
+        if area.get("key_size") != 64:
+            yield Violation(Reason.KEYSLOT_CIPHER, f"{where}.key_size", shown(area.get("key_size")))
+        if shape:
+            return
+        start, size = int(area["offset"]), int(area["size"])
+        needed = -(-self._expected.profile.volume_key_size * _STRIPES // _BLOCK) * _BLOCK
+        limit = self._expected.layout.offset
+        if start % _BLOCK or start < 2 * self._binary.size or size != needed or start + size > limit:
+            yield Violation(Reason.AREA_BOUNDS, where, f"{size} bytes at {start}")
+        self._areas.append((start, start + size, where))
+
+    def _kdf(self, where: str, kdf: Mapping[str, Any], *, bound: bool) -> Iterator[Violation]:
+        """The key of a bound keyslot is random and long, that of another may be a person's passphrase."""
+        if kdf.get("type") == "pbkdf2":
+            yield from _fields(where, kdf, fields.PBKDF2)
+            least = _PBKDF2_MINIMUM_BOUND if bound else _PBKDF2_MINIMUM_PASSPHRASE
+            yield from _pbkdf2_cost(where, kdf, least)
+        elif kdf.get("type") == "argon2id":
+            yield from _fields(where, kdf, fields.ARGON2)
+            allowed = {"memory": _ARGON2_MEMORY, "time": _ARGON2_TIME, "cpus": _ARGON2_CPUS}
+            for name, values in allowed.items():
+                if not is_count(kdf.get(name)) or kdf[name] not in values:
+                    yield Violation(Reason.KDF_COST, f"{where}.{name}", shown(kdf.get(name)))
+        else:
+            yield Violation(Reason.KDF_TYPE, f"{where}.type", shown(kdf.get("type")))
+
+    def _digests(self, digests: Mapping[str, Any]) -> Iterator[Violation]:
+        if list(digests) != ["0"]:
+            yield Violation(Reason.DIGEST_COUNT, "digests", ", ".join(digests))
+        for name, digest in digests.items():
+            where = f"digests.{name}"
+            yield from _fields(where, digest, fields.DIGEST)
+            if digest["type"] != "pbkdf2":
+                yield Violation(Reason.DIGEST_TYPE, f"{where}.type", shown(digest["type"]))
+            yield from _pbkdf2_cost(where, digest, _PBKDF2_MINIMUM_BOUND)
+            covered = {"keyslots": set(self._metadata["keyslots"]), "segments": set(self._metadata["segments"])}
+            for part, names in covered.items():
+                listed = digest.get(part)
+                if not isinstance(listed, list) or len(listed) != len(names) or set(map(str, listed)) != names:
+                    yield Violation(Reason.DIGEST_COVERAGE, f"{where}.{part}", shown(listed))
+
+    def _tokens(self, tokens: Mapping[str, Any]) -> Iterator[Violation]:
+        found = dict.fromkeys(TokenType, 0)
+        for name, token in tokens.items():
+            where = f"tokens.{name}"
+            try:
+                kind = TokenType(token["type"])
+            except ValueError:
+                yield Violation(Reason.TOKEN_TYPE, f"{where}.type", shown(token["type"]))
+                continue
+            found[kind] += 1
+            shape = list(_fields(where, token, _TOKENS[kind]))
+            yield from shape
+            yield from self._binding(where, kind, token.get("keyslots"))
+            if not shape and kind is TokenType.TPM2:
+                yield from self._tpm2(where, token)
+            if not shape and kind is TokenType.EVIDENCE:
+                yield from _evidence(where, token)
+        for kind, count in found.items():
+            least, most = self._expected.tokens.get(kind, (0, 0))
+            if not least <= count <= most:
+                yield Violation(Reason.TOKEN_COUNT, f"tokens of type {kind.value}", str(count))
+        least, most = self._expected.passphrases
+        free = [name for name in self._metadata["keyslots"] if not self._is_bound(name)]
+        if not least <= len(free) <= most:
+            yield Violation(Reason.KEYSLOT_COUNT, "keyslots without a token", ", ".join(free) or "none")
+
+    def _binding(self, where: str, kind: TokenType, keyslots: Any) -> Iterator[Violation]:
+        """An evidence token opens nothing; any other belongs to exactly one keyslot that no other token has."""
+        if not isinstance(keyslots, list):
+            return
+        if kind is TokenType.EVIDENCE:
+            sound = not keyslots
+        else:
+            sound = len(keyslots) == 1 and keyslots[0] in list(self._metadata["keyslots"])
+            sound = sound and self._users(keyslots[0]) == 1
+        if not sound:
+            yield Violation(Reason.TOKEN_BINDING, f"{where}.keyslots", shown(keyslots))
+
+    def _users(self, keyslot: Any) -> int:
+        """How many tokens are bound to a keyslot."""
+        lists = [token.get("keyslots") for token in self._metadata["tokens"].values()]
+        return sum(isinstance(listed, list) and keyslot in listed for listed in lists)
+
+    def _is_bound(self, keyslot: str) -> bool:
+        return self._users(keyslot) > 0
+
+    def _tpm2(self, where: str, token: Mapping[str, Any]) -> Iterator[Violation]:
+        binding = self._expected.tpm2
+        if binding is None:
+            return
+        expected = {
+            "tpm2-pcrs": sorted(binding.pcrs),
+            "tpm2_pubkey_pcrs": sorted(binding.public_key_pcrs),
+            "tpm2-pcr-bank": "sha256",
+        }
+        for name, value in expected.items():
+            if token.get(name) != value:
+                yield Violation(Reason.TOKEN_POLICY, f"{where}.{name}", shown(token.get(name)))
+        for name in ("tpm2-pin", "tpm2_pcrlock"):
+            if token.get(name, False):
+                yield Violation(Reason.TOKEN_POLICY, f"{where}.{name}", "true")
+        key = base64.b64decode(token.get("tpm2_pubkey", ""))
+        if not key or (binding.public_key is not None and _der(key) != _der(binding.public_key)):
+            yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2_pubkey", "another key" if key else "no key")
+
+
+def _fields(where: str, found: Mapping[str, Any], shape: fields.Shape) -> Iterator[Violation]:
+    for flaw, place, value in fields.deviations(where, found, shape):
+        yield Violation(Reason(flaw.value), place, value)
+
+
+def _cipher(where: str, found: Mapping[str, Any], expected: str, reason: Reason) -> Iterator[Violation]:
+    encryption = found.get("encryption")
+    if encryption != expected:
+        null = isinstance(encryption, str) and "null" in encryption.lower()
+        yield Violation(Reason.NULL_CIPHER if null else reason, where, shown(encryption))
+
+
+def _pbkdf2_cost(where: str, kdf: Mapping[str, Any], least: int) -> Iterator[Violation]:
+    if kdf.get("hash") not in _HASHES:
+        yield Violation(Reason.KDF_TYPE, f"{where}.hash", shown(kdf.get("hash")))
+    iterations = kdf.get("iterations")
+    if not is_count(iterations) or not least <= int(iterations or 0) <= _PBKDF2_MAXIMUM:
+        yield Violation(Reason.KDF_COST, f"{where}.iterations", shown(iterations))
+
+
+def _evidence(where: str, token: Mapping[str, Any]) -> Iterator[Violation]:
+    """Only the form; what the evidence is worth is the verifier's question."""
+    yield from _fields(f"{where}.quote", token["quote"], fields.QUOTE)
+    yield from _fields(f"{where}.pcrs", token["pcrs"], fields.PCRS)
+    if token["version"] != 1:
+        yield Violation(Reason.MALFORMED_FIELD, f"{where}.version", str(token["version"]))
+
+
+def _der(pem: bytes) -> bytes:
+    """The content of a PEM block, so that line breaks do not matter; what is no PEM equals only itself."""
+    match = re.fullmatch(rb"\s*-----BEGIN ([A-Z ]+)-----([A-Za-z0-9+/=\s]+)-----END \1-----\s*", pem)
+    return b"".join(match[2].split()) if match else pem
