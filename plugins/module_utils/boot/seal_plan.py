@@ -247,7 +247,7 @@ def _steps(request: Request, source: Source) -> tuple[str, ...]:
     stored, size = source.root_content.stored >> 20, source.file_system.size >> 20
     return (
         f"copy the root file system ({stored} MiB in use of {size} MiB)",
-        f"remove what identifies one machine ({len(source.clean)} changes), check the file system and free what is unused",
+        f"remove what identifies one machine ({len(source.clean)} changes), check the file system",
         "compute the verity hash tree and read everything again to verify it",
         f"build and sign the kernel image for Linux {source.kernel.version}, check its signatures and predicted PCRs",
         "make the EFI system partition",

@@ -22,7 +22,7 @@ def make_esp(tools: Tools, target: str, size: int, volume_id: int, file: str, pa
         image.truncate(size)
     env = {"SOURCE_DATE_EPOCH": str(now)}
     image_file = File(target, writable=True)
-    tools.run(["mkfs.vfat", "-F", "32", "-n", LABEL, "-i", f"{volume_id:08x}", "--invariant", image_file], env=env)
+    tools.run(["mkfs.vfat", "--invariant", "-F", "32", "-n", LABEL, "-i", f"{volume_id:08x}", image_file], env=env)
     parents = path.strip("/").split("/")[:-1]
     for depth in range(len(parents)):
         tools.run(["mmd", "-i", image_file, f"::/{'/'.join(parents[: depth + 1])}"], env=env)
