@@ -1,0 +1,49 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The agent as one file: a zipapp of the core (PEP 441) that is the same, byte for byte, wherever it is built."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import Iterator
+
+PACKAGE = "cvm_fde"
+#: The parts of the core that the agent imports.
+PARTS = ("agent", "disk", "dm", "luks2", "tpm")
+FILES = ("errors.py", "runner.py")
+_MAIN = f"""\
+import sys
+
+from {PACKAGE}.agent.entry import main
+
+sys.exit(main())
+"""
+#: The earliest time a zip can hold; the content alone decides about the bytes.
+_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+def build(core: Path) -> bytes:
+    """Return the zipapp of the core in the directory ``core`` (``plugins/module_utils``)."""
+    buffer = io.BytesIO()
+    # Stored, not compressed: the compressor's version would show in the bytes, and package and initrd compress anyway.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in sorted({"__main__.py": _MAIN.encode(), **dict(_modules(core))}.items()):
+            entry = zipfile.ZipInfo(name, _TIME)
+            entry.external_attr = 0o100644 << 16
+            entry.create_system = 3
+            archive.writestr(entry, content)
+    return b"#!/usr/bin/python3 -I\n" + buffer.getvalue()
+
+
+def _modules(core: Path) -> Iterator[tuple[str, bytes]]:
+    yield f"{PACKAGE}/__init__.py", b""
+    for name in FILES:
+        yield f"{PACKAGE}/{name}", (core / name).read_bytes()
+    for part in PARTS:
+        # A zip has no namespace packages, so a package without an __init__ gets an empty one.
+        yield f"{PACKAGE}/{part}/__init__.py", b""
+        for file in sorted((core / part).glob("*.py")):
+            yield f"{PACKAGE}/{part}/{file.name}", file.read_bytes()

@@ -1,0 +1,58 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How the agent speaks before there is a journal that survives: to the console and to the kernel's log."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from ..errors import FdeError, Refusal
+from ..runner import Runner
+
+CONSOLE = "/dev/console"
+KERNEL_LOG = "/dev/kmsg"
+STATE_DIRECTORY = Path("/run/cvm-fde")
+REFUSAL_FILE = "refusal.json"
+#: The code of a failure that is not a sign of tampering by itself.
+FAILED = "failed"
+
+
+def say(text: str) -> None:
+    """Write one line to the kernel's log, from where the console and the journal take it."""
+    _write(KERNEL_LOG, f"<5>cvm-fde: {text}\n")
+
+
+def refuse(error: FdeError, runner: Runner, directory: Path = STATE_DIRECTORY) -> None:
+    """Say why the boot is refused, on the console and in the kernel's log, and measure it.
+
+    The measurement goes into PCR 11. No policy signed by the image's key covers its value from then on: until the next
+    reset the TPM neither releases the volume's key nor lets the anchor be written, whatever runs next.
+    """
+    code = error.code if isinstance(error, Refusal) else FAILED
+    text = f"cvm-fde: refused [{code}] {error.subject}: {error.cause}. {error.remedy}"
+    line = " ".join(text.split())
+    _write(CONSOLE, f"\r\n{line}\r\n")
+    _write(KERNEL_LOG, f"<2>{line}\n")
+    with contextlib.suppress(OSError):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        content = {"code": code, "subject": error.subject, "cause": error.cause, "remedy": error.remedy}
+        (directory / REFUSAL_FILE).write_text(json.dumps(content))
+    try:
+        runner.run(["systemd-pcrextend", "--graceful", f"cvm-fde:refused:{code}"])
+    except FdeError as failure:
+        # The machine is switched off whether or not the TPM still listens.
+        _write(KERNEL_LOG, f"<3>cvm-fde: the refusal could not be measured: {failure}\n")
+
+
+def _write(path: str, text: str) -> None:
+    """Write to a device of the kernel; one that is not there (a console without a driver) is no reason to stop."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, text.encode("utf-8", "replace")[:1000])
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,219 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the boot agent does about the state it finds: open the volume, make it, or refuse.
+
+The table lives here and nowhere else; the documentation is tested against it. Nothing in this file looks at a disk or
+a TPM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Iterator, Optional, Union
+
+from ..errors import Refusal
+from ..tpm.anchor import Anchor, Found, Standing, State
+
+
+class Code(str, Enum):
+    """Why a boot is refused; the value is stable and appears on the console, in the log and in PCR 11.
+
+    Up to ``ROLLED_BACK`` in the order in which the decision looks for them.
+    """
+
+    def __new__(cls, value: str, sentence: str = "", remedy: str = "") -> Code:
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.sentence = sentence
+        member.remedy = remedy
+        return member
+
+    sentence: str
+    remedy: str
+
+    DISK_AMBIGUOUS = (
+        "disk-ambiguous",
+        "Not exactly one disk carries the partitions of the sealed image",
+        "Detach every disk that is a copy of the root disk",
+    )
+    PARTITION_FOREIGN = (
+        "partition-foreign",
+        "The root disk has a partition that neither the image nor this agent made",
+        "Remove the partition, or deploy the image again",
+    )
+    VOLUME_DUPLICATE = (
+        "volume-duplicate",
+        "More than one partition claims to be the encrypted volume",
+        "Remove the partition that was added",
+    )
+    VOLUME_WITHOUT_ANCHOR = (
+        "volume-without-anchor",
+        "There is an encrypted volume, but this TPM knows of none: somebody else made it, or the TPM was cleared",
+        "If the volume is yours, recover it with its recovery key; otherwise deploy the image again",
+    )
+    VOLUME_MISSING = (
+        "volume-missing",
+        "The TPM remembers a complete volume that is no longer there",
+        "Attach the disk that belongs to this machine, or decommission it and deploy the image again",
+    )
+    ANCHOR_FOREIGN = (
+        "anchor-foreign",
+        "The place of the anchor in the TPM is held by an index that this image's key does not protect",
+        "Recover the volume with its recovery key; another system ran on this TPM, or the image's policy key changed",
+    )
+    ANCHOR_UNREADABLE = (
+        "anchor-unreadable",
+        "The anchor has a content that this version does not know",
+        "Boot the version of the image that wrote it, or recover the volume with its recovery key",
+    )
+    HEADER_MISMATCH = (
+        "header-mismatch",
+        "The volume's LUKS2 header is not the one the TPM remembers",
+        "Recover the volume with its recovery key; the header was changed, rolled back or damaged",
+    )
+    ROLLED_BACK = (
+        "rolled-back",
+        "The volume's content is older than the TPM remembers",
+        "Restore the newest state of the disk, or recover the volume with its recovery key",
+    )
+    VERITY_MISSING = (
+        "verity-missing",
+        "There is no verified root with the root hash of this image",
+        "Deploy the image again; its root partitions are missing, changed or damaged",
+    )
+    KEY_UNAVAILABLE = (
+        "key-unavailable",
+        "The TPM does not release the volume's key, or the key is not the one it was",
+        "Check Secure Boot and the firmware's settings, or recover the volume with its recovery key",
+    )
+    NOT_MEASURED = (
+        "not-measured",
+        "The volume was opened, but its key was not measured into PCR 15",
+        "Boot through the signed image with a working TPM",
+    )
+    INITRD_FAILED = (
+        "initrd-failed",
+        "The initrd could not continue",
+        "Look at the messages above",
+    )
+
+
+class Action(str, Enum):
+    """What to do with a state that is not refused."""
+
+    #: Make the volume; whatever is there of an earlier attempt is made anew.
+    FIRST_BOOT = "first-boot"
+    #: Open the volume that the anchor describes.
+    OPEN = "open"
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A partition that may be our encrypted volume: one of our partition type, or one with a LUKS2 header.
+
+    ``header_digest`` is None where there is no LUKS2 header. ``generation`` is that of the file system, where it is
+    known before the volume is opened.
+    """
+
+    device: str
+    ours_by_type: bool
+    header_digest: Optional[bytes] = None
+    generation: Optional[int] = None
+
+
+@dataclass(frozen=True)
+class Probed:
+    """All that the decision depends on.
+
+    ``disks`` are the disks that carry the sealed partitions, ``volumes`` and ``foreign`` the further partitions of the
+    first of them: those that may be the volume, and the rest.
+    """
+
+    anchor: Found
+    disks: tuple[str, ...]
+    volumes: tuple[Volume, ...] = ()
+    foreign: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """``volume`` is the partition to open, or on a first boot the one to replace."""
+
+    action: Action
+    volume: Optional[Volume] = None
+
+
+def decide(probed: Probed) -> Union[Decision, Refusal]:
+    """Return what to do about ``probed``. Where several things are wrong, the first of ``Code`` is named."""
+    for refusal in _anomalies(probed):
+        return refusal
+    volume = probed.volumes[0] if probed.volumes else None
+    action = Action.OPEN if _ready(probed.anchor) else Action.FIRST_BOOT
+    return Decision(action, volume)
+
+
+def refuse(code: Code, subject: str, detail: str = "") -> Refusal:
+    """Make the refusal with the words that belong to ``code``."""
+    return Refusal(code.value, subject, code.sentence + (f" ({detail})" if detail else ""), code.remedy)
+
+
+def _anomalies(probed: Probed) -> Iterator[Refusal]:
+    """Yield the reasons to refuse, the most telling first."""
+    if len(probed.disks) != 1:
+        yield refuse(Code.DISK_AMBIGUOUS, ", ".join(probed.disks) or "no disk", f"{len(probed.disks)} found")
+        return
+    if probed.foreign:
+        yield refuse(Code.PARTITION_FOREIGN, ", ".join(probed.foreign))
+    if len(probed.volumes) > 1:
+        yield refuse(Code.VOLUME_DUPLICATE, ", ".join(volume.device for volume in probed.volumes))
+    volume = probed.volumes[0] if probed.volumes else None
+    if _ready(probed.anchor):
+        yield from _anomalies_of_ready(probed, volume)
+    elif probed.anchor.standing is Standing.UNREADABLE:
+        yield refuse(Code.ANCHOR_UNREADABLE, probed.disks[0])
+    elif volume is not None:
+        yield from _anomalies_of_first_boot(probed.anchor.standing, volume)
+
+
+def _anomalies_of_first_boot(standing: Standing, volume: Volume) -> Iterator[Refusal]:
+    """What the TPM never heard of is not ours, unless it says that we were just making it."""
+    if standing is Standing.OURS:
+        return
+    if standing is Standing.FOREIGN and volume.header_digest is not None:
+        yield refuse(Code.ANCHOR_FOREIGN, volume.device)
+    elif volume.header_digest is not None:
+        yield refuse(Code.VOLUME_WITHOUT_ANCHOR, volume.device)
+    else:
+        yield refuse(Code.PARTITION_FOREIGN, volume.device)
+
+
+def _anomalies_of_ready(probed: Probed, volume: Optional[Volume]) -> Iterator[Refusal]:
+    anchor = _content(probed.anchor)
+    if volume is None:
+        yield refuse(Code.VOLUME_MISSING, probed.disks[0])
+        return
+    if volume.header_digest is None:
+        yield refuse(Code.HEADER_MISMATCH, volume.device, "it has none")
+    elif volume.header_digest not in pinned_headers(anchor):
+        yield refuse(Code.HEADER_MISMATCH, volume.device)
+    elif not volume.ours_by_type:
+        yield refuse(Code.PARTITION_FOREIGN, volume.device, "its partition type was changed")
+    if volume.generation is not None and volume.generation < anchor.generation:
+        yield refuse(Code.ROLLED_BACK, volume.device, f"{volume.generation} < {anchor.generation}")
+
+
+def pinned_headers(anchor: Anchor) -> tuple[bytes, ...]:
+    """Return the header digests that may be opened: the current one, and the next while a change is under way."""
+    return tuple(digest for digest in (anchor.header_current, anchor.header_next) if any(digest))
+
+
+def _ready(found: Found) -> bool:
+    return found.standing is Standing.OURS and _content(found).state is State.READY
+
+
+def _content(found: Found) -> Anchor:
+    if found.anchor is None:
+        raise ValueError(f"an anchor that is {found.standing.value} has no content")
+    return found.anchor

@@ -1,0 +1,63 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The boot agent's command line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Optional, Sequence
+
+from ..dm.device import DeviceMapper
+from ..errors import FdeError
+from . import console, initrd
+from .boot import boot
+from .decision import Code, refuse
+from .hydration import hydrate
+from .machine import this_machine
+from .process import SubprocessRunner
+from .status import status
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    """Run one command and return the exit status."""
+    parser = argparse.ArgumentParser(prog="cvm-fde", description="Boot agent of the Ansible collection cvm.fde")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("boot", help="make or open the encrypted root; in the initrd")
+    commands.add_parser("emergency", help="say that the initrd cannot continue")
+    commands.add_parser("hydrate", help="copy the image's root into the encrypted volume")
+    commands.add_parser("status", help="print what is known about the root as JSON")
+    tree = commands.add_parser("initrd", help="write the agent into the tree of an initrd; for dracut")
+    tree.add_argument("root", type=Path)
+    chosen = parser.parse_args(arguments)
+    if chosen.command == "initrd":
+        for source, target in initrd.write(initrd.closure(), chosen.root):
+            print(f"{source}\t{target}")
+        return 0
+    return _run(chosen.command)
+
+
+def _run(command: str) -> int:
+    runner = SubprocessRunner()
+    try:
+        if command == "emergency":
+            raise refuse(Code.INITRD_FAILED, "the initrd")
+        if command == "boot":
+            boot(this_machine(runner))
+        elif command == "hydrate":
+            hydrate(DeviceMapper(runner), runner)
+        else:
+            print(json.dumps(status(DeviceMapper(runner)), indent=2, sort_keys=True))
+    except FdeError as error:
+        if command in ("boot", "emergency"):
+            console.refuse(error, runner)
+        print(f"cvm-fde: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

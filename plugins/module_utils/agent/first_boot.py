@@ -1,0 +1,89 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The first boot: a volume of its own for this instance, with a proof of where its key was made.
+
+The anchor says ``initializing`` before anything is created and ``ready`` after everything is; a boot that ends between
+these two starts over, because nothing of value was ever in the volume.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+from ..disk.gpt import Partition
+from ..dm import clone
+from ..dm.table import SECTOR
+from ..luks2.area import read_area
+from ..luks2.digest import volume_key_id
+from ..luks2.profile import AUTHENTICATED, LAYOUT
+from ..luks2.secret import wipe
+from ..luks2.volume import enrol_tpm2, format_volume, import_token
+from ..tpm import anchor as anchors
+from ..tpm.anchor import Anchor, State
+from ..tpm.esys import opened
+from . import evidence, partition, volume_key
+from .console import say
+from .decision import Decision
+from .disks import Disk
+from .machine import IMAGE, VOLUME, Machine
+from .opening import open_volume
+
+#: Space of the volume that is not the file system's: tags (1/128), the integrity journal, the clone's record.
+_OVERHEAD = 192 << 20
+
+
+def first_boot(machine: Machine, disk: Disk, decision: Decision) -> None:
+    """Make the volume on ``disk``, open it, put the root together and anchor it. Raises ``FdeError``."""
+    with opened(machine.tcti) as esys:
+        anchors.define(esys, machine.key)
+        anchors.write(esys, machine.key, machine.policies, Anchor(State.INITIALIZING))
+    say("first boot: making the encrypted volume of this instance")
+    made, device = partition.create(machine.runner, disk, _minimum(machine), replace=decision.volume is not None)
+    key_id = _make_volume(machine, made, device)
+    area = read_area(device)
+    open_volume(machine, area, key_id)
+    clone.assemble(machine.mapper, VOLUME, IMAGE, fresh=True)
+    with opened(machine.tcti) as esys:
+        ready = Anchor(State.READY, header_current=area.digest, volume_key_id=key_id)
+        anchors.write(esys, machine.key, machine.policies, ready)
+    say(f"first boot: complete, volume key id {key_id.hex()}")
+
+
+def _minimum(machine: Machine) -> int:
+    """Return the least size of the partition in bytes: the image's root, its tags, and the overhead."""
+    root = sum(target.length for target in machine.mapper.table(IMAGE)) * SECTOR
+    return LAYOUT.offset + root + root // 100 + _OVERHEAD
+
+
+def _make_volume(machine: Machine, made: Partition, device: str) -> bytes:
+    """Make the LUKS2 volume with its TPM keyslot and its evidence, and return the volume key id."""
+    luks_uuid = uuid.uuid4()
+    temporary = volume_key.temporary()
+    try:
+        with opened(machine.tcti) as esys, volume_key.fresh(esys) as key:
+            key_id = bytes.fromhex(volume_key_id(key, VOLUME, str(luks_uuid)))
+            format_volume(machine.runner, device, volume_key=key, temporary_key=temporary, uuid=str(luks_uuid))
+        enrol_tpm2(
+            machine.runner,
+            device,
+            unlock_key=temporary,
+            tpm2_device=machine.tcti,
+            public_key=machine.paths.public_key,
+        )
+    finally:
+        wipe(temporary)
+    creation = evidence.Creation(
+        volume=VOLUME,
+        volume_key_id=key_id,
+        luks_uuid=luks_uuid,
+        partition_uuid=made.id,
+        cipher=AUTHENTICATED.encryption,
+        integrity=str(AUTHENTICATED.integrity),
+        sector_size=LAYOUT.sector_size,
+    )
+    with opened(machine.tcti) as esys:
+        claims = evidence.claims(creation, machine.configuration, machine.key)
+        import_token(machine.runner, device, json.loads(evidence.token(esys, claims)))
+    return key_id

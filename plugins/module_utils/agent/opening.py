@@ -1,0 +1,74 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Opening the volume: the same code on the first boot and on every later one.
+
+What is opened is a copy of the header in RAM, whose digest was compared with the anchor's before. The volume key must
+be the one the anchor names, it must have been measured, and the kernel must run the ciphers that the profile says.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Iterator
+
+from ..luks2.area import HeaderArea
+from ..luks2.policy import judge, root_volume
+from ..luks2.volume import attach, check_active
+from ..runner import CommandError
+from .decision import Code, refuse
+from .machine import VOLUME, Machine
+
+#: The PCR that volume keys are measured into.
+VOLUME_KEY_PCR = 15
+
+
+def open_volume(machine: Machine, area: HeaderArea, volume_key_id: bytes) -> None:
+    """Open the volume of ``area.device`` from the bytes in ``area``.
+
+    Raises ``Refusal`` when the header asks for what is not allowed, the TPM does not give the key, the key is another
+    one or was not measured, or the kernel's tables differ from the profile.
+    """
+    judge(area.header(), root_volume(public_key=machine.public_key)).require(area.device)
+    machine.paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    machine.paths.header.unlink(missing_ok=True)
+    area.store(str(machine.paths.header))
+    try:
+        attach(
+            machine.runner,
+            VOLUME,
+            area.device,
+            header=str(machine.paths.header),
+            tpm2_device=machine.tcti,
+            signature=machine.paths.signatures,
+            volume_key_id=volume_key_id.hex(),
+        )
+    except CommandError as error:
+        raise refuse(Code.KEY_UNAVAILABLE, area.device, error.cause) from error
+    check_active(machine.mapper, VOLUME)
+    check_measured(machine, volume_key_id)
+
+
+def check_measured(machine: Machine, volume_key_id: bytes) -> None:
+    """Raise ``Refusal`` unless systemd logged the volume key's measurement: it goes on without one when it fails."""
+    try:
+        with open(machine.paths.measurements, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise refuse(Code.NOT_MEASURED, machine.paths.measurements, error.strerror or "unreadable") from error
+    if volume_key_id not in measured_volume_keys(content):
+        raise refuse(Code.NOT_MEASURED, VOLUME)
+
+
+def measured_volume_keys(log: bytes) -> Iterator[bytes]:
+    """Yield the SHA-256 digests of the volume-key events in systemd's log (JSON-SEQ, RFC 7464).
+
+    The log was written by this boot's own systemd; a record that cannot be read proves nothing and is passed over.
+    """
+    for record in log.split(b"\x1e"):
+        try:
+            event = json.loads(record)
+            if event["pcr"] == VOLUME_KEY_PCR and event["content"]["eventType"] == "volume-key":
+                yield from (bytes.fromhex(one["digest"]) for one in event["digests"] if one["hashAlg"] == "sha256")
+        except (ValueError, KeyError, TypeError):
+            continue

@@ -1,0 +1,77 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The partition of the encrypted volume: made by systemd-repart, then checked by our own reading of the table."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from pathlib import Path
+
+from ..disk.gpt import FDE, Partition
+from ..errors import FdeError
+from ..runner import Runner
+from .disks import Disk, partition_device, reread
+
+LABEL = "fde"
+_DEFINITION = """\
+[Partition]
+Type={type}
+Label={label}
+UUID={id}
+SizeMinBytes={size}
+FactoryReset=yes
+"""
+
+
+def create(runner: Runner, disk: Disk, minimum: int, *, replace: bool) -> tuple[Partition, str]:
+    """Make the partition in the free space of ``disk`` and return it with its device node.
+
+    ``minimum`` is the least size in bytes. ``replace`` first removes the partition of an earlier attempt. The
+    partition's id is random, so that nothing can be prepared for it. Raises ``FdeError`` when the table does not
+    become what it was plus this one partition.
+    """
+    wanted = uuid.uuid4()
+    with tempfile.TemporaryDirectory(prefix="cvm-fde-repart-") as directory:
+        definition = _DEFINITION.format(type=FDE, label=LABEL, id=wanted, size=minimum)
+        (Path(directory) / "50-fde.conf").write_text(definition)
+        runner.run(
+            [
+                "systemd-repart",
+                "--dry-run=no",
+                "--empty=refuse",
+                "--seed=random",
+                f"--factory-reset={'yes' if replace else 'no'}",
+                "--discard=no",
+                f"--definitions={directory}",
+                disk.device,
+            ]
+        )
+    after = reread(disk)
+    partition = _new_one(disk, after, wanted)
+    settle(runner)
+    return partition, partition_device(after, partition)
+
+
+def settle(runner: Runner) -> None:
+    """Wait until udev has looked at every new device, where udev runs; then nobody opens it behind our back."""
+    if udev_runs():
+        runner.run(["udevadm", "settle", "--timeout=600"])
+
+
+def udev_runs() -> bool:
+    """Tell whether udev manages this system's devices."""
+    return Path("/run/udev/control").exists()
+
+
+def _new_one(before: Disk, after: Disk, wanted: uuid.UUID) -> Partition:
+    kept = [one for one in before.table.partitions if one.type != FDE]
+    added = [one for one in after.table.partitions if one not in kept]
+    if len(added) != 1 or added[0].id != wanted or added[0].type != FDE or len(after.table.partitions) != len(kept) + 1:
+        raise FdeError(
+            before.device,
+            "after systemd-repart the partition table is not what it was plus our partition",
+            "Boot again; if it stays so, the disk changes under the machine",
+        )
+    return added[0]

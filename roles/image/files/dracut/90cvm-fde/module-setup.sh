@@ -1,0 +1,112 @@
+#!/bin/bash
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# The boot agent of cvm.fde: with dracut's own modules where they exist, and without dracut's shell, its emergency
+# prompt and its fallback to a tmpfs root.
+
+_agent=/usr/lib/cvm-fde/agent.pyz
+
+check() {
+    [[ -e "${dracutsysrootdir-}$_agent" ]] || return 1
+    require_binaries python3 dmsetup cryptsetup systemd-repart systemd-cryptenroll systemd-cryptsetup \
+        "$systemdutildir"/systemd-veritysetup "$systemdutildir"/systemd-pcrextend || return 1
+    # Only where it is asked for by name.
+    return 255
+}
+
+depends() {
+    local _module _found=""
+    # Their names differ between the versions of dracut; one that is not there is part of another one.
+    for _module in systemd systemd-initrd systemd-udevd systemd-journald systemd-tmpfiles systemd-modules-load \
+        systemd-veritysetup udev-rules kernel-modules; do
+        compgen -G "$dracutbasedir/modules.d/[0-9][0-9]$_module" > /dev/null && _found+=" $_module"
+    done
+    echo "$_found"
+}
+
+config() {
+    # What libsystemd-shared opens by dlopen(), where this dracut follows such notes.
+    add_dlopen_features+=" libsystemd-shared-*.so:cryptsetup,libcrypto,fdisk,tpm,tpm2,blkid,mount,kmod "
+}
+
+installkernel() {
+    hostonly='' instmods dm_mod dm-crypt dm-integrity dm-verity dm-clone \
+        aes xts hmac sha256 authenc essiv cbc algif_skcipher algif_hash algif_aead af_alg \
+        '=drivers/char/tpm' ext4 xfs btrfs \
+        virtio_blk virtio_scsi virtio_pci nvme sd_mod ahci hv_storvsc hv_vmbus xen-blkfront loop
+    # Without these the software versions are used; they exist on some architectures only.
+    hostonly='' instmods -s aesni_intel aes_ce_blk sha256_ssse3 sha2_ce aegis128 aegis128_aesni
+}
+
+install() {
+    inst_multiple dmsetup cryptsetup systemd-repart systemd-cryptenroll udevadm modprobe \
+        "$systemdutildir"/systemd-cryptsetup "$systemdutildir"/systemd-veritysetup "$systemdutildir"/systemd-pcrextend
+    inst_multiple -o fsck fsck.ext4 e2fsck systemd-cryptsetup \
+        "$systemdutildir"/systemd-tpm2-setup "$systemdutildir"/system-generators/systemd-tpm2-generator \
+        "$tmpfilesdir"/20-systemd-stub.conf "$tmpfilesdir"/cryptsetup.conf
+
+    _install_measurement
+    _install_libraries
+    _install_python
+    _install_units
+    inst_rules 10-dm.rules 13-dm-disk.rules 55-dm.rules 60-persistent-storage-dm.rules 95-dm-notify.rules \
+        60-tpm-udev.rules 60-tpm2-id.rules 90-tpm.rules
+    inst_simple "$moddir"/cvm-fde.rules "$(_rules_path)"
+}
+
+# systemd's own measurements: boot phases, the separator, the socket by which other programs measure.
+_install_measurement() {
+    local _unit
+    for _unit in tpm2.target systemd-pcrphase-initrd.service systemd-pcrosseparator.service systemd-pcrextend.socket \
+        systemd-pcrextend@.service systemd-tpm2-setup-early.service; do
+        inst_multiple -o "$systemdsystemunitdir/$_unit" "$systemdsystemunitdir/$_unit.d/*.conf" \
+            "$systemdsystemunitdir/initrd.target.wants/$_unit" "$systemdsystemunitdir/sysinit.target.wants/$_unit" \
+            "$systemdsystemunitdir/sockets.target.wants/$_unit"
+    done
+}
+
+_install_libraries() {
+    # Opened at run time: by the TPM library, by libcryptsetup for the token, by systemd.
+    inst_libdir_file "libtss2-tcti-device.so*" "libtss2-esys.so*" "libtss2-mu.so*" "libtss2-rc.so*" \
+        "libcryptsetup.so.*" "libfdisk.so.*" "cryptsetup/libcryptsetup-token-systemd-tpm2.so" "libcrypto.so.3" \
+        "libblkid.so.*" "libkmod.so.*" "libmount.so.*" "ossl-modules/legacy.so"
+}
+
+_install_python() {
+    local _source _target
+    # Compiled modules are written into the tree by the agent itself; programs and shared objects bring libraries along.
+    while IFS=$'\t' read -r _source _target; do
+        inst "$_source" "$_target"
+    done < <(python3 -I "$_agent" initrd "$initdir")
+    [[ -e "$initdir/usr/lib/cvm-fde/agent/__main__.pyc" ]] || {
+        dfatal "cvm-fde: the agent was not installed"
+        exit 1
+    }
+    ln_r "$(readlink -f "$(command -v python3)")" /usr/bin/python3
+}
+
+_install_units() {
+    local _unit _units=/etc/systemd/system
+    for _unit in cvm-fde-boot.service emergency.service rescue.service; do
+        inst_simple "$moddir/units/$_unit" "$_units/$_unit"
+    done
+    inst_simple "$moddir/sysroot.conf" "$_units/sysroot.mount.d/cvm-fde.conf"
+    inst_simple "$moddir/device.conf" "$_units/dev-mapper-fde\\x2droot.device.d/cvm-fde.conf"
+    inst_simple "$moddir/system.conf" /etc/systemd/system.conf.d/cvm-fde.conf
+    mkdir -p "$initdir$_units/initrd-root-device.target.requires"
+    ln_r "$_units/cvm-fde-boot.service" "$_units/initrd-root-device.target.requires/cvm-fde-boot.service"
+    # Doors for whoever can add to the command line or pass credentials.
+    rm -f "$initdir$systemdutildir"/system-generators/systemd-debug-generator \
+        "$initdir$systemdsystemunitdir"/{debug-shell,breakpoint-*}.service
+}
+
+# After the rules that say what a device-mapper device is, before those that probe it.
+_rules_path() {
+    if [[ -e "${dracutsysrootdir-}$udevdir/rules.d/55-dm.rules" ]]; then
+        echo "$udevdir/rules.d/56-cvm-fde.rules"
+    else
+        echo "$udevdir/rules.d/12-cvm-fde.rules"
+    fi
+}
