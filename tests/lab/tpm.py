@@ -7,33 +7,39 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .cache import BUILD, lock
 from .keys import Keys
-from .process import run
+from .trees import run_in, tools_tree
 
 #: One bank: what is not extended is not hashed, and under emulation every hash of a 40 MB kernel image is paid in seconds.
 BANKS = "sha256"
 
 
-def manufacture(state: Path, guest: str, keys: Keys) -> None:
-    """Make the state of a new TPM in the folder ``state``: RSA-2048 and ECC P-384 endorsement keys and their certificates."""
-    state.mkdir(mode=0o700)
-    authority = state.parent / "tpm-authority.conf"
-    authority.write_text(
-        f"statedir = {keys.folder}\n"
-        f"signingkey = {keys.key('ek-ca')}\n"
-        f"issuercert = {keys.ek_authority}\n"
-        f"certserial = {keys.folder / 'ek-ca.serial'}\n"
+def manufacture(guest: Path, keys: Keys) -> None:
+    """Make a new TPM in the folder ``tpm`` of a guest: RSA-2048 and ECC P-384 endorsement keys and their certificates."""
+    (guest / "tpm").mkdir(mode=0o700)
+    inside, lab = _seen(guest), _seen(keys.folder)
+    (guest / "tpm-authority.conf").write_text(
+        f"statedir = {lab}\nsigningkey = {lab}/ek-ca.key\nissuercert = {lab}/ek-ca.crt\ncertserial = {lab}/ek-ca.serial\n"
     )
-    options = state.parent / "tpm-authority.options"
-    options.write_text("--platform-manufacturer cvm.fde\n--platform-version 1.0\n--platform-model lab\n")
-    setup = state.parent / "tpm-setup.conf"
-    setup.write_text(
-        f"create_certs_tool = swtpm_localca\n"
-        f"create_certs_tool_config = {authority}\n"
-        f"create_certs_tool_options = {options}\n"
+    (guest / "tpm-authority.options").write_text(
+        "--platform-manufacturer cvm.fde\n--platform-version 1.0\n--platform-model lab\n"
+    )
+    (guest / "tpm-setup.conf").write_text(
+        "create_certs_tool = /usr/bin/swtpm_localca\n"
+        f"create_certs_tool_config = {inside}/tpm-authority.conf\n"
+        f"create_certs_tool_options = {inside}/tpm-authority.options\n"
         f"active_pcr_banks = {BANKS}\n"
     )
-    run(
-        ["swtpm_setup", "--tpm2", "--tpmstate", state, "--create-ek-cert", "--vmid", guest, "--pcr-banks", BANKS]
-        + ["--config", setup, "--logfile", state.parent / "tpm-setup.log"]
-    )
+    with lock("ek-authority"):
+        run_in(
+            tools_tree(),
+            ["swtpm_setup", "--tpm2", "--tpmstate", f"{inside}/tpm", "--create-ek-cert", "--vmid", guest.name]
+            + ["--pcr-banks", BANKS, "--config", f"{inside}/tpm-setup.conf", "--logfile", f"{inside}/tpm-setup.log"],
+            work=BUILD,
+        )
+
+
+def _seen(path: Path) -> str:
+    """Return where the tools see a path of the build folder."""
+    return f"/mnt/{path.relative_to(BUILD)}"

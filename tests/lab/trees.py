@@ -14,12 +14,15 @@ from .keys import keys
 from .process import run
 
 SUITE = "forky"
+LIBRARIES = "usr/lib/x86_64-linux-gnu"
 MIRROR = os.environ.get("FDE_LAB_MIRROR", "http://deb.debian.org/debian")
 #: forky's Release file may be past its valid-until date.
 APT_OPTIONS = ('Acquire::Check-Valid-Until "false"', 'APT::Install-Recommends "false"')
 
-#: What seals images, and what tests under User-mode Linux run on.
+#: What seals images, what tests under User-mode Linux run on, and the machines themselves: forky's QEMU emulates twice as
+#: fast as that of Debian 12, and every host of the lab gets the same firmware.
 TOOLS = (
+    "qemu-system-x86 ovmf "
     "systemd systemd-boot-efi systemd-cryptsetup systemd-repart systemd-tpm systemd-ukify udev dracut "
     "cryptsetup-bin dmsetup btrfs-progs dosfstools e2fsprogs xfsprogs fdisk mtools sbsigntool util-linux-extra "
     "swtpm swtpm-tools tpm2-tools libtss2-tcti-device0t64 libtss2-tcti-swtpm0t64 "
@@ -56,6 +59,14 @@ def copy_tree(source: Path, target: Path) -> None:
     """Copy a tree with owners, modes, links and attributes; replace the target."""
     remove(target)
     run(["cp", "-a", "--reflink=auto", source, target])
+
+
+def tool(program: str) -> list[Union[str, Path]]:
+    """Return the words that run a program of the tree of tools on the host's own files, with the tree's libraries."""
+    tree = tools_tree()
+    libraries = f"{tree / LIBRARIES}:{tree / LIBRARIES}/swtpm"
+    loader = [tree / "lib64/ld-linux-x86-64.so.2", "--library-path", libraries]
+    return [*loader, "--argv0", program, tree / "usr/bin" / program]
 
 
 def run_in(tree: Path, argv: Sequence[Union[str, Path]], work: Optional[Path] = None) -> str:

@@ -1,0 +1,287 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One guest: its disk, its TPM, its serial log, and what can be done with it from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Callable, Iterable, Optional
+
+from .cache import BUILD, remove
+from .keys import keys
+from .machine import Hardware, accelerator, devices, qemu, swtpm, variables
+from .process import Background, LabError, run
+from .progress import say
+from .serial import SerialLog, Silence
+from .tpm import manufacture
+
+GUESTS = BUILD / "guests"
+GIB = 1 << 30
+#: Seconds without a byte on the serial line after which a guest counts as hung.
+PATIENCE = 180.0
+#: Seconds until the firmware must have said something.
+FIRST_WORD = 90.0
+_PAUSE = 0.3
+
+
+class GuestError(LabError):
+    """A guest that hung or stopped; the message ends with the last lines of its serial log."""
+
+    def __init__(self, guest: Guest, what: str) -> None:
+        super().__init__(f"guest {guest.name} {what}; {guest.serial.path} ends with:\n{guest.serial.tail()}")
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A guest by its name; everything about it lies in ``build/guests/NAME``."""
+
+    name: str
+    folder: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", GUESTS / self.name)
+
+    @classmethod
+    def create(cls, name: str, image: Path, *, size: int = 8 * GIB, cpus: int = 2, memory: int = 1536) -> Guest:
+        """Make a guest that is off: a copy of ``image`` on a disk of ``size`` bytes, a new TPM, firmware with the lab's keys.
+
+        A guest of that name that exists already is stopped and replaced.
+        """
+        guest = cls(name)
+        guest.delete()
+        guest.folder.mkdir(parents=True)
+        run(["cp", "--sparse=always", "--reflink=auto", image, guest.disk])
+        if size > guest.disk.stat().st_size:
+            os.truncate(guest.disk, size)
+        guest.variables.write_bytes(variables(keys()).read_bytes())
+        manufacture(guest.folder, keys())
+        hardware = Hardware(cpus=cpus, memory=memory, port=_free_port())
+        (guest.folder / "guest.json").write_text(json.dumps({**asdict(hardware), "image": str(image)}, indent=1))
+        return guest
+
+    @property
+    def disk(self) -> Path:
+        """The raw disk; change it only while the guest is off."""
+        return self.folder / "disk.raw"
+
+    @property
+    def variables(self) -> Path:
+        """The firmware's variables."""
+        return self.folder / "variables.fd"
+
+    @property
+    def tpm_state(self) -> Path:
+        """The folder of the TPM's state; copy or replace it only while the guest is off."""
+        return self.folder / "tpm"
+
+    @property
+    def serial(self) -> SerialLog:
+        return SerialLog(self.folder / "serial.log")
+
+    @property
+    def hardware(self) -> Hardware:
+        try:
+            known = json.loads((self.folder / "guest.json").read_text())
+        except FileNotFoundError as error:
+            raise LabError(f"there is no guest {self.name}; 'up' makes one, 'list' shows them") from error
+        return Hardware(cpus=known["cpus"], memory=known["memory"], port=known["port"])
+
+    @property
+    def running(self) -> bool:
+        return self._machine.pid is not None
+
+    # Power
+
+    def start(self) -> None:
+        """Switch the guest on and wait until its firmware speaks; a machine that says nothing at all is tried once more."""
+        for last in (False, True):
+            self._start()
+            try:
+                self._wait(lambda: bool(self.serial.boot()), "never said a word", FIRST_WORD)
+                return
+            except GuestError:
+                self.power_off()
+                if last:
+                    raise
+                say(f"{self.name}: nothing on the serial line, trying once more")
+
+    def _start(self) -> None:
+        if self.running:
+            raise LabError(f"guest {self.name} is on already")
+        self._tpm.stop()
+        words, environment = qemu()
+        self._tpm.start(swtpm(), cwd=self.folder, output=self.folder / "tpm-process.log")
+        self._await_socket("tpm.sock", self._tpm)
+        self.serial.begin_boot()
+        self._machine.start(
+            [*words, "-name", f"{self.name},process={self.name}", *accelerator(), *devices(self.hardware)],
+            cwd=self.folder,
+            output=self.folder / "qemu.log",
+            env=environment,
+        )
+
+    def power_off(self) -> None:
+        """Cut the power: the guest gets no chance to write anything."""
+        self._machine.stop()
+        self._tpm.join(10)
+        self._tpm.stop()
+
+    def shut_down(self, patience: float = PATIENCE) -> None:
+        """Let the guest shut down in order, and wait until it is off."""
+        self.ssh("systemctl poweroff --no-block", check=False)
+        self.wait_off(patience)
+
+    def reboot(self, patience: float = PATIENCE) -> None:
+        """Let the guest reboot in order, and wait until ssh answers again."""
+        before = self.boot_id()
+        self.serial.begin_boot()
+        self.ssh("systemctl reboot --no-block", check=False)
+        self._wait(lambda: self._answers() and self.boot_id(check=False) not in ("", before), "did not come back", patience)
+
+    def delete(self) -> None:
+        """Stop the guest and forget everything about it."""
+        self.power_off()
+        remove(self.folder)
+
+    # Waiting
+
+    def wait_login(self, patience: float = PATIENCE) -> None:
+        """Wait until a command can be run over ssh; as long as the serial log grows, the guest is not given up."""
+        self._wait(lambda: self._answers() and self.ssh("true", check=False).returncode == 0, "never reached login", patience)
+
+    def wait_text(self, pattern: str, patience: float = PATIENCE) -> str:
+        """Wait for a pattern in what the guest says since its boot began, and return what matched."""
+        self._wait(lambda: self.serial.find(pattern) is not None, f"never said /{pattern}/", patience)
+        found = self.serial.find(pattern)
+        assert found is not None
+        return found.group(0)
+
+    def wait_off(self, patience: float = PATIENCE) -> None:
+        """Wait until the guest has switched itself off."""
+        self._wait(lambda: not self.running, "did not switch itself off", patience)
+        self.power_off()
+
+    def _wait(self, done: Callable[[], bool], failure: str, patience: float) -> None:
+        silence = Silence(patience, time.monotonic())
+        while True:
+            stopped = not self.running
+            if done():
+                return
+            if stopped:
+                log = (self.folder / "qemu.log").read_text(errors="replace").strip()
+                raise GuestError(self, f"{failure}: it is off {log}".rstrip())
+            if silence.lasts(self.serial.size, time.monotonic()):
+                raise GuestError(self, f"{failure}: silent for {patience:.0f} s")
+            time.sleep(_PAUSE)
+
+    def _answers(self) -> bool:
+        """Whether an ssh server greets; much cheaper for the guest than a session."""
+        try:
+            with socket.create_connection(("127.0.0.1", self.hardware.port), timeout=5) as connection:
+                return connection.recv(4) == b"SSH-"
+        except OSError:
+            return False
+
+    # Inside
+
+    def ssh_command(self) -> list[str]:
+        """Return the words of an ssh session with the guest; they hold in the guest's folder."""
+        options = [
+            "BatchMode=yes",
+            "ConnectTimeout=60",
+            "ControlMaster=auto",
+            "ControlPath=ssh.sock",
+            "ControlPersist=60",
+            "KexAlgorithms=curve25519-sha256",
+            "LogLevel=ERROR",
+            "ServerAliveInterval=15",
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+        ]
+        words = [word for option in options for word in ("-o", option)]
+        return ["ssh", "-F", "none", "-i", str(keys().ssh), "-p", str(self.hardware.port), *words, "root@127.0.0.1"]
+
+    def ssh(
+        self, command: str, *, check: bool = True, stdin: bytes = b"", timeout: float = 300.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a shell command in the guest as root; raise ``GuestError`` when it fails, unless ``check`` is off."""
+        words = [*self.ssh_command(), command]
+        try:
+            done = subprocess.run(words, cwd=self.folder, input=stdin, capture_output=True, timeout=timeout)
+        except subprocess.TimeoutExpired as error:
+            raise GuestError(self, f"did not finish {command!r} within {timeout:.0f} s") from error
+        result = subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())
+        if check and result.returncode:
+            raise GuestError(self, f"ended {command!r} with {result.returncode}: {result.stdout}{result.stderr}")
+        return result
+
+    def boot_id(self, check: bool = True) -> str:
+        return self.ssh("cat /proc/sys/kernel/random/boot_id", check=check).stdout.strip()
+
+    def inventory(self) -> dict[str, object]:
+        """Return what Ansible must know to reach the guest."""
+        return {
+            "ansible_host": "127.0.0.1",
+            "ansible_port": self.hardware.port,
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(keys().ssh),
+            "ansible_ssh_common_args": shlex.join(
+                ["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+                + ["-o", "KexAlgorithms=curve25519-sha256", "-o", "ConnectTimeout=60", "-o", "LogLevel=ERROR"]
+            ),
+            "ansible_python_interpreter": "/usr/bin/python3",
+        }
+
+    @property
+    def _machine(self) -> Background:
+        return Background(self.folder / "qemu.pid")
+
+    @property
+    def _tpm(self) -> Background:
+        return Background(self.folder / "tpm.pid")
+
+    def _await_socket(self, name: str, process: Background) -> None:
+        end = time.monotonic() + 20
+        while not (self.folder / name).exists():
+            if process.pid is None or time.monotonic() > end:
+                raise LabError(f"{self.name}: no {name}: {(self.folder / 'tpm-process.log').read_text(errors='replace')}")
+            time.sleep(0.05)
+
+
+def guests() -> list[Guest]:
+    """Return every guest that exists, by name."""
+    return [Guest(path.parent.name) for path in sorted(GUESTS.glob("*/guest.json"))]
+
+
+def together(work: Callable[[Guest], object], those: Iterable[Guest]) -> None:
+    """Do the same with several guests at once; the first failure is raised when all have ended."""
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for outcome in [pool.submit(work, guest) for guest in those]:
+            outcome.result()
+
+
+def boot(guest: Guest, until: Optional[str] = None) -> None:
+    """Switch a guest on and wait for login, or for the text ``until`` on its serial line."""
+    begun = time.monotonic()
+    say(f"{guest.name}: booting ...")
+    guest.start()
+    if until is None:
+        guest.wait_login()
+    else:
+        guest.wait_text(until)
+    say(f"{guest.name}: {'ssh answers' if until is None else repr(until)} after {time.monotonic() - begun:.0f} s")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,141 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a guest is made of: the QEMU command line, the firmware with the lab's keys, and whether KVM works here."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Sequence
+
+from .cache import BUILD, cached, digest
+from .keys import Keys, keys
+from .process import Background, Word, run
+from .progress import say
+from .trees import LIBRARIES, tool, tools_tree
+
+FIRMWARE = "usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
+VARIABLES = "usr/share/OVMF/OVMF_VARS_4M.fd"
+#: Five-level page tables only make emulation slower.
+TCG = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off")
+KVM = ("-accel", "kvm", "-cpu", "host")
+#: A working KVM lets the firmware speak within two seconds.
+PROBE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a guest is given."""
+
+    cpus: int = 2
+    memory: int = 1536
+    """MiB"""
+    port: int = 0
+    """TCP port of the host's loopback that leads to the guest's ssh port."""
+
+
+def qemu() -> tuple[list[Word], dict[str, str]]:
+    """Return the words that run QEMU, and its environment."""
+    tree = tools_tree()
+    words = [*tool("qemu-system-x86_64"), "-L", tree / "usr/share/qemu"]
+    return words, {"QEMU_MODULE_DIR": str(tree / LIBRARIES / "qemu")}
+
+
+def swtpm() -> list[Word]:
+    """Return the words that run a TPM with the state in ``tpm`` of the working folder; it ends with its machine."""
+    return [
+        *tool("swtpm"),
+        "socket",
+        "--tpm2",
+        *("--tpmstate", "dir=tpm"),
+        *("--ctrl", "type=unixio,path=tpm.sock"),
+        *("--log", "file=tpm.log,level=1"),
+        "--terminate",
+    ]
+
+
+def devices(hardware: Hardware) -> list[Word]:
+    """Return QEMU's arguments for a guest; files are relative to the guest's folder, where QEMU runs."""
+    return [
+        *board(),
+        *("-drive", "if=pflash,unit=1,format=raw,file=variables.fd"),
+        *("-smp", str(hardware.cpus), "-m", f"{hardware.memory}M"),
+        *("-blockdev", "driver=file,node-name=file,filename=disk.raw,aio=threads,discard=unmap,cache.no-flush=on"),
+        *("-blockdev", "driver=raw,node-name=disk,file=file,discard=unmap,cache.no-flush=on"),
+        *("-device", "virtio-blk-pci,drive=disk,bootindex=1,serial=fde-lab"),
+        *("-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{hardware.port}-:22"),
+        *("-device", "virtio-net-pci,netdev=net,romfile="),
+        *("-device", "virtio-rng-pci"),
+        *("-chardev", "socket,id=tpm,path=tpm.sock", "-tpmdev", "emulator,id=tpm0,chardev=tpm"),
+        *("-device", "tpm-crb,tpmdev=tpm0"),
+        *("-chardev", "socket,id=serial,path=serial.sock,server=on,wait=off,logfile=serial.log,logappend=on"),
+        *("-serial", "chardev:serial"),
+        *("-qmp", "unix:qmp.sock,server=on,wait=off"),
+    ]
+
+
+def board() -> list[Word]:
+    """Return QEMU's arguments for the bare machine with its firmware, which only System Management Mode may rewrite."""
+    return [
+        *("-no-user-config", "-nodefaults", "-display", "none", "-vga", "none", "-boot", "menu=off"),
+        *("-machine", "q35,smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"),
+        *("-global", "ICH9-LPC.disable_s3=1"),
+        *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={tools_tree() / FIRMWARE}"),
+    ]
+
+
+def variables(lab: Keys) -> Path:
+    """Return the firmware's variables with Secure Boot on and no keys but the lab's."""
+    template = tools_tree() / VARIABLES
+    certificates = [lab.certificate(name) for name in ("PK", "KEK", "db")]
+
+    def enrol(target: Path) -> None:
+        platform, exchange, signatures = certificates
+        run(
+            [sys.executable, "-m", "virt.firmware.vars", "--loglevel", "error", "-i", template, "-o", target]
+            + ["--set-pk", lab.owner, platform, "--add-kek", lab.owner, exchange, "--add-db", lab.owner, signatures]
+            + ["--sb", "--no-microsoft"]
+        )
+
+    return cached("the firmware's variables", "variables.fd", digest(template, lab.owner, *certificates), enrol)
+
+
+@cache
+def accelerator() -> Sequence[str]:
+    """Return KVM's arguments if firmware really runs under it, else those of software emulation.
+
+    A ``/dev/kvm`` that exists can still fail, so a probe boot decides; the answer is kept until the machine is booted again.
+    """
+    answer = BUILD / "accelerator"
+    question = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    if not answer.exists() or answer.read_text().split()[0] != question:
+        works = Path("/dev/kvm").exists() and _probe()
+        answer.write_text(f"{question} {'kvm' if works else 'tcg'}\n")
+        say("guests run under KVM" if works else "KVM does not work here: guests run under software emulation")
+    return KVM if answer.read_text().split()[1] == "kvm" else TCG
+
+
+def _probe() -> bool:
+    words, environment = qemu()
+    with tempfile.TemporaryDirectory(prefix="probe-", dir=BUILD) as folder:
+        at, log = Path(folder), Path(folder) / "serial.log"
+        (at / "variables.fd").write_bytes(variables(keys()).read_bytes())
+        machine = Background(at / "pid")
+        machine.start(
+            [*words, *board(), "-drive", "if=pflash,unit=1,format=raw,file=variables.fd", *KVM, "-m", "256M"]
+            + ["-serial", "file:serial.log"],
+            cwd=at,
+            output=at / "qemu.log",
+            env=environment,
+        )
+        end = time.monotonic() + PROBE_SECONDS
+        while machine.pid and time.monotonic() < end and not (log.exists() and log.stat().st_size):
+            time.sleep(0.1)
+        works = machine.pid is not None and log.exists() and log.stat().st_size > 0
+        machine.stop()
+    return works
