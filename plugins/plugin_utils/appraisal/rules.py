@@ -14,6 +14,9 @@ import hmac
 from dataclasses import dataclass
 from typing import Callable
 
+from ...module_utils.agent.evidence import QUOTED_PCRS
+from ...module_utils.agent.machine import VOLUME
+from ...module_utils.luks2.profile import AUTHENTICATED, LAYOUT
 from ...module_utils.tpm import templates
 from ...module_utils.tpm.anchor import INDEX, SIZE, State, anchor_name
 from .case import BANK, Case, Undecided, fingerprint
@@ -29,12 +32,6 @@ from .userspace_log import parse as parse_userspace_log
 DEFAULT_PCRS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15)
 #: Without these there is nothing to judge.
 REQUIRED_PCRS = (4, 7, 11, 12, 15)
-#: What the boot agent quotes when it makes a volume.
-CREATION_PCRS = (0, 1, 2, 3, 4, 5, 7, 9, 11, 12)
-VOLUME = "fde-crypt"
-CIPHER = "aes-xts-plain64"
-INTEGRITY = "hmac(sha256)"
-SECTOR_SIZE = 4096
 
 
 # --- the keys
@@ -243,7 +240,7 @@ def _evidence_claims(case: Case) -> str:
 
 
 def _evidence_pcrs(case: Case) -> str:
-    if not same_selection(case.creation_quote.selection, {BANK: frozenset(CREATION_PCRS)}):
+    if not same_selection(case.creation_quote.selection, QUOTED_PCRS):
         raise AppraisalError("other-selection", "the quote of the volume's creation covers other PCRs than the agent's")
     _match_digest(case.creation_quote, case.creation.values, case.attestation)
     return "the PCR values are those that were quoted"
@@ -277,7 +274,8 @@ def _evidence_image(case: Case) -> str:
 
 def _evidence_encryption(case: Case) -> str:
     claims = case.creation.claims
-    if (claims.volume, claims.cipher, claims.integrity, claims.sector_size) != (VOLUME, CIPHER, INTEGRITY, SECTOR_SIZE):
+    required = (VOLUME, AUTHENTICATED.encryption, AUTHENTICATED.integrity, LAYOUT.sector_size)
+    if (claims.volume, claims.cipher, claims.integrity, claims.sector_size) != required:
         raise AppraisalError(
             "weak-volume", "the volume was not made with the authenticated encryption that is required"
         )

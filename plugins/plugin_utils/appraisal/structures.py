@@ -14,7 +14,7 @@ import hashlib
 import struct
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Callable, Mapping, Optional, TypeVar, Union
+from typing import Callable, Iterable, Mapping, Optional, TypeVar, Union
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
@@ -222,7 +222,7 @@ def _selection(reader: Reader) -> Selection:
     return selection
 
 
-def same_selection(quoted: Selection, asked: Selection) -> bool:
+def same_selection(quoted: Mapping[str, Iterable[int]], asked: Mapping[str, Iterable[int]]) -> bool:
     """Tell whether a quote covers exactly the banks and PCRs that were asked for."""
     return {bank: frozenset(pcrs) for bank, pcrs in quoted.items()} == {
         bank: frozenset(pcrs) for bank, pcrs in asked.items()

@@ -174,6 +174,20 @@ class Machine:
             for phase in PHASES[1:]:
                 self.measure(esys, 11, "phase", phase)
 
+    def write_header(self) -> Path:
+        """Make a LUKS2 header with the evidence token in a file, as the boot agent keeps one in memory."""
+        path = self.folder / "header"
+        with path.open("wb") as file:
+            file.truncate(32 << 20)
+        subprocess.run(
+            ["cryptsetup", "luksFormat", "--batch-mode", "--type", "luks2", "--uuid", UUID, "--key-file", "-"]
+            + ["--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", "--luks2-metadata-size", "256k", path],
+            input=b"a passphrase",
+            check=True,
+        )
+        subprocess.run(["cryptsetup", "token", "import", path], input=self.token, check=True)
+        return path
+
     def measure(self, esys: Any, pcr: int, kind: str, string: str, digest: Optional[bytes] = None) -> None:
         """Extend and record, as systemd does."""
         _extend(esys, pcr, digest or sha256(string.encode()))

@@ -1,0 +1,75 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Writes the fleet's report on the control node and shows it as a table."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import tempfile
+from typing import Any, Optional
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+from ..plugin_utils.report import fleet, missing, table, trusted
+
+ARGUMENTS = {
+    "hosts": {"type": "list", "elements": "str", "required": True},
+    "variable": {"type": "str", "default": "fde_attestation"},
+    "path": {"type": "path"},
+    "require": {"type": "str", "choices": ["trusted", "nothing"], "default": "trusted"},
+}
+
+
+class ActionModule(ActionBase):
+    """Reports on the hosts of a play."""
+
+    _supports_check_mode = True
+    _supports_async = False
+    _requires_connection = False
+
+    def run(self, tmp: Optional[str] = None, task_vars: Optional[dict[str, Any]] = None) -> dict[str, Any]:
+        super().run(tmp, task_vars)
+        del tmp
+        _validation, args = self.validate_argument_spec(argument_spec=ARGUMENTS)
+        hostvars = (task_vars or {})["hostvars"]
+        entries = {str(host): _registered(hostvars.get(host), str(args["variable"])) for host in args["hosts"]}
+        report = fleet(list(missing(entries)), datetime.datetime.now(datetime.timezone.utc))
+        result: dict[str, Any] = {"changed": False, "report": report}
+        if args["path"] is not None:
+            result["path"] = self._loader.path_dwim(str(args["path"]))
+            result["changed"] = not self._task.check_mode
+            if not self._task.check_mode:
+                _write(result["path"], report)
+        self._display.display(table(report))
+        distrusted = [host["host"] for host in report["hosts"] if host["verdict"] != "trusted"]
+        result["failed"] = args["require"] == "trusted" and not trusted(report)
+        result["msg"] = (
+            f"{len(distrusted)} of {len(report['hosts'])} hosts are not trusted: {', '.join(distrusted)}"
+            if distrusted
+            else f"all {len(report['hosts'])} hosts are trusted"
+        )
+        return result
+
+
+def _registered(variables: Any, name: str) -> Optional[dict[str, Any]]:
+    """Return a host's entry from the result that the task of ``cvm.fde.attest`` registered."""
+    registered = variables.get(name) if variables is not None else None
+    return registered.get("report") if registered is not None else None
+
+
+def _write(path: str, report: dict[str, Any]) -> None:
+    """Replace the report at once or not at all."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".report-")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=2)
+            file.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise AnsibleActionFail(f"{path}: the report cannot be written: {error.strerror}. Name another path") from error

@@ -1,0 +1,198 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: attest
+short_description: Attest a machine, its root and the making of its volume key
+version_added: 0.1.0
+author:
+  - The cvm.fde authors (@cvm-fde)
+description:
+  - Asks the TPM of a machine to prove what was started on it, what its root is made of, and where the key of its
+    encrypted volume was made. The answers are judged on the control node; nothing the machine says is believed
+    before it is verified.
+  - The machine is asked twice. First for the keys of its TPM; then, with a nonce and a credential that the control
+    node made for these keys, for a quote, the event logs, the certified anchor and the evidence that the volume
+    carries.
+  - The verdict is V(trusted) when every check passed, V(untrusted) when something contradicts what was expected,
+    V(unexplained) when all signed values are genuine but the logs do not lead to them, and V(unknown) when something
+    needed for a judgement is missing.
+  - Revocation lists of endorsement certificates are not consulted.
+options:
+  manifest:
+    description: The manifest of the sealed image that the machine runs, on the control node.
+    type: path
+    required: true
+  manifest_signature:
+    description: The signature of O(manifest). By default the same path with the suffix C(.sig).
+    type: path
+  manifest_key:
+    description: The public key or certificate (PEM) that O(manifest) must be signed by, on the control node.
+    type: path
+    required: true
+  endorsement_ca:
+    description:
+      - Files (PEM) with the authorities that may vouch for TPMs, on the control node. Every certificate in them is
+        trusted as it is.
+      - Without one no machine is better than V(unknown).
+    type: list
+    elements: path
+    default: []
+  endorsement_key:
+    description:
+      - The endorsement key that the machine is known by, as an earlier attestation returned it
+        (RV(claims.endorsement_key)).
+      - Without it any machine of the same image with a TPM of the same authorities passes for this one.
+    type: str
+  strategy:
+    description: How the root must be assembled. By default what O(manifest) says.
+    type: str
+    choices: [clone, overlay, copy]
+  pcrs:
+    description: The PCRs to ask for. 4, 7, 11, 12 and 15 must be among them; 16 and 23 must not, as anyone can reset
+      them.
+    type: list
+    elements: int
+    default: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15]
+  require:
+    description:
+      - With V(trusted), the task fails for every other verdict.
+      - With V(nothing), the task succeeds whatever the verdict, and it is up to the play to look at it.
+    type: str
+    choices: [trusted, nothing]
+    default: trusted
+  evidence_dir:
+    description:
+      - A directory on the control node in which everything that the judgement rests on is kept, one file for each host.
+      - It is made when it does not exist. Files have the mode 0600 and replace those of an earlier attestation.
+    type: path
+  tcti:
+    description: How to reach the TPM on the target.
+    type: str
+    default: device:/dev/tpmrm0
+  firmware_log:
+    description: The firmware's event log on the target.
+    type: path
+    default: /sys/kernel/security/tpm0/binary_bios_measurements
+  userspace_log:
+    description: The event log of systemd on the target.
+    type: path
+    default: /run/log/systemd/tpm2-measure.log
+  header:
+    description:
+      - Where the header of the encrypted volume is read from on the target.
+      - By default the copy that the boot agent keeps in memory, or the partition with the label C(fde).
+    type: path
+requirements:
+  - cryptography (on the control node)
+  - tpm2-pytss (on the target)
+attributes: {}
+extends_documentation_fragment:
+  - cvm.fde.attributes
+  - cvm.fde.attributes.info
+  - cvm.fde.attributes.action
+notes:
+  - "What one machine can make the control node keep in memory is bounded: 4 MiB for each of four logs, 512 KiB for
+    the evidence token, and what Ansible itself holds of a module's output."
+seealso:
+  - module: cvm.fde.fleet_report
+"""
+
+EXAMPLES = r"""
+- name: Go on only with machines that are what they should be
+  cvm.fde.attest:
+    manifest: build/manifest.json
+    manifest_key: keys/manifest.pem
+    endorsement_ca:
+      - authorities/vtpm-ca.pem
+
+- name: Look at a machine without failing
+  cvm.fde.attest:
+    manifest: build/manifest.json
+    manifest_key: keys/manifest.pem
+    endorsement_ca:
+      - authorities/vtpm-ca.pem
+    require: nothing
+    evidence_dir: evidence
+  register: attested
+"""
+
+RETURN = r"""
+verdict:
+  description: What became of the machine.
+  returned: when the machine was asked
+  type: str
+  sample: trusted
+road:
+  description: How the attestation key came to be trusted; V(none) when it did not.
+  returned: when the machine was asked
+  type: str
+  sample: ek-certificate
+checks:
+  description: Every check in the order of judgement, with its name, its status (passed, failed or unknown) and the
+    reason.
+  returned: when the machine was asked
+  type: list
+  elements: dict
+  sample: [{"name": "quote_nonce", "status": "passed", "reason": "it answers the nonce of this round"}]
+claims:
+  description: What the passed checks establish; what none of them does is null.
+  returned: when the machine was asked
+  type: dict
+  contains:
+    endorsement_key:
+      description: What the machine's TPM is known by, SHA-256 of the public area of its endorsement key.
+      type: str
+      returned: always
+    image:
+      description: Name of the image in its manifest.
+      type: str
+      returned: always
+    strategy:
+      description: How the root was assembled when the volume was made.
+      type: str
+      returned: always
+    root_hash:
+      description: Root hash of the image that the volume was made from.
+      type: str
+      returned: always
+    volume_key_id:
+      description: What the key of the volume is known by. It says nothing about the key itself.
+      type: str
+      returned: always
+    luks_uuid:
+      description: UUID of the volume.
+      type: str
+      returned: always
+    partition_uuid:
+      description: UUID of the partition of the volume.
+      type: str
+      returned: always
+    secure_boot:
+      description: Whether Secure Boot was on in this boot.
+      type: bool
+      returned: always
+    pcr_policy:
+      description: Fingerprint of the key whose policies can write the anchor.
+      type: str
+      returned: always
+    anchor:
+      description: What the TPM remembers about the volume, and whether that fits everything else.
+      type: dict
+      returned: always
+report:
+  description: The host's entry in the fleet's report, see C(docs/reference-report.md).
+  returned: when the machine was asked
+  type: dict
+evidence_file:
+  description: Where the evidence was kept on the control node.
+  returned: when O(evidence_dir) is given and the machine answered
+  type: str
+evidence_sha256:
+  description: SHA-256 of the kept evidence.
+  returned: when the machine answered
+  type: str
+"""

@@ -1,0 +1,171 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: attest_round
+short_description: Answer one round of an attestation
+version_added: 0.1.0
+author:
+  - The cvm.fde authors (@cvm-fde)
+description:
+  - The part of M(cvm.fde.attest) that runs on the target. Use that instead; what this one returns is not judged by
+    anybody.
+  - It only reads. It makes the TPM sign what it is asked to and collects the logs that belong to it.
+options:
+  round:
+    description:
+      - With V(identity), return the public keys and the certificate by which the TPM is known.
+      - With V(evidence), answer a nonce.
+    type: str
+    choices: [identity, evidence]
+    required: true
+  nonce:
+    description: What the TPM shall put into everything it signs, 32 bytes in base64.
+    type: str
+  pcrs:
+    description: The PCRs of the SHA-256 bank to quote.
+    type: list
+    elements: int
+  credential:
+    description: A TPM2B_ID_OBJECT for both keys of the TPM, in base64.
+    type: str
+  encrypted_seed:
+    description: The TPM2B_ENCRYPTED_SECRET that belongs to O(credential), in base64.
+    type: str
+  tcti:
+    description: How to reach the TPM.
+    type: str
+    default: device:/dev/tpmrm0
+  firmware_log:
+    description: The firmware's event log.
+    type: path
+    default: /sys/kernel/security/tpm0/binary_bios_measurements
+  userspace_log:
+    description: The event log of systemd.
+    type: path
+    default: /run/log/systemd/tpm2-measure.log
+  header:
+    description:
+      - Where the header of the encrypted volume is read from.
+      - By default the copy that the boot agent keeps in memory, or the partition with the label C(fde).
+    type: path
+requirements:
+  - tpm2-pytss
+attributes: {}
+extends_documentation_fragment:
+  - cvm.fde.attributes
+  - cvm.fde.attributes.info
+seealso:
+  - module: cvm.fde.attest
+"""
+
+EXAMPLES = r"""
+- name: Show by which keys the TPM is known
+  cvm.fde.attest_round:
+    round: identity
+"""
+
+RETURN = r"""
+answer:
+  description: The round's answer, in the shape that C(docs/reference-evidence.md) describes.
+  returned: success
+  type: dict
+"""
+
+import base64
+import json
+import os
+from typing import Any, Optional
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils.agent.evidence import TOKEN_TYPE
+from ..module_utils.agent.machine import Paths
+from ..module_utils.agent.partition import LABEL
+from ..module_utils.dm import clone
+from ..module_utils.dm.device import DeviceMapper
+from ..module_utils.errors import FdeError
+from ..module_utils.luks2.area import read_area
+from ..module_utils.runner import ModuleRunner, Runner
+from ..module_utils.tpm.esys import DEFAULT_TCTI
+from ..module_utils.tpm.measurements import FIRMWARE_LOG, USERSPACE_LOG
+from ..module_utils.tpm.rounds import Request, Sources, evidence, identity
+
+#: The boot agent's copy of the header that the volume was opened with, and where the header lies.
+HEADERS = (str(Paths().header), f"/dev/disk/by-partlabel/{LABEL}")
+ARGUMENTS = {
+    "round": {"type": "str", "choices": ["identity", "evidence"], "required": True},
+    "nonce": {"type": "str"},
+    "pcrs": {"type": "list", "elements": "int"},
+    # Encrypted for the TPM, so none of these is a secret.
+    "credential": {"type": "str", "no_log": False},
+    "encrypted_seed": {"type": "str", "no_log": False},
+    "tcti": {"type": "str", "default": DEFAULT_TCTI},
+    "firmware_log": {"type": "path", "default": FIRMWARE_LOG},
+    "userspace_log": {"type": "path", "default": USERSPACE_LOG},
+    "header": {"type": "path"},
+}
+
+
+def read_token(header: Optional[str]) -> Optional[bytes]:
+    """Return the evidence token of the volume as JSON, or None where there is no volume or not exactly one token."""
+    path = header or next((path for path in HEADERS if os.path.exists(path)), None)
+    if path is None:
+        return None
+    tokens = read_area(path).header().metadata["tokens"].values()
+    found = [token for token in tokens if token.get("type") == TOKEN_TYPE]
+    return json.dumps(found[0]).encode() if len(found) == 1 else None
+
+
+def hydration(runner: Runner) -> Optional[dict[str, int]]:
+    """Return how many regions of the root are on the encrypted device, or None where that cannot be told."""
+    if runner.find("dmsetup") is None:
+        return None
+    try:
+        return _hydration(DeviceMapper(runner))
+    except FdeError:
+        # The machine's own word, which no check rests on: an attestation does not fail for want of it.
+        return None
+
+
+def _hydration(mapper: DeviceMapper) -> Optional[dict[str, int]]:
+    if mapper.find(clone.NAMES.root) is None:
+        return None
+    if clone.is_clone(mapper):
+        status = clone.status(mapper)
+        return {"hydrated": status.hydrated, "total": status.total}
+    sectors = max(target.start + target.length for target in mapper.table(clone.NAMES.root))
+    return {"hydrated": -(-sectors // clone.REGION), "total": -(-sectors // clone.REGION)}
+
+
+def answer(params: dict[str, Any], runner: Runner) -> dict[str, Any]:
+    """Return the answer to the round that the parameters describe."""
+    sources = Sources(params["tcti"], params["firmware_log"], params["userspace_log"])
+    if params["round"] == "identity":
+        return identity(sources)
+    request = Request(
+        nonce=base64.b64decode(params["nonce"], validate=True),
+        selection={"sha256": tuple(params["pcrs"])},
+        credential=base64.b64decode(params["credential"], validate=True),
+        secret=base64.b64decode(params["encrypted_seed"], validate=True),
+    )
+    return {**evidence(sources, request, read_token(params["header"])), "hydration": hydration(runner)}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec=ARGUMENTS,
+        required_if=[("round", "evidence", ("nonce", "pcrs", "credential", "encrypted_seed"))],
+        supports_check_mode=True,
+    )
+    try:
+        module.exit_json(changed=False, answer=answer(module.params, ModuleRunner(module)))
+    except FdeError as error:
+        module.fail_json(msg=str(error), subject=error.subject, cause=error.cause, remedy=error.remedy)
+
+
+if __name__ == "__main__":
+    main()
