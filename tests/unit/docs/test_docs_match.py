@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import xml.etree.ElementTree
 from pathlib import Path
 from typing import Optional
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent.console import FAILED
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import (
     Action,
     Code,
@@ -77,6 +79,22 @@ def test_every_refusal_code_is_explained_in_its_own_words() -> None:
     expected = [(f"`{code.value}`", code.sentence, code.remedy) for code in Code]
     lines = "\n".join(f"| {' | '.join(row)} |" for row in expected)
     assert table("refusal-codes.md", "code") == expected, f"docs/refusal-codes.md should hold:\n{lines}"
+
+
+def raised_codes() -> set[str]:
+    """Return the codes that the core gives to ``Refusal`` as literals; those of ``Code`` never are."""
+    calls = (
+        node
+        for path in (CHECKOUT / "plugins/module_utils").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Refusal" and node.args
+    )
+    return {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
+
+
+def test_every_further_code_is_explained() -> None:
+    explained = {row[0].strip("`") for row in table("refusal-codes.md", "further code")}
+    assert explained == raised_codes() | {FAILED}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
