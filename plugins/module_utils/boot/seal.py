@@ -32,6 +32,7 @@ from .seal_plan import (
     Output,
     Plan,
     Request,
+    Room,
     Source,
     check_file_system,
     check_programs,
@@ -62,7 +63,7 @@ class Probe:
     source: Optional[Source]
     sealed_source: Optional[SealedImage]
     output: Output
-    free: int
+    room: Room
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def seal(tools: Tools, request: Request, work_dir: str, check_mode: bool = False
     """Seal an image, or say that it is sealed. ``work_dir`` holds the parts meanwhile. Raises ``FdeError``."""
     with _scratch(work_dir) as scratch:
         found = probe(tools, request, work_dir, scratch)
-        decision = plan(request, found.source, found.output, found.free)
+        decision = plan(request, found.source, found.output, found.room)
         known = found.sealed_source or (found.output.sealed if decision.action is not Action.SEAL else None)
         result = Result(decision, (), *_describe(known))
         if check_mode or decision.action is Action.NOTHING:
@@ -124,8 +125,22 @@ def probe(tools: Tools, request: Request, work_dir: str, scratch: str) -> Probe:
         raise FdeError(request.src, f"it is in use: {used}", "Unmount it and detach what is set up on it")
     sealed_source = read_sealed(tools, request.src, size, scratch)
     source = None if sealed_source is not None else probe_source(tools, request, size, is_device)
-    room = os.statvfs(work_dir)
-    return Probe(source, sealed_source, _probe_output(tools, request, source, scratch), room.f_bavail * room.f_frsize)
+    output = _probe_output(tools, request, source, scratch)
+    return Probe(source, sealed_source, output, _probe_room(request.dest, work_dir))
+
+
+def _probe_room(dest: str, work_dir: str) -> Room:
+    directory = os.path.dirname(os.path.abspath(dest))
+    if not os.path.isdir(directory):
+        raise FdeError(directory, "this directory does not exist", "Create it, or name another one")
+    is_device = os.path.exists(dest) and stat.S_ISBLK(os.stat(dest).st_mode)
+    other = not is_device and os.stat(directory).st_dev != os.stat(work_dir).st_dev
+    return Room(_free(work_dir), _free(directory) if other else None)
+
+
+def _free(directory: str) -> int:
+    room = os.statvfs(directory)
+    return room.f_bavail * room.f_frsize
 
 
 def _ukify_version(tools: Tools) -> int:
@@ -156,6 +171,10 @@ def probe_source(tools: Tools, request: Request, size: int, is_device: bool) -> 
         found = check_file_system(file_system.identify(start), root, request.src)
         content = _content(disk.fileno(), root, found.size, request.src)
     files = ext4.Ext4Files(tools, request.src, root.offset)
+    if not files.list("/"):
+        raise FdeError(
+            request.src, "debugfs cannot read the root's files", "Use the e2fsprogs of the image's distribution"
+        )
     os_release = next((path for path in OS_RELEASE if _is_file(files, path)), None)
     if os_release is None:
         raise FdeError(
@@ -188,6 +207,8 @@ def _is_file(files: ext4.Ext4Files, path: str) -> bool:
 def _probe_output(tools: Tools, request: Request, source: Optional[Source], scratch: str) -> Output:
     if request.in_place or source is None or not os.path.exists(request.dest):
         return Output(False, None, b"", b"")
+    if os.path.samefile(request.src, request.dest):
+        raise FdeError(request.dest, "it is the input too", "Name another file, or set 'in_place'")
     size, _ = _size(request.dest)
     used = use_of(request.dest)
     if used is not None:
@@ -290,7 +311,7 @@ class Builder:
     def _clean_root(self) -> None:
         root = self._path("root")
         ext4.Ext4Files(self._tools, root).apply(self._source.clean, self._now, self._scratch)
-        env = {"E2FSPROGS_FAKE_TIME": str(self._now)}
+        env = {"E2FSPROGS_FAKE_TIME": str(self._now), "E2FSCK_TIME": str(self._now)}
         # Status 1: errors were corrected, among them what debugfs leaves for e2fsck to tidy up.
         self._tools.run(["e2fsck", "-f", "-p", "-E", "discard", File(root, writable=True)], env=env, ok=(0, 1))
         self._tools.run(["e2fsck", "-f", "-n", File(root)], env=env)

@@ -91,6 +91,14 @@ class Output:
     expected_manifest: bytes
 
 
+@dataclass(frozen=True)
+class Room:
+    """Free bytes where the parts are made, and where the output goes when that is another file system."""
+
+    work: int
+    dest: Optional[int] = None
+
+
 class Action(str, Enum):
     """What is to be done."""
 
@@ -190,11 +198,8 @@ def wanted_superblock(source: Source) -> Superblock:
     return Superblock(derive_uuid(salt, "verity"), "sha256", BLOCK, BLOCK, blocks, salt)
 
 
-def plan(request: Request, source: Optional[Source], output: Output, free: int) -> Plan:
-    """Return what to do; ``source`` is None when the input is a sealed image already. Raises ``FdeError``.
-
-    ``free`` is the room in bytes where the output and its parts are put together.
-    """
+def plan(request: Request, source: Optional[Source], output: Output, room: Room) -> Plan:
+    """Return what to do; ``source`` is None when the input is a sealed image already. Raises ``FdeError``."""
     check_extra(request.command_line)
     if source is None:
         return Plan(Action.NOTHING, "the input is a sealed image already")
@@ -208,7 +213,7 @@ def plan(request: Request, source: Optional[Source], output: Output, free: int) 
         raise FdeError(
             request.dest, "it exists and is not a sealed image", "Name another file, or set 'force' to replace it"
         )
-    _check_sizes(request, source, free)
+    _check_sizes(request, source, room)
     reason = (
         "the output is sealed from another input or with other options" if output.sealed else "the image is not sealed"
     )
@@ -227,20 +232,18 @@ def _is_wanted(sealed: SealedImage, request: Request, source: Source) -> bool:
     )
 
 
-def _check_sizes(request: Request, source: Source, free: int) -> None:
+def _check_sizes(request: Request, source: Source, room: Room) -> None:
     if request.esp_size < max(MIN_SIZE, source.kernel.size + OVERHEAD):
         least = -(-max(MIN_SIZE, source.kernel.size + OVERHEAD) // gpt.MIB)
         raise FdeError(
             "esp_size", "the kernel image does not fit the EFI system partition", f"Make it at least {least} MiB"
         )
+    image = source.root_content.stored + wanted_superblock(source).area_size + 2 * source.kernel.size
     # Parts and finished image exist side by side for a moment.
-    need = 2 * (source.root_content.stored + wanted_superblock(source).area_size) + 4 * source.kernel.size
-    if free < need:
-        raise FdeError(
-            request.dest,
-            f"there is not enough free space: {need >> 20} MiB are needed, {free >> 20} MiB are free",
-            "Free some, or name another directory with 'work_dir' and 'dest'",
-        )
+    for need, free in ((2 * image, room.work), (image, image if room.dest is None else room.dest)):
+        if free < need:
+            cause = f"there is not enough free space: {need >> 20} MiB are needed, {free >> 20} MiB are free"
+            raise FdeError(request.dest, cause, "Free some, or name another directory with 'work_dir' and 'dest'")
 
 
 def _steps(request: Request, source: Source) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ copied.
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from typing import Mapping, Optional, Sequence, Union
 
@@ -124,7 +125,9 @@ def sandboxed(tree: str, argv: Sequence[Argument], env: Mapping[str, str]) -> li
             place = f"/run/files/{len(mounts)}"
             mounts[source, part.writable] = place
             target = place if part.writable else f"{place}/{os.path.basename(path)}"
-            command += ["--dev-bind" if part.writable else "--ro-bind", source, target]
+            # A plain bind mount would not let a block device be opened.
+            device = stat.S_ISBLK(os.stat(path).st_mode) if os.path.exists(path) else False
+            command += ["--dev-bind" if part.writable or device else "--ro-bind", source, target]
         inner.append(f"{part.prefix}{mounts[source, part.writable]}/{os.path.basename(path)}{part.suffix}")
     return [*command, "--", *inner]
 

@@ -17,15 +17,12 @@ def use_of(
 
     A file counts as used as soon as a loop device is attached to it, because its content may change at any time.
     """
-    mode = os.stat(path).st_mode
-    if stat.S_ISBLK(mode):
-        return _device_use(path, sys, mountinfo, swaps)
     real = os.path.realpath(path)
     for name in sorted(_names(os.path.join(sys, "block"))):
         backing = _text(os.path.join(sys, "block", name, "loop", "backing_file"))
         if backing and os.path.realpath(backing) == real:
             return f"loop device /dev/{name} is attached to it"
-    return None
+    return _device_use(path, sys, mountinfo, swaps) if stat.S_ISBLK(os.stat(path).st_mode) else None
 
 
 def _device_use(path: str, sys: str, mountinfo: str, swaps: str) -> Optional[str]:
