@@ -42,9 +42,13 @@ class PolicyError(FdeError):
 
 @dataclass(frozen=True)
 class PolicyKey:
-    """The RSA public key whose holder signs PCR policies; ``der`` is its SubjectPublicKeyInfo."""
+    """The RSA public key whose holder signs PCR policies.
+
+    ``der`` is its SubjectPublicKeyInfo, ``pkcs1`` the RSAPublicKey inside of it.
+    """
 
     der: bytes
+    pkcs1: bytes
     modulus: bytes
     exponent: int
 
@@ -53,12 +57,12 @@ class PolicyKey:
         """Read a PEM "PUBLIC KEY". Raises ``PolicyError`` when it is not one RSA key of 2048 to 4096 bits."""
         try:
             der = _pem_body(pem)
-            modulus, exponent = _rsa_numbers(der)
+            pkcs1, modulus, exponent = _rsa_key(der)
         except (ValueError, IndexError) as error:
             raise PolicyError(source, f"it is not an RSA public key in PEM: {error}", "Seal the image again") from error
         if not 256 <= len(modulus) <= 512 or not 0x10001 <= exponent < 1 << 32:
             raise PolicyError(source, f"an RSA key of {8 * len(modulus)} bits is not accepted", "Use RSA-2048")
-        return cls(der, modulus, exponent)
+        return cls(der, pkcs1, modulus, exponent)
 
     @property
     def public(self) -> bytes:
@@ -78,8 +82,13 @@ class PolicyKey:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the SubjectPublicKeyInfo in hex: ``pkfp`` of ``.pcrsig``."""
+        """SHA-256 of the SubjectPublicKeyInfo in hex, as the rest of the world names keys."""
         return hashlib.sha256(self.der).hexdigest()
+
+    @property
+    def pkfp(self) -> str:
+        """SHA-256 of the PKCS #1 RSAPublicKey in hex, as ``.pcrsig`` names the key (systemd ``pubkey_fingerprint``)."""
+        return hashlib.sha256(self.pkcs1).hexdigest()
 
     @property
     def policy(self) -> bytes:
@@ -92,7 +101,7 @@ class PolicyKey:
 class SignedPolicy:
     """One entry of ``.pcrsig``: the policy digest of a boot phase, and the signature over it."""
 
-    fingerprint: str
+    pkfp: str
     digest: bytes
     signature: bytes
 
@@ -143,7 +152,7 @@ def authorized(esys: Any, key: PolicyKey, policies: Sequence[SignedPolicy]) -> I
         esys.trsess_set_attributes(session, tss.TPMA_SESSION.CONTINUESESSION)
         esys.policy_pcr(session, tss.TPM2B_DIGEST(), f"sha256:{PHASE_PCR}")
         current = bytes(esys.policy_get_digest(session))
-        policy = next((one for one in policies if one.fingerprint == key.fingerprint and one.digest == current), None)
+        policy = next((one for one in policies if one.pkfp == key.pkfp and one.digest == current), None)
         if policy is None:
             raise PolicyError(
                 f"PCR {PHASE_PCR}",
@@ -186,8 +195,8 @@ def _pem_body(pem: bytes) -> bytes:
         raise ValueError(str(error)) from error
 
 
-def _rsa_numbers(der: bytes) -> tuple[bytes, int]:
-    """Return modulus and exponent of a SubjectPublicKeyInfo (RFC 3279, section 2.3.1)."""
+def _rsa_key(der: bytes) -> tuple[bytes, bytes, int]:
+    """Return the RSAPublicKey in a SubjectPublicKeyInfo, its modulus and exponent (RFC 3279, section 2.3.1)."""
     info = _element(der, 0x30)
     algorithm = _element(info[0], 0x30, whole=False)
     if algorithm[0] != _RSA_ENCRYPTION:
@@ -196,7 +205,7 @@ def _rsa_numbers(der: bytes) -> tuple[bytes, int]:
     numbers = _element(bits[1:], 0x30)[0]
     modulus, rest = _element(numbers, 0x02, whole=False)
     exponent = _element(rest, 0x02)[0]
-    return modulus.lstrip(b"\0"), int.from_bytes(exponent, "big")
+    return bits[1:], modulus.lstrip(b"\0"), int.from_bytes(exponent, "big")
 
 
 def _element(data: bytes, tag: int, whole: bool = True) -> tuple[bytes, bytes]:

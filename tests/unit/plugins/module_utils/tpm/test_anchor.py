@@ -64,7 +64,7 @@ def signed(signer: rsa.RSAPrivateKey, *words: bytes) -> tuple[SignedPolicy, ...]
     signature = signer.sign(digest, padding.PKCS1v15(), hashes.SHA256())
     entry = {
         "pcrs": [11],
-        "pkfp": PolicyKey.from_pem(pem(signer)).fingerprint,
+        "pkfp": PolicyKey.from_pem(pem(signer)).pkfp,
         "pol": digest.hex(),
         "sig": base64.b64encode(signature).decode(),
     }
@@ -116,7 +116,7 @@ def test_another_key_does_not_write(esys: Any, signer: rsa.RSAPrivateKey) -> Non
     anchors.define(esys, key)
     [forged] = signed(other)
     with pytest.raises(tss.TSS2_Exception, match="signature"):
-        anchors.write(esys, key, [replace(forged, fingerprint=key.fingerprint)], Anchor(State.READY))
+        anchors.write(esys, key, [replace(forged, pkfp=key.pkfp)], Anchor(State.READY))
     with pytest.raises(tss.TSS2_Exception):
         anchors.write(esys, PolicyKey.from_pem(pem(other)), [forged], Anchor(State.READY))
     assert anchors.probe(esys, key).standing is Standing.UNWRITTEN

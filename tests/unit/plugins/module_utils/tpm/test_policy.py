@@ -9,11 +9,31 @@ import json
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import PolicyError, PolicyKey, signed_policies
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import (
+    PolicyError,
+    PolicyKey,
+    pcr_policy,
+    signed_policies,
+)
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 ENTRY: dict[str, Any] = {"pcrs": [11], "pkfp": "ab" * 32, "pol": "cd" * 32, "sig": base64.b64encode(b"s").decode()}
+#: What systemd-measure 262 made: a key, the PCR 11 it predicted, and the entry it signed.
+MEASURED_KEY = b"""\
+-----BEGIN PUBLIC KEY-----
+MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEA3xGmutN2ehFn9ebdDZeG
+PCEvI52+5twZLOs/CQsdnFWpepfRg+jgYRzN7G/h5LfOSP7A2YooT+9lGPaayIbr
+maWQl1WgZpAJ9tL7fKFCYRdRpSOY0seLpjOjUSE7NYb5tmRmd5x9Qa3yKiuw9l3H
+8HO0x0Gt+f6V5plRNoxAl2wiSV0oPRpbU4S4xyZFbecGlOY8F1IYhxGhZ1N7Xb55
+Ng4GohfuLkGVPxphqr1aXjlPkgKtGQZEbmgoeKY4DF0/KQueRBRkcHBkpBj+n1WK
+qVJRX5Wj4o/gJc2OcpNMv9WnDQNg7y5EE00uUsIAmJmgAcYxqkhEAB3LdVfcunTl
+FQIDAQAB
+-----END PUBLIC KEY-----
+"""
+MEASURED_VALUE = bytes.fromhex("d107ba9e37f476a7a4ddee4a14458c4ffc73bfd219b3ee6916d83ba1be49333d")
+MEASURED_PKFP = "8f778ad143dc9beb0f5a81537027b491b5cbd2c5bfbe896be169ea84446c2065"
+MEASURED_POLICY = bytes.fromhex("5bd61bee92b72bd48ad91232dac450921726f95f31791263adadaada8b99daf9")
 
 
 def pem(public: Any) -> bytes:
@@ -34,6 +54,11 @@ def test_the_key_is_read_as_cryptography_reads_it(public: rsa.RSAPublicKey) -> N
     assert (int.from_bytes(key.modulus, "big"), key.exponent) == (numbers.n, numbers.e)
     der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     assert key.fingerprint == hashlib.sha256(der).hexdigest()
+
+
+def test_key_and_policy_are_named_as_systemd_measure_names_them() -> None:
+    assert PolicyKey.from_pem(MEASURED_KEY).pkfp == MEASURED_PKFP
+    assert pcr_policy(11, MEASURED_VALUE) == MEASURED_POLICY
 
 
 def test_each_truncation_and_each_changed_tag_is_refused(public: rsa.RSAPublicKey) -> None:
@@ -69,7 +94,7 @@ def test_other_files_are_not_a_policy_key(content: bytes) -> None:
 def test_policies_that_we_cannot_use_are_left_out() -> None:
     others = [{**ENTRY, "pcrs": [11, 12]}, {**ENTRY, "pcrs": [4]}, {**ENTRY, "ref": "initrd"}]
     [policy] = signed_policies(json.dumps({"sha256": [*others, ENTRY], "sha384": [ENTRY]}).encode())
-    assert (policy.fingerprint, policy.digest, policy.signature) == ("ab" * 32, bytes.fromhex("cd" * 32), b"s")
+    assert (policy.pkfp, policy.digest, policy.signature) == ("ab" * 32, bytes.fromhex("cd" * 32), b"s")
 
 
 @pytest.mark.parametrize(
