@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# What a person or a machine does with this project. Everything that is built lies in build/ and .venv/.
+
+LAB := tests/lab/lab
+PYTHON := .venv/bin/python
+PYTEST := $(PYTHON) -m pytest
+# Images, device-mapper and guests need root.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
+# The newest Python that the machine has.
+HOST_PYTHON := $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
+
+.PHONY: help setup demo test lint sanity unit integration e2e clean
+
+help: ## say what there is
+	@sed -n 's/^\([a-z0-9]*\):.* ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## install the Debian packages and the virtual environment that are missing
+	$(if $(HOST_PYTHON),,$(error Python >= 3.11 is needed: apt-get install python3))
+	@$(HOST_PYTHON) tests/lab/setup.py
+
+demo: setup ## seal an image, boot two guests from it, attest them, show the fleet
+	@$(LAB) demo
+
+test: setup lint unit integration e2e ## run all tests
+
+lint: setup ## check style and types
+	@tests/lint.sh
+
+sanity: setup ## run ansible-test sanity on the archive as it is shipped
+	@tests/sanity.sh
+
+unit: setup ## test the parts, without root or network
+	$(PYTEST) tests/unit
+
+integration: setup ## test with real device-mapper in a User-mode Linux guest
+	@$(LAB) tools
+	$(SUDO) $(PYTEST) tests/integration
+
+e2e: setup ## test whole boots in QEMU
+	$(SUDO) $(PYTEST) tests/e2e
+
+clean: ## stop the guests and delete everything that was built
+	@test ! -x $(PYTHON) || $(LAB) down --delete
+	$(SUDO) rm -rf build .venv
