@@ -4,6 +4,6 @@
 """The lab: confidential-VM stand-ins on one machine.
 
 A guest is a QEMU machine with OVMF, Secure Boot under the lab's own keys and a software TPM whose endorsement key is
-certified by the lab's own authority. Everything that is built lies in one folder, ``build/`` of the checkout, under a name
-that contains the digest of its recipe, so that nothing is built twice.
+certified by the lab's own authority. Everything that is built lies in one folder, ``build/`` of the checkout, under a
+name that contains the digest of its recipe, so that nothing is built twice.
 """

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-
 from .guest import GIB, Guest, boot, guests, together
 from .images import base_image
 from .process import LabError
@@ -65,7 +64,9 @@ def _list(_: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lab", description="Confidential-VM stand-ins: QEMU, OVMF, Secure Boot, a TPM.")
+    parser = argparse.ArgumentParser(
+        prog="lab", description="Confidential-VM stand-ins: QEMU, OVMF, Secure Boot, a TPM."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     up = commands.add_parser("up", help="make and boot guests, all at once, until ssh answers")

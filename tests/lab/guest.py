@@ -52,7 +52,7 @@ class Guest:
 
     @classmethod
     def create(cls, name: str, image: Path, *, size: int = 8 * GIB, cpus: int = 2, memory: int = 1536) -> Guest:
-        """Make a guest that is off: a copy of ``image`` on a disk of ``size`` bytes, a new TPM, firmware with the lab's keys.
+        """Make a guest that is off: ``image`` copied to a disk of ``size`` bytes, a new TPM, firmware with the lab's keys.
 
         A guest of that name that exists already is stopped and replaced.
         """
@@ -102,7 +102,7 @@ class Guest:
     # Power
 
     def start(self) -> None:
-        """Switch the guest on and wait until its firmware speaks; a machine that says nothing at all is tried once more."""
+        """Switch the guest on and wait until its firmware speaks; a machine that says nothing is tried once more."""
         for last in (False, True):
             self._start()
             try:
@@ -145,7 +145,9 @@ class Guest:
         before = self.boot_id()
         self.serial.begin_boot()
         self.ssh("systemctl reboot --no-block", check=False)
-        self._wait(lambda: self._answers() and self.boot_id(check=False) not in ("", before), "did not come back", patience)
+        self._wait(
+            lambda: self._answers() and self.boot_id(check=False) not in ("", before), "did not come back", patience
+        )
 
     def delete(self) -> None:
         """Stop the guest and forget everything about it."""
@@ -156,7 +158,9 @@ class Guest:
 
     def wait_login(self, patience: float = PATIENCE) -> None:
         """Wait until a command can be run over ssh; as long as the serial log grows, the guest is not given up."""
-        self._wait(lambda: self._answers() and self.ssh("true", check=False).returncode == 0, "never reached login", patience)
+        self._wait(
+            lambda: self._answers() and self.ssh("true", check=False).returncode == 0, "never reached login", patience
+        )
 
     def wait_text(self, pattern: str, patience: float = PATIENCE) -> str:
         """Wait for a pattern in what the guest says since its boot began, and return what matched."""
@@ -253,7 +257,8 @@ class Guest:
         end = time.monotonic() + 20
         while not (self.folder / name).exists():
             if process.pid is None or time.monotonic() > end:
-                raise LabError(f"{self.name}: no {name}: {(self.folder / 'tpm-process.log').read_text(errors='replace')}")
+                log = (self.folder / "tpm-process.log").read_text(errors="replace")
+                raise LabError(f"{self.name}: no {name}: {log}")
             time.sleep(0.05)
 
 

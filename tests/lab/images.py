@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A tree made into a raw disk image that boots by itself: GPT, EFI system partition with a signed kernel image, ext4 root."""
+"""A tree made into a raw disk image that boots by itself: GPT, a signed kernel image in the ESP, ext4 root."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMAND_LINE = "console=ttyS0 quiet mitigations=off systemd.show_status=1 system
 def base_image() -> Path:
     """Return the general-purpose image, the stand-in for what a cloud's marketplace offers."""
     tree = base_tree()
-    recipe = digest(tree.name, (Path(__file__)), keys().certificate("db").read_text())
+    recipe = digest(tree.name, Path(__file__), keys().certificate("db").read_text())
     return cached("the base image", "base.raw", recipe, lambda at: pack(tree, at))
 
 
@@ -44,10 +44,8 @@ def pack(tree: Path, image: Path) -> None:
     with open(image, "wb") as file:
         file.truncate(ROOT_START + ROOT_SIZE + TAIL)
     _partition(image, root_id, esp_id)
-    run(
-        ["mkfs.ext4", "-q", "-L", "root", "-d", tree, "-E", f"offset={ROOT_START},lazy_itable_init=0,lazy_journal_init=0"]
-        + [image, f"{ROOT_SIZE // 1024}k"]
-    )
+    options = f"offset={ROOT_START},lazy_itable_init=0,lazy_journal_init=0"
+    run(["mkfs.ext4", "-q", "-L", "root", "-d", tree, "-E", options, image, f"{ROOT_SIZE // 1024}k"])
     kernel_image, esp = image.with_suffix(".efi"), image.with_suffix(".esp")
     _kernel_image(tree, f"root=PARTUUID={root_id} rw {COMMAND_LINE}", keys(), kernel_image)
     _system_partition(kernel_image, esp)

@@ -19,7 +19,7 @@ from .progress import step
 
 @dataclass(frozen=True)
 class Keys:
-    """The folder of the keys. Private keys are ``NAME.key``, certificates ``NAME.crt``, public keys ``NAME.pub``, all PEM."""
+    """The folder of the keys, all PEM: private keys ``NAME.key``, certificates ``NAME.crt``, public keys ``NAME.pub``."""
 
     folder: Path
 

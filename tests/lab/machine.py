@@ -95,12 +95,11 @@ def variables(lab: Keys) -> Path:
     certificates = [lab.certificate(name) for name in ("PK", "KEK", "db")]
 
     def enrol(target: Path) -> None:
-        platform, exchange, signatures = certificates
-        run(
-            [sys.executable, "-m", "virt.firmware.vars", "--loglevel", "error", "-i", template, "-o", target]
-            + ["--set-pk", lab.owner, platform, "--add-kek", lab.owner, exchange, "--add-db", lab.owner, signatures]
-            + ["--sb", "--no-microsoft"]
-        )
+        words: list[Word] = [sys.executable, "-m", "virt.firmware.vars", "--loglevel", "error"]
+        words += ["-i", template, "-o", target, "--sb", "--no-microsoft"]
+        for option, certificate in zip(("--set-pk", "--add-kek", "--add-db"), certificates):
+            words += [option, lab.owner, certificate]
+        run(words)
 
     return cached("the firmware's variables", "variables.fd", digest(template, lab.owner, *certificates), enrol)
 
@@ -109,7 +108,7 @@ def variables(lab: Keys) -> Path:
 def accelerator() -> Sequence[str]:
     """Return KVM's arguments if firmware really runs under it, else those of software emulation.
 
-    A ``/dev/kvm`` that exists can still fail, so a probe boot decides; the answer is kept until the machine is booted again.
+    A ``/dev/kvm`` that exists can still fail, so a probe boot decides; the answer is kept until the host boots again.
     """
     answer = BUILD / "accelerator"
     question = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

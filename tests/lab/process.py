@@ -29,8 +29,7 @@ def run(argv: Sequence[Word], *, cwd: Optional[Path] = None, env: Optional[Mappi
             cwd=cwd,
             env={**os.environ, "LC_ALL": "C.UTF-8", **(env or {})},
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             errors="replace",
         )
@@ -44,8 +43,10 @@ def run(argv: Sequence[Word], *, cwd: Optional[Path] = None, env: Optional[Mappi
 
 @dataclass(frozen=True)
 class Background:
-    """A process that outlives the program that started it, known by its id **and** its start time, so that a later process
-    with the same id is never taken for it. ``file`` remembers both."""
+    """A process that outlives the program that started it.
+
+    ``file`` remembers its id **and** its start time, so that a later process with the same id is never taken for it.
+    """
 
     file: Path
 
@@ -93,7 +94,7 @@ class Background:
 
 
 def _start_time(pid: int) -> str:
-    """Return when a process started, in clock ticks since boot (proc(5), field 22); empty when it is gone or a zombie."""
+    """Return when a process started, in clock ticks since boot (proc(5), field 22); empty when it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

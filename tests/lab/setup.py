@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Install what the project's tests and its demonstration need, and nothing that is there already.
 
-Run by ``make setup`` with the machine's own Python (>= 3.11) and its standard library alone: Debian packages first, then a
-virtual environment under ``.venv`` with the packages that pyproject.toml names.
+Run by ``make setup`` with the machine's own Python (>= 3.11) and its standard library alone: Debian packages first, then
+a virtual environment under ``.venv`` with the packages that pyproject.toml names.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import os
 import subprocess
 import sys
 import sysconfig
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = CHECKOUT / ".venv"
 STAMP = ENVIRONMENT / "requirements.digest"
 
-#: Debian packages by what they are for. Machines, firmware, TPM and kernel image tools come from a tree that is built later.
+#: Debian packages by what they are for. QEMU, its firmware and ukify come from a tree that is built later.
 PACKAGES = {
     "trees and images": "mmdebstrap debian-archive-keyring dosfstools e2fsprogs fdisk mtools openssl util-linux",
     "guests": "openssh-client user-mode-linux",
@@ -48,8 +49,8 @@ def _debian_packages(wanted: list[str]) -> None:
     print(f"setup: installing the Debian packages {' '.join(missing)}", flush=True)
     sudo = [] if os.geteuid() == 0 else ["sudo"]
     apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]
-    subprocess.run([*apt, "update"], check=True, stdin=subprocess.DEVNULL)
-    subprocess.run([*apt, "install", "--yes", "--no-install-recommends", *missing], check=True, stdin=subprocess.DEVNULL)
+    for command in (["update"], ["install", "--yes", "--no-install-recommends", *missing]):
+        subprocess.run([*apt, *command], check=True, stdin=subprocess.DEVNULL)
 
 
 def _installed() -> set[str]:

@@ -11,16 +11,17 @@ from .cache import BUILD, lock
 from .keys import Keys
 from .trees import run_in, tools_tree
 
-#: One bank: what is not extended is not hashed, and under emulation every hash of a 40 MB kernel image is paid in seconds.
+#: One bank only: under emulation every hash of a 40 MB kernel image is paid in seconds.
 BANKS = "sha256"
 
 
 def manufacture(guest: Path, keys: Keys) -> None:
-    """Make a new TPM in the folder ``tpm`` of a guest: RSA-2048 and ECC P-384 endorsement keys and their certificates."""
+    """Make a new TPM in the folder ``tpm`` of a guest: RSA-2048 and ECC P-384 endorsement keys, both certified."""
     (guest / "tpm").mkdir(mode=0o700)
     inside, lab = _seen(guest), _seen(keys.folder)
     (guest / "tpm-authority.conf").write_text(
-        f"statedir = {lab}\nsigningkey = {lab}/ek-ca.key\nissuercert = {lab}/ek-ca.crt\ncertserial = {lab}/ek-ca.serial\n"
+        f"statedir = {lab}\nsigningkey = {lab}/ek-ca.key\nissuercert = {lab}/ek-ca.crt\n"
+        f"certserial = {lab}/ek-ca.serial\n"
     )
     (guest / "tpm-authority.options").write_text(
         "--platform-manufacturer cvm.fde\n--platform-version 1.0\n--platform-model lab\n"

@@ -19,8 +19,8 @@ MIRROR = os.environ.get("FDE_LAB_MIRROR", "http://deb.debian.org/debian")
 #: forky's Release file may be past its valid-until date.
 APT_OPTIONS = ('Acquire::Check-Valid-Until "false"', 'APT::Install-Recommends "false"')
 
-#: What seals images, what tests under User-mode Linux run on, and the machines themselves: forky's QEMU emulates twice as
-#: fast as that of Debian 12, and every host of the lab gets the same firmware.
+#: What seals images, what tests under User-mode Linux run on, and the machines themselves: forky's QEMU emulates twice
+#: as fast as that of Debian 12, and every host of the lab gets the same firmware.
 TOOLS = (
     "qemu-system-x86 ovmf "
     "systemd systemd-boot-efi systemd-cryptsetup systemd-repart systemd-tpm systemd-ukify udev dracut "
@@ -45,7 +45,8 @@ OVERLAY = Path(__file__).parent / "image"
 
 def tools_tree() -> Path:
     """Return the tree of tools; treat it as read-only."""
-    return cached("the tree of tools", "tools", digest(SUITE, MIRROR, TOOLS, APT_OPTIONS), lambda at: _debian(at, TOOLS))
+    recipe = digest(SUITE, MIRROR, TOOLS, APT_OPTIONS)
+    return cached("the tree of tools", "tools", recipe, lambda at: _debian(at, TOOLS))
 
 
 def base_tree() -> Path:
@@ -65,7 +66,7 @@ def tool(program: str) -> list[Union[str, Path]]:
     """Return the words that run a program of the tree of tools on the host's own files, with the tree's libraries."""
     tree = tools_tree()
     libraries = f"{tree / LIBRARIES}:{tree / LIBRARIES}/swtpm"
-    loader = [tree / "lib64/ld-linux-x86-64.so.2", "--library-path", libraries]
+    loader: list[Union[str, Path]] = [tree / "lib64/ld-linux-x86-64.so.2", "--library-path", libraries]
     return [*loader, "--argv0", program, tree / "usr/bin" / program]
 
 
