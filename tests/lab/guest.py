@@ -52,7 +52,7 @@ class Guest:
 
     @classmethod
     def create(cls, name: str, image: Path, *, size: int = 8 * GIB, cpus: int = 2, memory: int = 1536) -> Guest:
-        """Make a guest that is off: ``image`` copied to a disk of ``size`` bytes, a new TPM, firmware with the lab's keys.
+        """Make a guest that is off: a copy of ``image`` on a disk of ``size`` bytes, a new TPM, the lab's firmware.
 
         A guest of that name that exists already is stopped and replaced.
         """

@@ -19,7 +19,7 @@ from .progress import step
 
 @dataclass(frozen=True)
 class Keys:
-    """The folder of the keys, all PEM: private keys ``NAME.key``, certificates ``NAME.crt``, public keys ``NAME.pub``."""
+    """The folder of the keys, in PEM: private ``NAME.key``, certificates ``NAME.crt``, public ``NAME.pub``."""
 
     folder: Path
 

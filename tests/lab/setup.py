@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Install what the project's tests and its demonstration need, and nothing that is there already.
 
-Run by ``make setup`` with the machine's own Python (>= 3.11) and its standard library alone: Debian packages first, then
-a virtual environment under ``.venv`` with the packages that pyproject.toml names.
+Run by ``make setup`` with the machine's own Python (>= 3.11) and its standard library alone: Debian packages first,
+then a virtual environment under ``.venv`` with the packages that pyproject.toml names.
 """
 
 from __future__ import annotations
