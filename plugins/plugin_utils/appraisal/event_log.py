@@ -228,12 +228,10 @@ class _Reader:
         return len(self._data) - self._position
 
     def padding(self) -> bool:
-        """Tell whether only the padding of a fixed buffer is left; an end mark before anything else is an error."""
-        rest = self._data[self._position : self._position + 4]
-        if rest == END_MARK:
-            if self._data.count(0xFF, self._position) != self.left:
-                raise AppraisalError("malformed", "something follows the end mark of the firmware's log")
-            return True
+        """Tell whether only the padding of a fixed buffer is left."""
+        # One index of all ones is not enough: that is also how a reference to a platform's manifest is written.
+        if self._data.startswith(END_MARK, self._position):
+            return self._data.count(0xFF, self._position) == self.left
         # Buffers are whole pages; without that rule a log cut inside an event's leading zeroes would pass for a
         # padded one.
         return len(self._data) % 4096 == 0 and self._data.count(0, self._position) == self.left
