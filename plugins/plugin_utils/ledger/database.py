@@ -64,8 +64,12 @@ class Database:
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Open a transaction that no other writer runs beside; it is committed at the end or leaves nothing."""
+        options: dict[str, object] = {"ledger_begin": "BEGIN IMMEDIATE"}
+        if not self._is_file:
+            # What others committed while this one waited for the lock must be seen after it.
+            options = {"isolation_level": "READ COMMITTED"}
         with self._in_our_terms():
-            connection, transaction = self._begin({"ledger_begin": "BEGIN IMMEDIATE"})
+            connection, transaction = self._begin(options)
             with connection, transaction:
                 if not self._is_file:
                     connection.execute(select(func.set_config("lock_timeout", f"{LOCK_TIMEOUT}s", True)))

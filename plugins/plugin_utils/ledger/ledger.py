@@ -30,7 +30,7 @@ _T = TypeVar("_T")
 #: A record and the documents that belong to it, by name.
 Submission = tuple[Record, Mapping[str, bytes]]
 _NONE: Mapping[str, bytes] = {}
-#: The same with the names of its documents' digests, and what is new among them by digest, compressed.
+#: A record, the digests of its documents by name, and the compressed documents by digest.
 _Packed = tuple[Record, dict[str, str], dict[str, bytes]]
 
 
@@ -71,15 +71,15 @@ class Ledger:
 
     def append_all(self, submissions: Sequence[Submission]) -> tuple[Entry, ...]:
         """Add several records, next to each other and all or none."""
-        packed = self._pack(submissions)
+        packed = _pack(submissions)
         with self.database.writing() as connection:
             return self._write(connection, packed)
 
     def identify(self, identity: Identity, documents: Mapping[str, bytes] = _NONE) -> tuple[Conflict, ...]:
         """Add the identity that a host proved, unless it is known, and return the conflicts that concern the host."""
-        packed = self._pack([(identity, documents)])
+        packed = _pack([(identity, documents)])
         with self.database.writing() as connection:
-            register = _register(connection, identity)
+            register = self._register(connection, identity)
             if not register.knows(identity):
                 self._write(connection, packed)
                 register.note(identity)
@@ -87,7 +87,7 @@ class Ledger:
 
     def decide(self, decision: Decision, documents: Mapping[str, bytes] = _NONE) -> Entry:
         """Add an operator's decision; FdeError if there is nothing to decide."""
-        packed = self._pack([(decision, documents)])
+        packed = _pack([(decision, documents)])
         with self.database.writing() as connection:
             self._check_decision(connection, decision)
             (entry,) = self._write(connection, packed)
@@ -171,12 +171,12 @@ class Ledger:
     def conflicts(self, host: Optional[str] = None) -> tuple[Conflict, ...]:
         """Return the conflicts of identity that concern a host, or all of them."""
         with self.database.reading() as connection:
-            return _register(connection, host).conflicts(host)
+            return self._register(connection, host).conflicts(host)
 
     def register(self) -> Register:
         """Return what is known of all hosts' identities."""
         with self.database.reading() as connection:
-            return _register(connection)
+            return self._register(connection)
 
     def reappraise(
         self,
@@ -195,35 +195,7 @@ class Ledger:
     def _page(self, query: Select[tuple[object, ...]]) -> list[Entry]:
         with self.database.reading() as connection:
             rows = connection.execute(query).mappings().all()
-        return [self._entry(dict(row)) for row in rows]
-
-    def _entry(self, row: dict[str, object]) -> Entry:
-        try:
-            if digest_of(row) != row["digest"]:
-                raise ValueError("the digest is of something else")
-            return entry_of(row)
-        except (ValueError, TypeError, RecursionError) as damaged:
-            raise Refusal(
-                "ledger-entry",
-                self.name,
-                f"entry {row['sequence']} is not what was recorded",
-                "Verify the ledger, and restore it from a copy or an export",
-            ) from damaged
-
-    def _pack(self, submissions: Sequence[Submission]) -> list[_Packed]:
-        """Name every document by its digest and compress those that are new, which would take long under the lock."""
-        digests = [
-            {name: packing.digest_of(content) for name, content in contents.items()}
-            for _record, contents in submissions
-        ]
-        with self.database.reading() as connection:
-            known = set(_known(connection, {digest for names in digests for digest in names.values()}))
-        packed: list[_Packed] = []
-        for (record, contents), names in zip(submissions, digests):
-            new = {digest: packing.pack(contents[name]) for name, digest in names.items() if digest not in known}
-            known.update(new)
-            packed.append((record, names, new))
-        return packed
+        return [_entry(self.name, dict(row)) for row in rows]
 
     def _write(self, connection: Connection, packed: Sequence[_Packed]) -> tuple[Entry, ...]:
         head = self._sound_head(connection)
@@ -246,8 +218,29 @@ class Ledger:
         row = connection.execute(select(entries).order_by(entries.c.sequence.desc()).limit(1)).mappings().one_or_none()
         if row is None:
             return EMPTY
-        last = self._entry(dict(row))
+        last = _entry(self.name, dict(row))
         return Head(last.sequence, last.digest)
+
+    def _register(self, connection: Connection, about: Union[Identity, str, None] = None) -> Register:
+        """Read the register, for all hosts or for those that what is asked about can depend on."""
+        columns = entries.c
+        query = (
+            select(entries)
+            .where(columns.kind.in_((Kind.IDENTITY.value, Kind.DECISION.value)))
+            .order_by(columns.sequence)
+        )
+        if about is None:
+            return Register(_entry(self.name, dict(row)).record for row in connection.execute(query).mappings())
+        hosts = {about if isinstance(about, str) else about.host}
+        keys = set() if isinstance(about, str) else set(about.fingerprints)
+        while True:
+            related = query.where(or_(columns.host.in_(hosts), columns.ek.in_(keys), columns.ak.in_(keys)))
+            records = [_entry(self.name, dict(row)).record for row in connection.execute(related).mappings()]
+            found_keys = keys.union(*(record.fingerprints for record in records if isinstance(record, Identity)))
+            found_hosts = hosts.union(record.host for record in records)
+            if found_hosts == hosts and found_keys == keys:
+                return Register(records)
+            hosts, keys = found_hosts, found_keys
 
     def _check_decision(self, connection: Connection, decision: Decision) -> None:
         if decision.action is Action.RENEW_VOLUME:
@@ -262,10 +255,37 @@ class Ledger:
             .limit(1)
         )
         if found and decision.action is Action.APPROVE_IDENTITY:
-            found = decision.key in _register(connection, decision.host).claimed(decision.host)
+            found = decision.key in self._register(connection, decision.host).claimed(decision.host)
             cause = f"it never showed key {decision.key}, or that was settled already"
         if not found:
             raise FdeError(decision.host, cause, f"Look at the host's entries in {self.name} and name it as they do")
+
+
+def _entry(name: str, row: Mapping[str, object]) -> Entry:
+    """Read an entry of the named ledger; `Refusal` unless it is what its digest was made from."""
+    try:
+        if digest_of(row) != row["digest"]:
+            raise ValueError("the digest is of something else")
+        return entry_of(row)
+    except (ValueError, TypeError, RecursionError) as damaged:
+        raise Refusal(
+            "ledger-entry",
+            name,
+            f"entry {row['sequence']} is not what was recorded",
+            "Verify the ledger, and restore it from a copy or an export",
+        ) from damaged
+
+
+def _pack(submissions: Sequence[Submission]) -> list[_Packed]:
+    """Name every document by its digest and compress it, which would take long under the lock."""
+    seen: set[str] = set()
+    packed: list[_Packed] = []
+    for record, contents in submissions:
+        names = {name: packing.digest_of(content) for name, content in contents.items()}
+        new = {digest: packing.pack(contents[name]) for name, digest in names.items() if digest not in seen}
+        seen.update(new)
+        packed.append((record, names, new))
+    return packed
 
 
 def _head(connection: Connection) -> Head:
@@ -293,25 +313,3 @@ def _began(connection: Connection, host: str, volume: Optional[str] = None) -> i
         begins = or_(begins, and_(columns.action == Action.RENEW_VOLUME.value, columns.volume == volume))
     last = connection.execute(select(func.max(columns.sequence)).where(columns.host == host, begins)).scalar()
     return last or 0
-
-
-def _register(connection: Connection, about: Union[Identity, str, None] = None) -> Register:
-    """Read the register, for all hosts or for those that what is asked about can depend on."""
-    columns = entries.c
-    query = (
-        select(entries).where(columns.kind.in_((Kind.IDENTITY.value, Kind.DECISION.value))).order_by(columns.sequence)
-    )
-    if about is None:
-        rows = connection.execute(query).mappings().all()
-        return Register(entry_of(dict(row)).record for row in rows)
-    host = about if isinstance(about, str) else about.host
-    keys = set() if isinstance(about, str) else set(about.fingerprints)
-    hosts: set[str] = {host}
-    while True:
-        related = or_(columns.host.in_(hosts), columns.ek.in_(keys), columns.ak.in_(keys))
-        records = [entry_of(dict(row)).record for row in connection.execute(query.where(related)).mappings()]
-        found_keys = keys.union(*(record.fingerprints for record in records if isinstance(record, Identity)))
-        found_hosts = hosts.union(record.host for record in records)
-        if found_hosts == hosts and found_keys == keys:
-            return Register(records)
-        hosts, keys = found_hosts, found_keys

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Text,
     column,
     event,
+    func,
     select,
     table,
 )
@@ -122,6 +123,8 @@ def missing_guards(connection: Connection) -> list[str]:
         query = select(master.c.name).where(master.c.type == "trigger")
     else:
         wanted = {f"{guarded.name}_no_change" for guarded in _TABLES}
-        triggers = table("pg_trigger", column("tgname"), column("tgenabled"))
-        query = select(triggers.c.tgname).where(triggers.c.tgenabled.in_(("O", "A")))
+        triggers = table("pg_trigger", column("tgname"), column("tgenabled"), column("tgrelid"))
+        query = select(triggers.c.tgname).where(
+            triggers.c.tgenabled.in_(("O", "A")), func.pg_table_is_visible(triggers.c.tgrelid)
+        )
     return sorted(wanted - set(connection.execute(query).scalars()))
