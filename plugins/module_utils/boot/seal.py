@@ -15,7 +15,7 @@ import stat
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Iterator, Optional
 
 from ..disk import ext4, file_system, gpt, sparse
@@ -119,12 +119,12 @@ def probe(tools: Tools, request: Request, work_dir: str, scratch: str) -> Probe:
     version = _ukify_version(tools)
     missing = [program for program in (*PROGRAMS, request.sign_tool.value) if not tools.has(program)]
     check_programs(missing, version, os.path.isfile(tools.resource(STUB)))
-    size, is_device = _size(request.src)
+    size, _ = _size(request.src)
     used = use_of(request.src)
     if used is not None:
         raise FdeError(request.src, f"it is in use: {used}", "Unmount it and detach what is set up on it")
     sealed_source = read_sealed(tools, request.src, size, scratch)
-    source = None if sealed_source is not None else probe_source(tools, request, size, is_device)
+    source = None if sealed_source is not None else probe_source(tools, request, size)
     output = _probe_output(tools, request, source, scratch)
     return Probe(source, sealed_source, output, _probe_room(request.dest, work_dir))
 
@@ -133,8 +133,7 @@ def _probe_room(dest: str, work_dir: str) -> Room:
     directory = os.path.dirname(os.path.abspath(dest))
     if not os.path.isdir(directory):
         raise FdeError(directory, "this directory does not exist", "Create it, or name another one")
-    is_device = os.path.exists(dest) and stat.S_ISBLK(os.stat(dest).st_mode)
-    other = not is_device and os.stat(directory).st_dev != os.stat(work_dir).st_dev
+    other = _device_size(dest) is None and os.stat(directory).st_dev != os.stat(work_dir).st_dev
     return Room(_free(work_dir), _free(directory) if other else None)
 
 
@@ -162,7 +161,7 @@ def _size(path: str) -> tuple[int, bool]:
         raise FdeError(path, f"it cannot be read: {error.strerror}", "Name a raw disk image or a whole disk") from error
 
 
-def probe_source(tools: Tools, request: Request, size: int, is_device: bool) -> Source:
+def probe_source(tools: Tools, request: Request, size: int) -> Source:
     """Look at an image that is to be sealed. Raises ``FdeError`` when it cannot be."""
     with open(request.src, "rb") as disk:
         root = choose_root(gpt.read_table(disk, size, request.src), request.src)
@@ -181,8 +180,6 @@ def probe_source(tools: Tools, request: Request, size: int, is_device: bool) -> 
             request.src, "the root has no /usr/lib/os-release", "Use an image with an operating system in it"
         )
     return Source(
-        size=size,
-        is_device=is_device,
         root=root,
         file_system=found,
         root_content=content,
@@ -205,22 +202,30 @@ def _is_file(files: ext4.Ext4Files, path: str) -> bool:
 
 
 def _probe_output(tools: Tools, request: Request, source: Optional[Source], scratch: str) -> Output:
+    nothing = Output(False, None, b"", b"", _device_size(request.dest))
     if request.in_place or source is None or not os.path.exists(request.dest):
-        return Output(False, None, b"", b"")
+        return nothing
     if os.path.samefile(request.src, request.dest):
         raise FdeError(request.dest, "it is the input too", "Name another file, or set 'in_place'")
-    size, _ = _size(request.dest)
     used = use_of(request.dest)
     if used is not None:
         raise FdeError(request.dest, f"it is in use: {used}", "Unmount it and detach what is set up on it")
-    sealed = read_sealed(tools, request.dest, size, scratch)
+    sealed = read_sealed(tools, request.dest, _size(request.dest)[0], scratch)
     if sealed is None:
-        return Output(True, None, b"", b"")
+        return replace(nothing, exists=True)
     expected = b""
     if request.certificate in b"".join(sealed.uki.image.certificates):
         expected = manifests.encode(manifests.manifest(_facts(request, source, sealed)))
     signed = manifests.is_signed_by(tools, request.manifest, f"{request.manifest}.sig", request.manifest_key, scratch)
-    return Output(True, sealed, _read(request.manifest) if signed else b"", expected)
+    return Output(True, sealed, _read(request.manifest) if signed else b"", expected, nothing.device_size)
+
+
+def _device_size(path: str) -> Optional[int]:
+    """Return the size of a block device, None for a file or for what does not exist."""
+    if not os.path.exists(path):
+        return None
+    size, is_device = _size(path)
+    return size if is_device else None
 
 
 def _facts(request: Request, source: Source, sealed: SealedImage) -> manifests.Facts:
@@ -270,7 +275,8 @@ class Builder:
             verify_tree(self._tools, self._path("root"), self._path("verity"), root_hash)
         with self._step("build and sign the kernel image"):
             uki = self._build_uki(root_hash)
-        layout = self._lay_out(root_hash)
+        sizes = superblock.data_size, superblock.area_size
+        layout = lay_out(self._request.esp_size, *sizes, root_hash, _device_size(self._request.dest))
         sealed = SealedImage(root_hash, layout.root, layout.verity, superblock, uki)
         document = manifests.encode(manifests.manifest(_facts(self._request, self._source, sealed)))
         with self._step("make the EFI system partition"):
@@ -283,8 +289,8 @@ class Builder:
             write_manifest(self._tools, self._request, document, self._scratch)
         with self._step(f"write {self._request.dest}"):
             self._finish()
-        root_hash_hex, sizes = _describe(sealed)
-        return Result(decision, tuple(self._steps), root_hash_hex, (*sizes, ("image", layout.disk_size)))
+        described, parts = _describe(sealed)
+        return Result(decision, tuple(self._steps), described, (*parts, ("image", layout.disk_size)))
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -340,17 +346,6 @@ class Builder:
         check(uki, self._request.certificate)
         return uki
 
-    def _lay_out(self, root_hash: bytes) -> Layout:
-        device_size = None
-        if os.path.exists(self._request.dest):
-            size, is_device = _size(self._request.dest)
-            device_size = size if is_device else None
-        sizes = (os.path.getsize(self._path("root")), os.path.getsize(self._path("verity")))
-        try:
-            return lay_out(self._request.esp_size, *sizes, root_hash, device_size)
-        except ValueError as error:
-            raise FdeError(self._request.dest, str(error), "Use a larger device or a smaller 'esp_size'") from error
-
     def _make_esp(self, layout: Layout, root_hash: bytes) -> None:
         volume_id = int.from_bytes(layout.esp.id.bytes[:4], "big")
         uki = self._path("uki.efi")
@@ -377,7 +372,7 @@ class Builder:
 
     def _finish(self) -> None:
         dest = self._request.dest
-        if os.path.exists(dest) and stat.S_ISBLK(os.stat(dest).st_mode):
+        if _device_size(dest) is not None:
             with open(self._path("disk"), "rb") as disk, open(os.open(dest, os.O_WRONLY | os.O_EXCL), "wb") as device:
                 sparse.overwrite(disk.fileno(), os.path.getsize(self._path("disk")), device.fileno())
                 os.fsync(device.fileno())

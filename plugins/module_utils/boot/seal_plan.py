@@ -18,7 +18,7 @@ from ..disk.sparse import Content
 from ..errors import FdeError
 from ..verity.superblock import Superblock
 from .command_line import check_extra, command_line
-from .sealed_image import SealedImage, derive_uuid
+from .sealed_image import SealedImage, derive_uuid, lay_out
 from .secure_boot import Variable
 from .uki import MIN_STUB, SignTool
 
@@ -69,8 +69,6 @@ class Kernel:
 class Source:
     """The image to seal. ``root_content`` says what its root held when it was looked at."""
 
-    size: int
-    is_device: bool
     root: gpt.Partition
     file_system: FileSystem
     root_content: Content
@@ -89,6 +87,8 @@ class Output:
     manifest: bytes
     #: What its manifest would be for the present request.
     expected_manifest: bytes
+    #: Size of the device that is to hold the image, None for a file.
+    device_size: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def plan(request: Request, source: Optional[Source], output: Output, room: Room)
         raise FdeError(
             request.dest, "it exists and is not a sealed image", "Name another file, or set 'force' to replace it"
         )
-    _check_sizes(request, source, room)
+    _check_sizes(request, source, output, room)
     reason = (
         "the output is sealed from another input or with other options" if output.sealed else "the image is not sealed"
     )
@@ -232,13 +232,18 @@ def _is_wanted(sealed: SealedImage, request: Request, source: Source) -> bool:
     )
 
 
-def _check_sizes(request: Request, source: Source, room: Room) -> None:
+def _check_sizes(request: Request, source: Source, output: Output, room: Room) -> None:
     if request.esp_size < max(MIN_SIZE, source.kernel.size + OVERHEAD):
         least = -(-max(MIN_SIZE, source.kernel.size + OVERHEAD) // gpt.MIB)
         raise FdeError(
             "esp_size", "the kernel image does not fit the EFI system partition", f"Make it at least {least} MiB"
         )
-    image = source.root_content.stored + wanted_superblock(source).area_size + 2 * source.kernel.size
+    superblock = wanted_superblock(source)
+    try:
+        lay_out(request.esp_size, superblock.data_size, superblock.area_size, bytes(32), output.device_size)
+    except ValueError as error:
+        raise FdeError(request.dest, str(error), "Use a larger device or a smaller 'esp_size'") from error
+    image = source.root_content.stored + superblock.area_size + 2 * source.kernel.size
     # Parts and finished image exist side by side for a moment.
     for need, free in ((2 * image, room.work), (image, image if room.dest is None else room.dest)):
         if free < need:
