@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ..cbor import Item, Key, decode, encode_strings
-from ..endorsement import parse_certificate, verify_chain
+from ..endorsement import verify_chain
 from ..errors import AppraisalError
+from .certificates import read_certificate
 from .fields import ecdsa_signature
 
 #: A document of the largest fields (three of 1 KiB) and a bundle of six certificates stays below.
@@ -91,8 +92,8 @@ def _document(fields: Mapping[Key, Item], signed: bytes, signature: bytes) -> Ni
         match.group(1),
         datetime.datetime.fromtimestamp(timestamp / 1000, datetime.timezone.utc),
         _pcrs(fields["nitrotpm_pcrs"]),
-        parse_certificate(_bytes(fields["certificate"])),
-        tuple(parse_certificate(_bytes(certificate)) for certificate in bundle),
+        read_certificate(_bytes(fields["certificate"])),
+        tuple(read_certificate(_bytes(certificate)) for certificate in bundle),
         _optional(fields.get("public_key")),
         _optional(fields.get("user_data")),
         _optional(fields.get("nonce")),

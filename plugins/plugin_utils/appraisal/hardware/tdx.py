@@ -24,8 +24,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ..endorsement import CHAIN_LIMIT, parse_certificate, verify_chain
+from ..endorsement import CHAIN_LIMIT, verify_chain
 from ..errors import AppraisalError
+from .certificates import read_certificate
 from .fields import Fields, ecdsa_signature
 
 TD_REPORT_SIZE = 1024
@@ -136,9 +137,9 @@ def _certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
         raise AppraisalError("malformed", f"the TD quote does not carry 1 to {CHAIN_LIMIT} certificates")
     try:
         found = x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise AppraisalError("malformed", "the certificates in the TD quote cannot be read") from error
-    return tuple(parse_certificate(certificate.public_bytes(Encoding.DER)) for certificate in found)
+    return tuple(read_certificate(certificate.public_bytes(Encoding.DER)) for certificate in found)
 
 
 def verify_quote(

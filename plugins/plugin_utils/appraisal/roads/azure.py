@@ -17,9 +17,9 @@ from typing import Optional, Sequence
 
 from cryptography import x509
 
-from ..endorsement import parse_certificate
 from ..errors import AppraisalError
 from ..hardware import snp, tdx
+from ..hardware.certificates import read_certificate
 from ..hardware.hcl import HardwareReport, HclReport, RuntimeClaims, parse_hcl
 from .endorsement_key import Activation
 from .trust import (
@@ -62,8 +62,8 @@ class AzureSnp:
         hcl.require_bound(report.report_data)
         bindings = _bind(hcl.claims, attester, self.activation)
         snp.require_production(report)
-        between = [parse_certificate(raw) for raw in few(self.intermediates)]
-        endorsed = snp.verify_report(report, parse_certificate(self.vcek), self.authorities, between, now)
+        between = [read_certificate(raw) for raw in few(self.intermediates)]
+        endorsed = snp.verify_report(report, read_certificate(self.vcek), self.authorities, between, now)
         hardware = Hardware("snp", endorsed.product, report.measurement.hex(), endorsed.tcb)
         not_checked = (
             NO_REVOCATION,

@@ -21,8 +21,9 @@ from cryptography import x509
 
 from ....module_utils.tpm import templates as tpm
 from ..credential import SECRET_SIZE, Credential, make_credential
-from ..endorsement import parse_certificate, verify_endorsement
+from ..endorsement import verify_endorsement
 from ..errors import AppraisalError
+from ..hardware.certificates import read_certificate
 from ..structures import PublicArea
 from .trust import NO_REVOCATION, AkTrust, Attester, Binding, Remark, RoadName, digest, few, fingerprints, spki
 
@@ -70,8 +71,8 @@ class EkCertificate:
     def establish(self, attester: Attester, now: datetime.datetime) -> AkTrust:
         """See `trust.Road`."""
         attester.require_attestation_key()
-        certificate = parse_certificate(self.certificate)
-        between = [parse_certificate(der) for der in few(self.intermediates)]
+        certificate = read_certificate(self.certificate)
+        between = [read_certificate(der) for der in few(self.intermediates)]
         ek = self.activation.endorsement
         chain = verify_endorsement(certificate, ek, self.authorities, between, now)
         bindings = (

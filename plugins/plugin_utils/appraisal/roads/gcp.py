@@ -16,9 +16,10 @@ from typing import Sequence
 
 from cryptography import x509
 
-from ..endorsement import parse_certificate, verify_chain
+from ..endorsement import verify_chain
 from ..errors import AppraisalError
 from ..hardware import der
+from ..hardware.certificates import read_certificate
 from .trust import (
     NO_REVOCATION,
     AkTrust,
@@ -51,12 +52,12 @@ class GcpAkCertificate:
     def establish(self, attester: Attester, now: datetime.datetime) -> AkTrust:
         """See `trust.Road`."""
         attester.require_attestation_key()
-        certificate = parse_certificate(self.certificate)
+        certificate = read_certificate(self.certificate)
         if not same_key(certificate.public_key(), attester.ak.key):
             raise AppraisalError("other-key", "the certificate is for another key than the attestation key")
         _require_leaf(certificate)
         chain = verify_chain(
-            certificate, self.authorities, [parse_certificate(raw) for raw in few(self.intermediates)], now
+            certificate, self.authorities, [read_certificate(raw) for raw in few(self.intermediates)], now
         )
         host = _instance(certificate)
         bindings = (
