@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Mapping
 
 PACKAGE = "cvm_fde"
 #: The parts of the core that the agent imports.
@@ -27,15 +27,26 @@ _TIME = (1980, 1, 1, 0, 0, 0)
 
 def build(core: Path) -> bytes:
     """Return the zipapp of the core in the directory ``core`` (``plugins/module_utils``)."""
+    return b"#!/usr/bin/python3 -I\n" + pack({"__main__.py": _MAIN.encode(), **dict(_modules(core))})
+
+
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """Return a zip of ``files`` by name; the same files give the same bytes."""
     buffer = io.BytesIO()
     # Stored, not compressed: the compressor's version would show in the bytes, and package and initrd compress anyway.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in sorted({"__main__.py": _MAIN.encode(), **dict(_modules(core))}.items()):
+        for name, content in sorted(files.items()):
             entry = zipfile.ZipInfo(name, _TIME)
             entry.external_attr = 0o100644 << 16
             entry.create_system = 3
             archive.writestr(entry, content)
-    return b"#!/usr/bin/python3 -I\n" + buffer.getvalue()
+    return buffer.getvalue()
+
+
+def unpack(content: bytes) -> dict[str, bytes]:
+    """Return the files of a zip that ``pack`` made."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
 
 
 def _modules(core: Path) -> Iterator[tuple[str, bytes]]:

@@ -44,7 +44,7 @@ def status(mapper: DeviceMapper, paths: Paths = PATHS, tcti: str = DEFAULT_TCTI)
         "luks_uuid": _luks_uuid(mapper, problems),
         "anchor": _anchor(paths, tcti, problems),
         "refusal": _refusal(paths),
-        "problems": problems,
+        "problems": list(dict.fromkeys(problems)),
     }
 
 
