@@ -5,7 +5,7 @@
 
 A module that changes something extends ``cvm.fde.attributes`` and adds its own ``support`` (and ``details``) for
 ``check_mode``, ``diff_mode`` and ``idempotent``. A module that only reads extends ``cvm.fde.attributes.info`` as well,
-which says it for all three. A module with an action plugin of the same name extends ``cvm.fde.attributes.action`` as well.
+which says it for all three. A module with an action plugin of its name extends ``cvm.fde.attributes.action`` as well.
 """
 
 from __future__ import annotations
