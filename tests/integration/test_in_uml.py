@@ -55,7 +55,9 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     ]
     exchange = tmp_path_factory.mktemp("exchange")
     tree = uml.tools_tree()
-    argv = ["python3", "-m", "pytest", "-v", "-rN", "--tb=no", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    argv = ["python3", "-m", "pytest", "-v", "-rN", "--tb=no", "--import-mode=importlib"]
+    # The checkout is read-only in there, so nothing may want to keep notes in it.
+    argv += ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
     argv += [f"--rootdir={uml.CHECKOUT}", f"--confcutdir={HERE}", "-c", str(uml.CHECKOUT / "pyproject.toml")]
     argv += [str(INSIDE / function) for function in chosen]
     try:

@@ -47,6 +47,8 @@ ENVIRONMENT = {
     "HOME": "/root",
     "TERM": "dumb",
     "PYTHONDONTWRITEBYTECODE": "1",
+    # Where tests/conftest.py links the checkout as the collection.
+    "PYTHONPATH": str(CHECKOUT / "build/collections"),
     "FDE_INSIDE_UML": "1",
 }
 

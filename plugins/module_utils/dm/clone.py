@@ -17,8 +17,10 @@ drivers/md/dm-clone-{target,metadata}.c.
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from typing import Iterator
 
 from ..errors import FdeError, Refusal
 from .device import DeviceMapper
@@ -32,6 +34,11 @@ THRESHOLD = 64
 BATCH = 16
 
 _MEBIBYTE = 2048
+#: What must be readable of a device from the first boot on, at its start and at its end. udev and mount look for
+#: signatures and give up at the first error: libblkid reads up to 4 MiB and a block (the second LUKS2 header) from the
+#: start and 3087 sectors (Promise RAID) from the end. ext4 and xfs read their last block before they grow.
+_FRONT = 5 * _MEBIBYTE
+_BACK = 2 * _MEBIBYTE
 #: dm-clone's metadata block, fixed in the kernel.
 _BLOCK = 8
 #: A bitset is an array of 64-bit words; a 4 KiB array block has a header of 24 bytes.
@@ -118,7 +125,8 @@ def slices(size: int, source: int, region: int = REGION) -> Slices:
 def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, names: Names = NAMES) -> Status:
     """Make the root device from the active devices ``encrypted`` and ``source`` (device-mapper names).
 
-    ``fresh`` says that the volume was made in this boot: only then is the metadata zeroed. Hydration in the background
+    ``fresh`` says that the volume was made in this boot: only then is the metadata zeroed, and both ends of the root
+    made readable for good. Hydration in the background
     stays off (``hydrate``). A clone that was complete at an earlier boot becomes a linear device at once. Raises
     ``Refusal`` when the metadata of an old volume is unreadable.
     """
@@ -128,7 +136,9 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
     destination = mapper.create(names.destination, (Linear(0, cut.destination, below.number, 0),))
     metadata = mapper.create(names.metadata, (Linear(0, cut.metadata, below.number, cut.destination),))
     if fresh:
-        _zero(metadata.path, cut.metadata)
+        _zero(metadata.path, 0, cut.metadata)
+        tail = min(_BACK, cut.destination - source_size) // _BLOCK * _BLOCK
+        _zero(destination.path, cut.destination - tail, tail)
     elif _is_empty(metadata.path):
         # The kernel takes an empty superblock as leave to start over, with the image's content everywhere. It was empty
         # for a moment of the first boot, so the host can have a copy of that very sector.
@@ -143,7 +153,9 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
         threshold=THRESHOLD,
         batch=BATCH,
     )
-    mapper.create(names.root, (clone,))
+    root = mapper.create(names.root, (clone,))
+    if fresh:
+        _hydrate_edges(root.path, source_size)
     state = status(mapper, names)
     if state.mode is not Mode.READ_WRITE:
         raise _unusable(names, f"its mode is '{state.mode.value}'")
@@ -249,16 +261,40 @@ def _is_empty(path: str) -> bool:
         return not any(device.read(_BLOCK * SECTOR))
 
 
-def _zero(path: str, length: int) -> None:
-    """Write zeros in whole mebibytes: a sector of the encrypted device that was never written cannot even be read."""
-    zeros = bytes(1 << 20)
-    descriptor = os.open(path, os.O_WRONLY | os.O_EXCL)
+def _zero(path: str, start: int, length: int) -> None:
+    """Write zeros: a sector of the encrypted device that was never written cannot even be read."""
+    zeros = bytes(_MEBIBYTE * SECTOR)
+    with _opened(path) as device:
+        for at in range(start, start + length, _MEBIBYTE):
+            _write(device, zeros[: (start + length - at) * SECTOR], at)
+
+
+def _hydrate_edges(path: str, length: int) -> None:
+    """Copy the regions at both ends now, by writing a block of each back as it is.
+
+    Otherwise the first ``fstrim`` would mark the free ones as copied, and their sectors would stay unwritten.
+    """
+    back = max(0, length - _BACK) // REGION * REGION
+    starts = {*range(0, min(_FRONT, length), REGION), *range(back, length, REGION)}
+    with _opened(path) as device:
+        for at in sorted(starts):
+            size = min(_BLOCK, length - at) * SECTOR
+            _write(device, os.pread(device, size, at * SECTOR), at)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    """Yield a descriptor of a device; what was written is on the disk afterwards."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        for offset in range(0, length * SECTOR, len(zeros)):
-            view = memoryview(zeros)[: length * SECTOR - offset]
-            while view:
-                written = os.pwrite(descriptor, view, offset)
-                offset, view = offset + written, view[written:]
+        yield descriptor
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _write(device: int, content: bytes, sector: int) -> None:
+    view, at = memoryview(content), sector * SECTOR
+    while view:
+        written = os.pwrite(device, view, at)
+        view, at = view[written:], at + written

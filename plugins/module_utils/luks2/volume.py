@@ -226,8 +226,10 @@ def _table_problems(mapper: DeviceMapper, name: str, profile: Profile, layout: L
 def _integrity_problems(
     mapper: DeviceMapper, name: str, lower: str, profile: Profile, layout: Layout, journal: bool
 ) -> Iterable[str]:
-    if mapper.get(name).number != lower:
+    below = mapper.find(name)
+    if below is None or below.number != lower:
         yield f"it does not lie on {name}"
+        return
     words = _only_target(mapper, name, "integrity").arguments.split()
     expected = [str(layout.offset // 512), str(profile.tag_size), "J" if journal else "D"]
     if words[1:4] != expected:

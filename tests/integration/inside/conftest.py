@@ -1,15 +1,23 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs inside the guest: reports every result to the host at once."""
+"""Runs inside the guest: reports every result to the host at once, and lends disks, device-mapper and a TPM."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
+from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from software_tpm import Tpm
 
 RESULTS = Path("/exchange/results.jsonl")
 
@@ -29,3 +37,52 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+@pytest.fixture
+def runner() -> SubprocessRunner:
+    """The boot agent's own runner."""
+    return SubprocessRunner()
+
+
+@pytest.fixture
+def mapper(runner: SubprocessRunner) -> Iterator[DeviceMapper]:
+    """All of device-mapper, emptied after the test from the top of every stack down."""
+    yield DeviceMapper(runner)
+    runner.run(["umount", "--all", "--types", "ext4,xfs"], ok=())
+    runner.run(["dmsetup", "remove_all", "--force"], ok=())
+    for _layer in range(8):
+        runner.run(["dmsetup", "remove_all"], ok=())
+    assert runner.run(["dmsetup", "ls"]).stdout == b"No devices found\n"
+
+
+@pytest.fixture
+def disk(runner: SubprocessRunner, mapper: DeviceMapper, tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Make disks: loop devices over files in memory, holding ``content`` or nothing."""
+    loops = []
+
+    def make(size: int, content: Path | None = None) -> str:
+        file = tmp_path / f"disk{len(loops)}"
+        with file.open("wb") as target:
+            target.write(content.read_bytes() if content else b"")
+            target.truncate(size)
+        loops.append(runner.run(["losetup", "--find", "--show", str(file)]).stdout.decode().strip())
+        return loops[-1]
+
+    yield make
+    # The mapper's own end comes later, but nothing may hold a loop device that is to be removed.
+    runner.run(["umount", "--all", "--types", "ext4,xfs"], ok=())
+    for _layer in range(8):
+        runner.run(["dmsetup", "remove_all"], ok=())
+    for loop in loops:
+        runner.run(["losetup", "--detach", loop])
+    # Memory is scarce in there, and pytest keeps the directories of its last tests.
+    for file in tmp_path.glob("disk*"):
+        file.unlink()
+
+
+@pytest.fixture
+def tpm(tmp_path: Path) -> Iterator[Tpm]:
+    """A software TPM that lives as long as the test."""
+    with Tpm.start(tmp_path / "tpm") as running:
+        yield running

@@ -1,0 +1,235 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A cloned root keeps what was written to it, whatever happens to the machine, and ends up needing its source no
+more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.dm import clone
+from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
+from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear, error
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import AUTHENTICATED
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.volume import attach_with_key, detach, format_volume
+from ansible_collections.cvm.fde.plugins.module_utils.runner import Runner
+
+IMAGE_SIZE = 48 << 20
+VOLUME_SIZE = 96 << 20
+
+
+@dataclass
+class Machine:
+    """A disk with a sealed image and a volume of its own, and what a boot does with them."""
+
+    runner: Runner
+    mapper: DeviceMapper
+    image: str
+    volume: str
+    header: str
+    key: bytearray
+    root_hash: str = ""
+
+    def seal(self, hashes: str) -> None:
+        done = self.runner.run(["veritysetup", "format", self.image, hashes])
+        lines = done.stdout.decode().splitlines()
+        self.root_hash = next(line.split()[-1] for line in lines if line.startswith("Root hash"))
+        self.hashes = hashes
+
+    def boot(self, *, fresh: bool = False) -> clone.Status:
+        self.runner.run(["veritysetup", "open", self.image, "root", self.hashes, self.root_hash])
+        attach_with_key(self.runner, "fde-crypt", self.volume, header=self.header, volume_key=self.key)
+        return clone.assemble(self.mapper, "fde-crypt", "root", fresh=fresh)
+
+    def halt(self) -> None:
+        """End the machine cleanly."""
+        self.runner.run(["umount", "/mnt"], ok=())
+        clone.disassemble(self.mapper)
+        detach(self.runner, "fde-crypt")
+        self.runner.run(["veritysetup", "close", "root"])
+
+    def lose_power(self) -> None:
+        """End the machine as a power cut does: nothing that is not on the disk by now gets there."""
+        (lower,) = (target for target in self.mapper.table("fde-clone-dest") if isinstance(target, Linear))
+        for name in ("fde-clone-dest", "fde-clone-meta"):
+            length = sum(target.length for target in self.mapper.table(name))
+            self.mapper.load(name, error(length))
+            self.mapper.suspend(name, flush=False)
+            self.mapper.resume(name)
+        self.runner.run(["umount", "--lazy", "/mnt"], ok=())
+        self.halt()
+
+    def mount(self) -> Path:
+        self.runner.run(["mount", "-t", "ext4", self.mapper.get("fde-root").path, "/mnt"])
+        return Path("/mnt")
+
+    def hydrate(self) -> clone.Status:
+        clone.hydrate(self.mapper)
+        limit = time.monotonic() + 120
+        while not (state := clone.status(self.mapper)).complete:
+            assert time.monotonic() < limit, f"hydration stands at {state}"
+            time.sleep(0.1)
+        return state
+
+
+@pytest.fixture
+def machine(runner: Runner, mapper: DeviceMapper, disk: Callable[..., str], tmp_path: Path) -> Iterator[Machine]:
+    content = tmp_path / "tree"
+    content.mkdir()
+    (content / "image-file").write_bytes(os.urandom(8 << 20))
+    (content / "etc").write_text("from the image\n")
+    image = tmp_path / "image"
+    image.touch()
+    os.truncate(image, IMAGE_SIZE)
+    runner.run(["mkfs.ext4", "-q", "-d", str(content), "-b", "4096", str(image)])
+    volume = disk(VOLUME_SIZE)
+    key = bytearray(os.urandom(AUTHENTICATED.volume_key_size))
+    format_volume(
+        runner,
+        volume,
+        volume_key=key,
+        temporary_key=bytearray(os.urandom(32)),
+        uuid="6a2f0e55-5b7e-4d0e-9d59-1c2f35e7a002",
+    )
+    read_area(volume).store(str(tmp_path / "header"))
+    made = Machine(runner, mapper, disk(IMAGE_SIZE, image), volume, str(tmp_path / "header"), key)
+    made.seal(disk(4 << 20))
+    yield made
+    runner.run(["umount", "/mnt"], ok=())
+
+
+def _digest(path: str, length: int) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for _block in range(length >> 20):
+            digest.update(file.read(1 << 20))
+    return digest.hexdigest()
+
+
+def test_a_new_clone_is_the_image_and_hydrates_to_its_exact_content(machine: Machine) -> None:
+    state = machine.boot(fresh=True)
+    assert (state.hydrated, state.background, state.mode) == ((5 + 2) * 16, False, clone.Mode.READ_WRITE)
+    assert state.total == IMAGE_SIZE // 512 // clone.REGION
+    root = machine.mapper.get("fde-root").path
+    image = _digest(machine.image, IMAGE_SIZE)
+    assert _digest(root, IMAGE_SIZE) == image
+    state = machine.hydrate()
+    assert state.metadata_used < state.metadata_total // 2
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    assert _digest(machine.mapper.get("fde-clone-dest").path, IMAGE_SIZE) == image
+
+
+def test_what_was_synced_survives_a_power_cut_in_the_middle_of_hydration(machine: Machine) -> None:
+    machine.boot(fresh=True)
+    mounted = machine.mount()
+    (mounted / "written").write_bytes(b"mine" * 300_000)
+    (mounted / "etc").write_text("from this machine\n")
+    os.sync()
+    clone.hydrate(machine.mapper, threshold=1, batch=1)
+    while clone.status(machine.mapper).hydrated < 200:
+        pass
+    machine.lose_power()
+    state = machine.boot()
+    assert 200 <= state.hydrated < state.total
+    mounted = machine.mount()
+    assert (mounted / "written").read_bytes() == b"mine" * 300_000
+    assert (mounted / "etc").read_text() == "from this machine\n"
+    machine.hydrate()
+    assert (mounted / "written").read_bytes() == b"mine" * 300_000
+
+
+def test_unallocated_space_is_hydrated_by_discarding_it(machine: Machine) -> None:
+    machine.boot(fresh=True)
+    machine.mount()
+    machine.runner.run(["fstrim", "/mnt"])
+    state = clone.status(machine.mapper)
+    assert state.hydrated > state.total // 2, "three quarters of the image are unallocated"
+    machine.halt()
+    state = machine.boot()
+    assert state.hydrated > state.total // 2, "what was discarded is remembered"
+    machine.mount()
+    machine.hydrate()
+    machine.runner.run(["umount", "/mnt"])
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+    probed = machine.runner.run(["blkid", "--probe", "--output", "export", machine.mapper.get("fde-root").path])
+    assert b"TYPE=ext4" in probed.stdout, "whoever looks for a file system can read where it looks"
+
+
+def test_a_complete_clone_becomes_linear_under_a_mounted_file_system_and_grows(machine: Machine) -> None:
+    machine.boot(fresh=True)
+    mounted = machine.mount()
+    with pytest.raises(FdeError, match="of 768 regions are copied"):
+        clone.finish(machine.mapper)
+    machine.runner.run(["fstrim", "/mnt"])
+    machine.hydrate()
+    file = (mounted / "open-all-the-time").open("w+")
+    file.write("before")
+    file.flush()
+    clone.finish(machine.mapper)
+    assert not clone.is_clone(machine.mapper)
+    file.write(" and after")
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+    before = os.statvfs("/mnt").f_blocks
+    machine.runner.run(["resize2fs", machine.mapper.get("fde-root").path])
+    assert os.statvfs("/mnt").f_blocks > before * 3 // 2
+    (mounted / "large").write_bytes(os.urandom(40 << 20))
+    machine.halt()
+    # The image is still needed to read the clone's record, but nothing of it is used any more.
+    machine.boot()
+    assert not clone.is_clone(machine.mapper)
+    mounted = machine.mount()
+    assert (mounted / "open-all-the-time").read_text() == "before and after"
+    machine.halt()
+    machine.boot()
+    machine.runner.run(["e2fsck", "-fn", machine.mapper.get("fde-root").path])
+
+
+def test_an_emptied_record_of_what_was_copied_is_refused(machine: Machine) -> None:
+    machine.boot(fresh=True)
+    mounted = machine.mount()
+    (mounted / "etc").write_text("from this machine\n")
+    machine.runner.run(["umount", "/mnt"])
+    path = machine.mapper.get("fde-clone-meta").path
+    machine.mapper.remove("fde-root")
+    descriptor = os.open(path, os.O_WRONLY)
+    os.pwrite(descriptor, bytes(4096), 0)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    machine.halt()
+    with pytest.raises(Refusal, match="it is empty"):
+        machine.boot()
+
+
+def test_a_damaged_record_of_what_was_copied_is_refused(machine: Machine) -> None:
+    machine.boot(fresh=True)
+    path = machine.mapper.get("fde-clone-meta").path
+    machine.mapper.remove("fde-root")
+    descriptor = os.open(path, os.O_WRONLY)
+    os.pwrite(descriptor, os.urandom(4096), 0)
+    os.fsync(descriptor)
+    os.close(descriptor)
+    machine.halt()
+    with pytest.raises(FdeError):
+        machine.boot()
+    assert machine.mapper.find("fde-root") is None
+
+
+def test_an_image_that_does_not_fit_is_an_error_before_anything_is_made(machine: Machine) -> None:
+    attach_with_key(machine.runner, "fde-crypt", machine.volume, header=machine.header, volume_key=machine.key)
+    length = sum(target.length for target in machine.mapper.table("fde-crypt"))
+    machine.mapper.create("root", error(length))
+    with pytest.raises(FdeError, match="larger disk"):
+        clone.assemble(machine.mapper, "fde-crypt", "root", fresh=True)
+    assert machine.mapper.find("fde-clone-dest") is None
