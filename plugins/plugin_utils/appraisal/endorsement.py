@@ -122,10 +122,10 @@ def _chains(
 def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     if not isinstance(issuer.public_key(), (rsa.RSAPublicKey, ec.EllipticCurvePublicKey)):
         return False
-    algorithm = certificate.signature_hash_algorithm
-    if algorithm is None or algorithm.name not in ("sha256", "sha384", "sha512"):
-        return False
     try:
+        algorithm = certificate.signature_hash_algorithm
+        if algorithm is None or algorithm.name not in ("sha256", "sha384", "sha512"):
+            return False
         certificate.verify_directly_issued_by(issuer)
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         return False

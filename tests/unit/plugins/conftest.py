@@ -9,12 +9,14 @@ under test.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import hmac
 import json
 import os
 import shutil
+import socket
 import struct
 import subprocess
 import time
@@ -137,15 +139,17 @@ class Machine:
     def start(self) -> None:
         """Power the TPM on, as a machine's reset does."""
         self.stop()
-        socket = self.folder / "tpm.sock"
+        path = self.folder / "tpm.sock"
         self.process = subprocess.Popen(
             ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.folder}", "--flags", "not-need-init,startup-clear"]
-            + ["--server", f"type=unixio,path={socket}", "--ctrl", f"type=unixio,path={socket}.ctrl"],
+            + ["--server", f"type=unixio,path={path}", "--ctrl", f"type=unixio,path={path}.ctrl"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        for _attempt in range(500):
-            if socket.exists() and Path(f"{socket}.ctrl").exists():
+        for _attempt in range(1000):
+            # The file is there before anyone listens; a refused connection says which of both it is.
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
+                probe.connect(f"{path}.ctrl")
                 return
             time.sleep(0.01)
         raise RuntimeError("swtpm did not start")
@@ -155,8 +159,8 @@ class Machine:
             self.process.kill()
             self.process.wait()
             self.process = None
-        for socket in (self.folder / "tpm.sock", self.folder / "tpm.sock.ctrl"):
-            socket.unlink(missing_ok=True)
+        for path in (self.folder / "tpm.sock", self.folder / "tpm.sock.ctrl"):
+            path.unlink(missing_ok=True)
 
     def boot(self, image: Image, first: bool) -> None:
         """Boot to ``ready``; the first boot makes the volume, its evidence and the anchor."""
@@ -236,7 +240,7 @@ class Image:
 
     def _sign(self, value: bytes) -> SignedPolicy:
         policy = pcr_policy(11, value)
-        return SignedPolicy(self.key.fingerprint, policy, self.signer.sign(policy, padding.PKCS1v15(), hashes.SHA256()))
+        return SignedPolicy(self.key.pkfp, policy, self.signer.sign(policy, padding.PKCS1v15(), hashes.SHA256()))
 
     def claims(self, volume_key_id: bytes) -> dict[str, Any]:
         return {
