@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from pathlib import Path
 from typing import Iterable, Optional
 
 import pytest
@@ -138,6 +140,12 @@ def test_the_digest_of_an_entry_is_what_the_documentation_says_it_is() -> None:
     )
     expected = hashlib.sha256(b"cvm.fde ledger entry\0" + canonical.encode()).hexdigest()
     assert link(columns, EMPTY)["digest"] == expected
+
+
+def test_the_documentation_explains_every_finding() -> None:
+    page = (Path(__file__).resolve().parents[5] / "docs/ledger.md").read_text()
+    table = page.partition("| finding | what happened |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `([a-z]+)` \|", table, re.MULTILINE)) == {flaw.value for flaw in Flaw}
 
 
 @pytest.mark.parametrize(
