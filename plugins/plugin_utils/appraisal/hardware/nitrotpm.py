@@ -25,9 +25,9 @@ from ..errors import AppraisalError
 from .certificates import read_certificate
 from .fields import ecdsa_signature
 
-#: A document of the largest fields (three of 1 KiB) and a bundle of six certificates stays below.
+#: A document of the largest fields (three of 1 KiB) and a bundle of five certificates stays below.
 DOCUMENT_LIMIT = 16384
-BUNDLE_LIMIT = 6
+BUNDLE_LIMIT = 5
 FIELD_LIMIT = 1024
 _PROTECTED_LIMIT = 16
 _COSE_SIGN1 = b"\xd2"

@@ -5,7 +5,7 @@
 
 A TDREPORT proves nothing outside its machine; its MAC is for the quoting enclave, whose quote is signed by a key that
 Intel certified (PCK). Which firmware versions are still good is said by documents of Intel's (TCB info, enclave
-identity), which are not read here.
+identity), which `tdx_collateral` reads.
 Source: Intel TDX DCAP Quoting Library API, appendix A.3 (quote of version 4 and 5); Intel TDX module ABI, section
 TDREPORT_STRUCT; Intel SGX PCK certificate specification.
 """
@@ -38,7 +38,7 @@ _INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 _TD_QE_SIGNER = bytes.fromhex("dc9e2a7c6f948f17474e34a7fc43ed030f7c1563f1babddf6340c82e0e54a8c5")
 _TD_QE_PRODUCT = 2
 _SGX_DEBUG = 2
-_PCK_EXTENSION = "1.2.840.113741.1.13.1"
+PCK_EXTENSION = "1.2.840.113741.1.13.1"
 #: Length of the body by its kind in a quote of version 5: TDX 1.0 and 1.5.
 _BODIES = {2: 584, 3: 648}
 _CERTIFICATION_PCK_CHAIN, _CERTIFICATION_QE_REPORT = 5, 6
@@ -147,11 +147,11 @@ def verify_quote(
 ) -> tuple[x509.Certificate, ...]:
     """Check every signature from the trust domain's report up to Intel, and return the chain, leaf first.
 
-    ``authorities`` are the roots that the caller trusts. Not judged: how old the firmware is (TCB info, enclave
-    identity), and revocation. Raises ``AppraisalError``.
+    ``authorities`` are the roots that the caller trusts. Not judged here: how old the firmware is, and revocation.
+    Raises ``AppraisalError``.
     """
     leaf = quote.certificates[0]
-    if not any(extension.oid.dotted_string == _PCK_EXTENSION for extension in leaf.extensions):
+    if not any(extension.oid.dotted_string == PCK_EXTENSION for extension in leaf.extensions):
         raise AppraisalError("not-a-pck", "the first certificate in the TD quote is not one of a platform (PCK)")
     chain = verify_chain(leaf, authorities, quote.certificates[1:], now)
     platform = leaf.public_key()

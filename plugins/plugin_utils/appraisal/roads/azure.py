@@ -21,6 +21,7 @@ from ..errors import AppraisalError
 from ..hardware import snp, tdx
 from ..hardware.certificates import read_certificate
 from ..hardware.hcl import HardwareReport, HclReport, RuntimeClaims, parse_hcl
+from ..hardware.tdx_collateral import UP_TO_DATE, TdxCollateral, firmware_status
 from .endorsement_key import Activation
 from .trust import (
     NO_REVOCATION,
@@ -36,6 +37,10 @@ from .trust import (
     few,
     fingerprints,
     same_key,
+)
+
+_LAUNCH_MEASUREMENT = Remark(
+    "launch-measurement", "what the paravisor and the firmware are is reported, but compared with nothing"
 )
 
 
@@ -65,12 +70,7 @@ class AzureSnp:
         between = [read_certificate(raw) for raw in few(self.intermediates)]
         endorsed = snp.verify_report(report, read_certificate(self.vcek), self.authorities, between, now)
         hardware = Hardware("snp", endorsed.product, report.measurement.hex(), endorsed.tcb)
-        not_checked = (
-            NO_REVOCATION,
-            Remark(
-                "launch-measurement", "what the paravisor and the firmware are is reported, but compared with nothing"
-            ),
-        )
+        not_checked = (NO_REVOCATION, _LAUNCH_MEASUREMENT)
         return _trust(
             RoadName.AZURE_SNP,
             attester,
@@ -86,13 +86,17 @@ class AzureSnp:
 
 @dataclass(frozen=True)
 class AzureTdx:
-    """The paravisor's report over TDX, the quote of the same trust domain, and Intel's roots that the caller trusts."""
+    """The paravisor's report over TDX, the quote of the same trust domain, and Intel's roots that the caller trusts.
+
+    ``collateral``, where given, tells whether the firmware is up to date.
+    """
 
     hcl_report: bytes
     td_quote: bytes
     authorities: Sequence[x509.Certificate]
     activation: Optional[Activation] = None
     user_data: Optional[bytes] = None
+    collateral: Optional[TdxCollateral] = None
 
     def establish(self, attester: Attester, now: datetime.datetime) -> AkTrust:
         """See `trust.Road`."""
@@ -109,18 +113,15 @@ class AzureTdx:
         if report.debug:
             raise AppraisalError("debug-guest", "the trust domain's attributes let the host read its memory")
         chain = tdx.verify_quote(quote, self.authorities, now)
-        # The components of TDX's own version; what they mean for security is in collateral that is not read here.
+        # The components of TDX's own version; what they mean for security is in the collateral.
         tcb = {"tdx_module": quote.tcb_svn[0], "tdx_module_major": quote.tcb_svn[1], "microcode": quote.tcb_svn[2]}
-        hardware = Hardware("tdx", "TDX", report.measurement.hex(), tcb)
-        not_checked = (
-            NO_REVOCATION,
-            Remark(
-                "quote-collateral", "whether firmware and quoting enclave are up to date (TCB info, enclave identity)"
-            ),
-            Remark(
-                "launch-measurement", "what the paravisor and the firmware are is reported, but compared with nothing"
-            ),
-        )
+        status = None
+        if self.collateral is not None:
+            status = firmware_status(self.collateral, quote, self.authorities, now)
+        hardware = Hardware("tdx", "TDX", report.measurement.hex(), tcb, status)
+        not_checked: tuple[Remark, ...] = (NO_REVOCATION, _LAUNCH_MEASUREMENT)
+        if status is None:
+            not_checked += (Remark("quote-collateral", "whether firmware and quoting enclave are up to date"),)
         return _trust(
             RoadName.AZURE_TDX, attester, hcl.claims, self.user_data, hardware, bindings, chain, not_checked, now
         )
@@ -170,7 +171,7 @@ def _trust(
     host = HostIdentity("azure", claims.machine, _details(claims))
     return AkTrust(
         road, attester.ak.name, digest(attester.ak.key), ek, host, hardware, bindings, fingerprints(chain),
-        _warnings(claims), not_checked, now,
+        _warnings(claims, hardware), not_checked, now,
     )  # fmt: skip
 
 
@@ -184,7 +185,7 @@ def _details(claims: RuntimeClaims) -> dict[str, Detail]:
     return {name: flag for name, flag in stated.items() if flag is not None}
 
 
-def _warnings(claims: RuntimeClaims) -> tuple[Remark, ...]:
+def _warnings(claims: RuntimeClaims, hardware: Hardware) -> tuple[Remark, ...]:
     found = []
     if claims.tpm_persisted is False:
         found.append(
@@ -192,4 +193,6 @@ def _warnings(claims: RuntimeClaims) -> tuple[Remark, ...]:
         )
     if claims.secure_boot is False:
         found.append(Remark("secure-boot-off", "the paravisor says that the machine was made without Secure Boot"))
+    if hardware.status not in (None, UP_TO_DATE):
+        found.append(Remark("firmware-status", f"the maker says of the machine's firmware: {hardware.status}"))
     return tuple(found)

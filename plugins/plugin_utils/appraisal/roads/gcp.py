@@ -128,4 +128,5 @@ def _production(flags: der.Values) -> bool:
         if tag == _PRODUCTION:
             production = value.boolean()
             value.end()
+    flags.end()
     return production

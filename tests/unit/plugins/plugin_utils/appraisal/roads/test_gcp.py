@@ -133,6 +133,7 @@ def test_a_certificate_from_production_is_good(road, now) -> None:
         ("malformed", instance(der(0xA1, TRUE + TRUE))),
         ("malformed", instance(der(0xA1, FALSE) + der(0xA1, TRUE))),
         ("malformed", instance(der(0xA2, TRUE) + der(0xA1, TRUE))),
+        ("malformed", instance(FLAGS + b"\0")),
         ("malformed", instance(middle=text(b"project") + der(2, b"\xff"))),
         ("malformed", instance(middle=text(b"project") + der(2, b""))),
         ("malformed", instance(middle=text(b"project") + der(2, b"\0\7"))),
