@@ -14,10 +14,9 @@ import os
 from dataclasses import dataclass
 from typing import Any, Mapping, Optional
 
-from ..errors import FdeError
 from ..verity.superblock import Superblock
 from .pcr import ZERO, pcr4, pcr7, with_os_separator
-from .secure_boot import Variable, authorities, fingerprint, read_der
+from .secure_boot import Variable, authority, fingerprint, read_der
 from .tools import File, Tools
 from .uki import Uki, describe_sections
 
@@ -90,14 +89,7 @@ def manifest(facts: Facts) -> dict[str, Any]:
 def _pcrs(facts: Facts) -> dict[str, Any]:
     pcrs: dict[str, Any] = {"4": _values(pcr4([facts.uki.image.authenticode()]))}
     if facts.variables is not None:
-        entries = authorities(facts.variables.get(Variable.DB, b""), facts.certificate)
-        if len(entries) != 1:
-            raise FdeError(
-                "secure_boot_variables",
-                "db does not hold the signing certificate exactly once",
-                "Give the db of the fleet",
-            )
-        pcrs["7"] = _values(pcr7(facts.variables, entries[0]))
+        pcrs["7"] = _values(pcr7(facts.variables, authority(facts.variables, facts.certificate)))
     pcrs["11"] = {path: value.hex() for path, value in facts.uki.pcrs.items()}
     pcrs["12"] = _values(ZERO)
     return pcrs

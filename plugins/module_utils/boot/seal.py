@@ -316,14 +316,14 @@ class Builder:
 
     def _clean_root(self) -> None:
         root = self._path("root")
-        ext4.Ext4Files(self._tools, root).apply(self._source.clean, self._now, self._scratch)
+        ext4.Ext4Files(self._tools, root, subject=self._request.src).apply(self._source.clean, self._now, self._scratch)
         env = {"E2FSPROGS_FAKE_TIME": str(self._now), "E2FSCK_TIME": str(self._now)}
         # Status 1: errors were corrected, among them what debugfs leaves for e2fsck to tidy up.
         self._tools.run(["e2fsck", "-f", "-p", "-E", "discard", File(root, writable=True)], env=env, ok=(0, 1))
         self._tools.run(["e2fsck", "-f", "-n", File(root)], env=env)
 
     def _build_uki(self, root_hash: bytes) -> Uki:
-        files = ext4.Ext4Files(self._tools, self._path("root"))
+        files = ext4.Ext4Files(self._tools, self._path("root"), subject=self._request.src)
         kernel = self._source.kernel
         for path, name in ((kernel.path, "linux"), (kernel.initrd, "initrd"), (self._source.os_release, "os-release")):
             files.extract(path, self._path(name))

@@ -19,7 +19,7 @@ from ..errors import FdeError
 from ..verity.superblock import Superblock
 from .command_line import check_extra, command_line
 from .sealed_image import SealedImage, derive_uuid, lay_out
-from .secure_boot import Variable
+from .secure_boot import Variable, authority
 from .uki import MIN_STUB, SignTool
 
 BLOCK = 4096
@@ -201,6 +201,8 @@ def wanted_superblock(source: Source) -> Superblock:
 def plan(request: Request, source: Optional[Source], output: Output, room: Room) -> Plan:
     """Return what to do; ``source`` is None when the input is a sealed image already. Raises ``FdeError``."""
     check_extra(request.command_line)
+    if request.variables is not None:
+        authority(request.variables, request.certificate)
     if source is None:
         return Plan(Action.NOTHING, "the input is a sealed image already")
     if output.sealed is not None and _is_wanted(output.sealed, request, source):

@@ -15,7 +15,7 @@ import struct
 import uuid
 from dataclasses import dataclass
 from enum import Enum
-from typing import Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
 from ..errors import FdeError
 
@@ -103,9 +103,17 @@ def read_variables(parts: Sequence[tuple[Variable, Optional[str], str, bytes]]) 
     return contents
 
 
-def authorities(db: bytes, certificate: bytes) -> Sequence[Signature]:
-    """Return the entries of ``db`` that are this certificate (DER)."""
-    return [entry for entry in parse_lists(db, "db") if entry.type == X509 and entry.data == certificate]
+def authority(variables: Mapping[Variable, bytes], certificate: bytes) -> Signature:
+    """Return the entry of db that is this certificate (DER); firmware measures it as what vouches for an image.
+
+    Raises ``FdeError`` when db does not hold it exactly once.
+    """
+    entries = parse_lists(variables.get(Variable.DB, b""), "db")
+    found = [entry for entry in entries if entry.type == X509 and entry.data == certificate]
+    if len(found) != 1:
+        cause = "db does not hold the signing certificate exactly once"
+        raise FdeError("secure_boot_variables", cause, "Give the variables of the machines that will run the image")
+    return found[0]
 
 
 def read_der(content: bytes, label: str, subject: str) -> bytes:

@@ -162,7 +162,9 @@ def _plan_ssh_keys(files: Files) -> list[Change]:
     existing = files.list(SYSTEMD_UNITS)
     if SSH_UNIT in existing:
         return []
+    parents = [("/etc", "systemd"), ("/etc/systemd", "system")]
     return [
+        *(Mkdir(f"{directory}/{name}") for directory, name in parents if name not in files.list(directory)),
         Write(f"{SYSTEMD_UNITS}/{SSH_UNIT}", SSH_UNIT_TEXT),
         *_plan_wants({unit: files.list(f"{SYSTEMD_UNITS}/{unit}.wants") for unit in SSH_WANTED_BY}, existing),
     ]

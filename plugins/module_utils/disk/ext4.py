@@ -71,12 +71,12 @@ Change = Union[Remove, Mkdir, Symlink, Write]
 
 
 class Ext4Files:
-    """The files of the ext4 file system that begins at byte ``offset`` of a file or device."""
+    """The files of the ext4 file system that begins at byte ``offset`` of a file or device; errors name ``subject``."""
 
-    def __init__(self, tools: Tools, path: str, offset: int = 0) -> None:
+    def __init__(self, tools: Tools, path: str, offset: int = 0, subject: str = "") -> None:
         self._tools = tools
         self._image = File(path, suffix=f"?offset={offset}" if offset else "")
-        self._path = path
+        self._subject = subject or path
 
     def list(self, directory: str) -> dict[str, Entry]:
         """Return the entries of a directory without . and .., nothing when there is no such directory.
@@ -88,7 +88,7 @@ class Ext4Files:
         for line in filter(None, output.split("\n")):
             fields = line.split("/")
             if len(fields) != 8 or not fields[2].isdigit():
-                raise FdeError(directory, "the image has a name there that cannot be handled", "Rename or remove it")
+                raise FdeError(self._subject, f"{directory} has a name that cannot be handled", "Rename or remove it")
             name = fields[5]
             if name not in (".", ".."):
                 entries[name] = Entry(name, int(fields[2], 8), int(fields[6] or 0))
@@ -104,7 +104,7 @@ class Ext4Files:
         destination = File(target, writable=True, prefix=f'dump {quote(path)} "', suffix='"')
         self._tools.run(["debugfs", "-R", destination, self._image])
         if entry is None or not entry.is_file or not os.path.exists(target) or os.path.getsize(target) != entry.size:
-            raise FdeError(path, "it cannot be read from the image's root file system", "Check the image with e2fsck")
+            raise FdeError(self._subject, f"{path} of its root cannot be read", "Check the image with e2fsck")
 
     def apply(self, changes: Sequence[Change], now: int, scratch: str) -> None:
         """Make the changes, in their order; every time that is written is ``now`` (seconds since 1970).
@@ -150,10 +150,10 @@ class Ext4Files:
                 listed[directory] = self.list(directory)
             there = name in listed[directory]
             if there != (change.path in present):
-                raise FdeError(self._path, f"{change.path} could not be changed", "Check the image with e2fsck")
+                raise FdeError(self._subject, f"{change.path} could not be changed", "Check the image with e2fsck")
             if isinstance(change, Write) and self.read(change.path) != change.content:
                 raise FdeError(
-                    self._path, f"{change.path} could not be written", "Check that its file system is not full"
+                    self._subject, f"{change.path} could not be written", "Check that its file system is not full"
                 )
 
     def _ask(self, request: str) -> bytes:

@@ -72,8 +72,15 @@ def test_parts_of_a_variable_follow_one_another() -> None:
     lists = secure_boot.encode_list(Signature(X509, OWNER, second))
     contents = secure_boot.read_variables([(Variable.DB, str(OWNER), "a", first), (Variable.DB, None, "b", lists)])
     assert [entry.data for entry in secure_boot.parse_lists(contents[Variable.DB], "db")] == [first, second]
-    assert [entry.owner for entry in secure_boot.authorities(contents[Variable.DB], second)] == [OWNER]
-    assert not secure_boot.authorities(contents[Variable.DB], b"\x30other")
+    assert secure_boot.authority(contents, second) == Signature(X509, OWNER, second)
+
+
+def test_a_signer_that_db_does_not_hold_once_vouches_for_nothing() -> None:
+    entry = secure_boot.encode_list(Signature(X509, OWNER, b"\x30one"))
+    digest = secure_boot.encode_list(Signature(secure_boot.SHA256, OWNER, b"\x30one"))
+    for db in (b"", digest, entry * 2):
+        with pytest.raises(FdeError, match="exactly once"):
+            secure_boot.authority({Variable.DB: db}, b"\x30one")
 
 
 @pytest.mark.parametrize(
