@@ -6,10 +6,25 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import struct
 import uuid
+from pathlib import Path
 
+import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.boot import pcr
-from ansible_collections.cvm.fde.plugins.module_utils.boot.secure_boot import X509, Signature, Variable, encode_list
+from ansible_collections.cvm.fde.plugins.module_utils.boot.secure_boot import (
+    X509,
+    Signature,
+    Variable,
+    encode_list,
+    parse_lists,
+)
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import event_log
+
+VECTORS = Path(os.environ.get("FDE_TEST_VECTORS", Path(__file__).resolve().parents[6] / "shared/vectors"))
+EV_SEPARATOR = 0x4
+EV_EFI_VARIABLE_AUTHORITY = 0x800000E0
 
 #: What `systemd-measure calculate` (systemd 262) printed for these sections.
 NAMES = (".linux", ".osrel", ".cmdline", ".initrd", ".uname", ".sbat")
@@ -89,3 +104,28 @@ def test_pcr_7_depends_on_every_variable_and_on_the_authority() -> None:
     values = {pcr.pcr7(base, entry), pcr.pcr7(base, None)}
     values |= {pcr.pcr7({**base, variable: b"x"}, entry) for variable in list(Variable)[1:]}
     assert len(values) == 6
+
+
+def payload(event: bytes) -> tuple[str, bytes]:
+    """Return name and data of UEFI_VARIABLE_DATA."""
+    characters, size = struct.unpack_from("<QQ", event, 16)
+    end = 32 + 2 * characters
+    return event[32:end].decode("utf-16-le"), event[end : end + size]
+
+
+@pytest.mark.skipif(not VECTORS.is_dir(), reason="FDE_TEST_VECTORS names no directory with event logs of real machines")
+@pytest.mark.parametrize("name", ["cos-85-amd-sev.bin", "keylime-binary_bios_measurements-secureboot"])
+def test_pcr_7_is_what_real_firmware_with_secure_boot_measured_up_to_the_first_authority(name: str) -> None:
+    log = event_log.parse((VECTORS / "eventlogs" / name).read_bytes())
+    assert log is not None
+    events = [event for event in log.events if event.pcr == 7]
+    first = next(index for index, event in enumerate(events) if event.kind == EV_EFI_VARIABLE_AUTHORITY)
+    value = pcr.ZERO
+    for event in events[: first + 1]:
+        value = pcr.extend(value, event.digests["sha256"])
+    variables = dict(payload(event.data) for event in events[:first] if event.kind != EV_SEPARATOR)
+    assert variables.pop("SecureBoot") == b"\x01"
+    contents = {Variable(variable): data for variable, data in variables.items()}
+    vouching = payload(events[first].data)[1]
+    (entry,) = (entry for entry in parse_lists(contents[Variable.DB], "db") if entry.encoded == vouching)
+    assert pcr.pcr7(contents, entry) == value
