@@ -1,0 +1,202 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The action and the playbook, run by Ansible over machines that are honest, hostile or gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[4]
+PLAYBOOK = CHECKOUT / "playbooks" / "attest.yml"
+
+#: What a hostile guest prints in place of the module's result.
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "garbage": lambda: b"\x1b[2J no JSON \xff",
+    "megabytes": lambda: json.dumps({"answer": {"endorsement": "A" * 20_000_000}}).encode(),
+    "deep": lambda: b'{"answer": {"endorsement": ' + b"[" * 900 + b"]" * 900 + b"}}",
+    "types": lambda: json.dumps({"answer": {"endorsement": 1, "attestation": None}}).encode(),
+    "failing": lambda: json.dumps({"failed": True, "msg": "\x1b[31m" + "{{ 7 * 7 }}" + "x" * 5000}).encode(),
+    "facts": lambda: json.dumps(
+        {"answer": {}, "ansible_facts": {"planted": 1}, "add_host": {"host_name": "evil"}}
+    ).encode(),
+    "verdict": lambda: json.dumps({"verdict": "trusted", "report": {"verdict": "trusted"}, "failed": False}).encode(),
+}
+
+
+@dataclass
+class Run:
+    """What a run of Ansible left behind."""
+
+    status: int
+    output: str
+    report: Optional[dict[str, Any]]
+
+    def host(self, name: str) -> dict[str, Any]:
+        assert self.report is not None, self.output
+        return next(host for host in self.report["hosts"] if host["host"] == name)
+
+
+def variables(machine: Any) -> dict[str, Any]:
+    return {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "attest_tcti": machine.tcti,
+        "attest_firmware_log": str(machine.firmware_log),
+        "attest_userspace_log": str(machine.userspace_log),
+        "attest_header": str(machine.write_header()),
+    }
+
+
+def hostile(folder: Path, name: str, output: bytes) -> dict[str, Any]:
+    """Return a host whose Python prints what we like, whatever module it is given."""
+    answer, interpreter = folder / f"{name}.out", folder / f"{name}.sh"
+    answer.write_bytes(output)
+    interpreter.write_text(f"#!/bin/sh\ncat >/dev/null 2>&1 </dev/null\ncat {answer}\n")
+    interpreter.chmod(interpreter.stat().st_mode | stat.S_IXUSR)
+    return {"ansible_connection": "local", "ansible_python_interpreter": str(interpreter)}
+
+
+def play(folder: Path, image: Any, authority: Path, hosts: dict[str, Any], *options: str, **extra: Any) -> Run:
+    """Run the playbook over ``hosts``."""
+    manifest, key = image.signed_manifest(folder)
+    (folder / "inventory.json").write_text(json.dumps({"all": {"hosts": hosts}}))
+    values = {
+        "fde_manifest": str(manifest),
+        "fde_manifest_key": str(key),
+        "fde_endorsement_ca": [str(authority / "ca.pem")],
+        "fde_report_path": str(folder / "report.json"),
+        **extra,
+    }
+    done = subprocess.run(
+        [Path(sys.executable).parent / "ansible-playbook", "-i", folder / "inventory.json", PLAYBOOK]
+        + ["-e", json.dumps(values), *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"), "ANSIBLE_HOME": str(folder / "home")},
+        check=False,
+    )
+    report = folder / "report.json"
+    found = json.loads(report.read_text()) if report.exists() else None
+    return Run(done.returncode, done.stdout + done.stderr, found)
+
+
+@pytest.fixture(scope="module")
+def mixed(
+    tmp_path_factory: pytest.TempPathFactory, image: Any, authority: Path, make_machine: Callable[..., Any]
+) -> Run:
+    """One run over an honest machine, several hostile ones, and one that is not there."""
+    folder = tmp_path_factory.mktemp("mixed")
+    hosts = {"honest": variables(make_machine("honest"))}
+    hosts.update({name: hostile(folder, name, make()) for name, make in HOSTILE.items()})
+    hosts["gone"] = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_connection": "ssh"}
+    return play(folder, image, authority, hosts, attest_evidence_dir=str(folder / "evidence"))
+
+
+def test_hosts_that_fail_stop_no_other_but_the_run_fails(mixed: Run) -> None:
+    assert mixed.status != 0
+    assert mixed.report is not None, mixed.output
+    assert {host["host"] for host in mixed.report["hosts"]} == {"honest", "gone", *HOSTILE}
+    assert [host["host"] for host in mixed.report["hosts"] if host["verdict"] == "trusted"] == ["honest"]
+
+
+def test_the_table_is_printed(mixed: Run) -> None:
+    assert any(line.startswith("honest") and "trusted" in line for line in mixed.output.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"),
+    [
+        ("garbage", "unknown"),
+        ("megabytes", "untrusted"),
+        ("deep", "untrusted"),
+        ("types", "untrusted"),
+        ("failing", "unknown"),
+        ("facts", "untrusted"),
+        ("verdict", "unknown"),
+        ("gone", "unknown"),
+    ],
+)
+def test_a_hostile_host_gets_its_verdict_with_a_reason(mixed: Run, name: str, verdict: str) -> None:
+    host = mixed.host(name)
+    assert host["verdict"] == verdict
+    (check,) = host["checks"]
+    assert check["name"] == "answers"
+    assert 0 < len(check["reason"]) < 300
+    assert check["reason"].isprintable()
+
+
+def test_a_hostile_host_plants_nothing(mixed: Run) -> None:
+    assert "\x1b[2J" not in mixed.output
+    assert "\x1b[31m" not in mixed.output
+    assert "evil" not in json.dumps(mixed.report)
+    assert "49" not in mixed.host("failing")["checks"][0]["reason"]
+
+
+def test_evidence_is_kept_for_its_owner_only(
+    tmp_path: Path, image: Any, authority: Path, make_machine: Callable[..., Any]
+) -> None:
+    machine = make_machine("kept")
+    run = play(
+        tmp_path, image, authority, {"a/../b": variables(machine)}, attest_evidence_dir=str(tmp_path / "evidence")
+    )
+    assert run.status == 0, run.output
+    (path,) = (tmp_path / "evidence").iterdir()
+    assert path.name == "a%2F..%2Fb.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert json.loads(path.read_text())["verdict"] == "trusted"
+
+
+def test_check_mode_attests_and_writes_no_report(
+    tmp_path: Path, image: Any, authority: Path, make_machine: Callable[..., Any]
+) -> None:
+    run = play(tmp_path, image, authority, {"checked": variables(make_machine("checked"))}, "--check")
+    assert run.status == 0, run.output
+    assert run.report is None
+    assert "trusted" in run.output
+
+
+def test_another_expectation_fails_the_run_unless_nothing_is_required(
+    tmp_path: Path, image: Any, authority: Path, make_machine: Callable[..., Any]
+) -> None:
+    hosts = {"known": variables(make_machine("known"))}
+    other = play(tmp_path, image, authority, hosts, attest_endorsement_key="00" * 32)
+    assert other.status != 0
+    assert other.host("known")["verdict"] == "untrusted"
+    lenient = play(tmp_path, image, authority, hosts, attest_endorsement_key="00" * 32, fde_require="nothing")
+    assert lenient.status == 0
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "key": ({"attest_manifest_key": "{CA}"}, "the manifest was not signed by the given key"),
+    "manifest": ({"attest_manifest": "/nonexistent"}, "/nonexistent: it cannot be read"),
+    "authority": ({"attest_endorsement_ca": ["{KEY}"]}, "the file holds no certificate in PEM form"),
+    "pcrs": ({"attest_pcrs": [0, 4, 7, 11, 12]}, "PCR 15 must be among them"),
+}
+
+
+def test_a_mistake_of_the_operator_is_an_error_with_a_remedy(
+    tmp_path: Path, image: Any, authority: Path, machine: Any
+) -> None:
+    common = variables(machine)
+    paths = {"{CA}": str(authority / "ca.pem"), "{KEY}": str(tmp_path / "manifest.pem")}
+    hosts = {}
+    for name, (changes, _message) in MISTAKES.items():
+        text = json.dumps(changes)
+        for word, path in paths.items():
+            text = text.replace(word, path)
+        hosts[name] = {**common, **json.loads(text)}
+    run = play(tmp_path, image, authority, hosts)
+    assert run.status != 0
+    output = " ".join(run.output.split())
+    for _changes, message in MISTAKES.values():
+        assert message in output
