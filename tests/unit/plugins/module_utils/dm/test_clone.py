@@ -1,0 +1,100 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How a cloned root is cut, and how its progress is read."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.dm.clone import (
+    Mode,
+    Status,
+    metadata_sectors,
+    parse_status,
+    slices,
+)
+from ansible_collections.cvm.fde.plugins.module_utils.dm.table import TableError
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+GIBIBYTE = 1 << 21
+STATUS = "8 34/1024 128 20/768 3 2 no_hydration no_discard_passdown 4 hydration_threshold 64 hydration_batch_size 16 rw"
+
+
+def test_progress_is_read():
+    assert parse_status(STATUS) == Status(20, 768, 3, 128, False, 64, 16, Mode.READ_WRITE, 34, 1024)
+
+
+@pytest.mark.parametrize(
+    ("text", "complete"),
+    [
+        ("8 34/1024 128 768/768 0 0 0 rw", True),
+        ("8 34/1024 128 768/768 1 0 0 rw", False),
+        ("8 34/1024 128 767/768 0 0 0 rw", False),
+        ("8 34/1024 128 768/768 0 0 0 ro", True),
+        ("Fail", False),
+    ],
+)
+def test_only_a_clone_that_needs_its_source_no_more_is_complete(text, complete):
+    assert parse_status(text).complete is complete
+
+
+def test_a_failed_clone_and_its_defaults_are_read():
+    assert parse_status("Fail").mode is Mode.FAILED
+    state = parse_status("8 34/1024 128 0/768 0 0 0 ro")
+    assert (state.mode, state.background, state.threshold, state.batch) == (Mode.READ_ONLY, True, 1, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Error",
+        "8 34 128 20/768 3 0 0 rw",
+        "8 34/1024 128 20/768 3 9 x 0 rw",
+        "8 34/1024 128 20/768 3 0 0",
+        "x " * 9,
+    ],
+)
+def test_what_is_no_status_is_refused(text):
+    with pytest.raises(TableError):
+        parse_status(text)
+
+
+@given(st.text(alphabet="0123456789/ rowFail_hydtn", max_size=60))
+def test_any_text_is_read_or_refused(text):
+    with contextlib.suppress(TableError):
+        parse_status(text)
+
+
+@pytest.mark.parametrize(
+    ("size", "mebibytes"), [(GIBIBYTE // 16, 4), (30 * GIBIBYTE, 4), (1024 * GIBIBYTE, 5), (16384 * GIBIBYTE, 69)]
+)
+def test_the_record_of_what_is_copied_is_small(size, mebibytes):
+    assert metadata_sectors(size) == mebibytes * 2048
+
+
+@given(size=st.integers(1 << 18, 1 << 40))
+def test_the_record_has_room_for_two_of_itself(size):
+    blocks = metadata_sectors(size) // 8
+    leaves = math.ceil(math.ceil(size / 128) / 32576)
+    assert blocks > 2 * leaves + 16
+
+
+@given(size=st.integers(1 << 18, 1 << 40), share=st.floats(0.01, 0.9))
+def test_the_parts_of_a_volume_do_not_overlap(size, share):
+    source = int(size * share) // 8 * 8 or 8
+    cut = slices(size, source)
+    assert source <= cut.destination
+    assert cut.destination % 8 == 0
+    assert cut.destination + cut.metadata <= size
+
+
+@pytest.mark.parametrize("source", [0, GIBIBYTE, GIBIBYTE - 100])
+def test_an_image_that_does_not_fit_is_an_error(source):
+    with pytest.raises(FdeError, match="does not fit"):
+        slices(GIBIBYTE, source)

@@ -1,0 +1,386 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A header is accepted only where every field is as our own volumes have it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import Header, HeaderError
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.policy import (
+    Expectation,
+    Reason,
+    TokenType,
+    judge,
+    root_volume,
+)
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import AEGIS, CONFIDENTIAL, PROFILES, Layout
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+UUID = "6a2f0e55-5b7e-4d0e-9d59-1c2f35e7a003"
+
+
+@pytest.fixture(scope="module")
+def public_key(request):
+    return (request.path.parent / "fixtures/2.8.8-root.pem").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def expected(public_key):
+    return root_volume(uuid=UUID, public_key=public_key)
+
+
+def test_genuine_headers_are_accepted(forger, genuine_name, expected):
+    kind = genuine_name.partition("-")[2]
+    if kind != "root":
+        expected = Expectation(profile=PROFILES[kind], uuid=UUID, passphrases=(1, 1))
+    assert judge(Header.parse(forger.genuine(genuine_name)), expected).violations == ()
+
+
+def _slot(metadata):
+    return metadata["keyslots"]["1"]
+
+
+def _segment(metadata):
+    return metadata["segments"]["0"]
+
+
+def _digest(metadata):
+    return metadata["digests"]["0"]
+
+
+def _tpm2(metadata):
+    return metadata["tokens"]["0"]
+
+
+def _second_slot(metadata, **changes):
+    metadata["keyslots"]["2"] = json.loads(json.dumps(_slot(metadata)))
+    metadata["keyslots"]["2"]["area"].update(offset="1294336", **changes)
+    _digest(metadata)["keyslots"].append("2")
+
+
+def _argon2(metadata, **changes):
+    _slot(metadata)["kdf"] = {
+        "type": "argon2id",
+        "time": 4,
+        "memory": 65536,
+        "cpus": 4,
+        "salt": _slot(metadata)["kdf"]["salt"],
+        **changes,
+    }
+
+
+def _reencryption(metadata):
+    metadata["keyslots"]["2"] = {
+        "type": "reencrypt",
+        "mode": "encrypt",
+        "direction": "forward",
+        "key_size": 1,
+        "area": {"type": "journal", "offset": "1294336", "size": "4096"},
+    }
+
+
+#: What is done to the header, and every reason for which it must be refused, in order.
+ATTACKS = {
+    "null cipher in the segment": (
+        lambda m: _segment(m).update(encryption="cipher_null-ecb"),
+        [Reason.NULL_CIPHER],
+    ),
+    "null cipher in the keyslot": (
+        lambda m: _slot(m)["area"].update(encryption="cipher_null-ecb"),
+        [Reason.NULL_CIPHER],
+    ),
+    "null cipher of the kernel's spelling": (
+        lambda m: _segment(m).update(encryption="capi:ecb(cipher_NULL)-plain"),
+        [Reason.NULL_CIPHER],
+    ),
+    "weaker cipher in the segment": (
+        lambda m: _segment(m).update(encryption="aes-ecb"),
+        [Reason.SEGMENT_CIPHER],
+    ),
+    "weaker cipher in the keyslot": (
+        lambda m: _slot(m)["area"].update(encryption="aes-ecb"),
+        [Reason.KEYSLOT_CIPHER],
+    ),
+    "half a key in the keyslot's cipher": (lambda m: _slot(m)["area"].update(key_size=32), [Reason.KEYSLOT_CIPHER]),
+    "integrity removed": (lambda m: _segment(m).pop("integrity"), [Reason.INTEGRITY]),
+    "integrity of another kind": (
+        lambda m: _segment(m)["integrity"].update(type="none"),
+        [Reason.INTEGRITY],
+    ),
+    "integrity with its own key size": (
+        lambda m: _segment(m)["integrity"].update(key_size=1),
+        [Reason.INTEGRITY],
+    ),
+    "journal encryption that needs another key": (
+        lambda m: _segment(m)["integrity"].update(journal_encryption="cbc(aes)"),
+        [Reason.INTEGRITY],
+    ),
+    "volume key of size zero": (lambda m: _slot(m).update(key_size=0), [Reason.KEYSLOT_KEY_SIZE]),
+    "volume key without the MAC's": (lambda m: _slot(m).update(key_size=64), [Reason.KEYSLOT_KEY_SIZE]),
+    "unknown field in a keyslot": (lambda m: _slot(m).update(priority=2), [Reason.UNKNOWN_FIELD]),
+    "unknown field in an area": (lambda m: _slot(m)["area"].update(x=1), [Reason.UNKNOWN_FIELD]),
+    "unknown field in a segment": (lambda m: _segment(m).update(x=1), [Reason.UNKNOWN_FIELD]),
+    "unknown field in the integrity": (lambda m: _segment(m)["integrity"].update(x=1), [Reason.UNKNOWN_FIELD]),
+    "unknown field in a digest": (lambda m: _digest(m).update(x=1), [Reason.UNKNOWN_FIELD]),
+    "unknown field in a token": (lambda m: _tpm2(m).update(x=1), [Reason.UNKNOWN_FIELD]),
+    "unknown field in the configuration": (lambda m: m["config"].update(x=1), [Reason.UNKNOWN_FIELD]),
+    "unknown field in the evidence": (lambda m: m["tokens"]["1"]["quote"].update(x=""), [Reason.UNKNOWN_FIELD]),
+    "field that is missing": (
+        lambda m: _segment(m).pop("sector_size"),
+        [Reason.MISSING_FIELD],
+    ),
+    "number where a text belongs": (
+        lambda m: _slot(m)["area"].update(offset=524288),
+        [Reason.MALFORMED_FIELD],
+    ),
+    "truth where a number belongs": (
+        lambda m: _digest(m).update(iterations=True),
+        [Reason.MALFORMED_FIELD, Reason.KDF_COST],
+    ),
+    "no segment": (lambda m: m["segments"].clear(), [Reason.SEGMENT_COUNT, Reason.DIGEST_COVERAGE]),
+    "a second segment": (
+        lambda m: m["segments"].update({"1": dict(_segment(m))}),
+        [Reason.SEGMENT_COUNT, Reason.DIGEST_COVERAGE],
+    ),
+    "a plain segment": (
+        lambda m: m["segments"].update({"0": {"type": "linear", "offset": "8388608", "size": "dynamic"}}),
+        [Reason.MISSING_FIELD, Reason.SEGMENT_TYPE, Reason.SEGMENT_CIPHER, Reason.INTEGRITY],
+    ),
+    "a backup segment": (
+        lambda m: _segment(m).update(flags=["backup-final"]),
+        [Reason.SEGMENT_FLAGS],
+    ),
+    "a segment under another number": (
+        lambda m: m["segments"].update({"1": m["segments"].pop("0")}),
+        [Reason.SEGMENT_COUNT, Reason.DIGEST_COVERAGE],
+    ),
+    "a segment that starts in the header": (lambda m: _segment(m).update(offset="0"), [Reason.SEGMENT_BOUNDS]),
+    "a segment that starts later": (lambda m: _segment(m).update(offset="16777216"), [Reason.SEGMENT_BOUNDS]),
+    "a segment of fixed size": (lambda m: _segment(m).update(size="4096"), [Reason.SEGMENT_BOUNDS]),
+    "a segment with shifted tweaks": (lambda m: _segment(m).update(iv_tweak="8"), [Reason.SEGMENT_BOUNDS]),
+    "smaller sectors": (lambda m: _segment(m).update(sector_size=512), [Reason.SEGMENT_SECTOR_SIZE]),
+    "requirements": (lambda m: m["config"].update(requirements={}), [Reason.REQUIREMENTS]),
+    "requirement of an offline reencryption": (
+        lambda m: m["config"].update(requirements={"mandatory": ["online-reencrypt-v2"]}),
+        [Reason.REQUIREMENTS],
+    ),
+    "persistent flag for discards": (lambda m: m["config"].update(flags=["allow-discards"]), [Reason.CONFIG_FLAGS]),
+    "persistent flag against the journal": (lambda m: m["config"].update(flags=["no-journal"]), [Reason.CONFIG_FLAGS]),
+    "another size of the JSON": (lambda m: m["config"].update(json_size="12288"), [Reason.CONFIG_SIZES]),
+    "a keyslot area that reaches into the data": (
+        lambda m: m["config"].update(keyslots_size="7868416"),
+        [Reason.CONFIG_SIZES],
+    ),
+    "a keyslot of a reencryption": (
+        _reencryption,
+        [
+            Reason.REENCRYPTION,
+            Reason.MISSING_FIELD,
+            Reason.UNKNOWN_FIELD,
+            Reason.KEYSLOT_KEY_SIZE,
+            Reason.AREA_TYPE,
+            Reason.KEYSLOT_CIPHER,
+            Reason.DIGEST_COVERAGE,
+            Reason.KEYSLOT_COUNT,
+        ],
+    ),
+    "a keyslot of unknown type": (lambda m: _slot(m).update(type="luks3"), [Reason.KEYSLOT_TYPE]),
+    "no keyslot": (
+        lambda m: m["keyslots"].clear(),
+        [Reason.KEYSLOT_COUNT, Reason.DIGEST_COVERAGE, Reason.TOKEN_BINDING],
+    ),
+    "a keyslot more, with a passphrase": (_second_slot, [Reason.KDF_COST, Reason.KEYSLOT_COUNT]),
+    "an area inside the headers": (
+        lambda m: _slot(m)["area"].update(offset="262144"),
+        [Reason.AREA_BOUNDS, Reason.AREA_OVERLAP],
+    ),
+    "an area inside the data": (lambda m: _slot(m)["area"].update(offset="8388608"), [Reason.AREA_BOUNDS]),
+    "an area that ends in the data": (lambda m: _slot(m)["area"].update(offset="8384512"), [Reason.AREA_BOUNDS]),
+    "an area at an odd place": (lambda m: _slot(m)["area"].update(offset="909313"), [Reason.AREA_BOUNDS]),
+    "an area that is too small": (lambda m: _slot(m)["area"].update(size="4096"), [Reason.AREA_BOUNDS]),
+    "areas that overlap": (
+        lambda m: (_second_slot(m), m["keyslots"]["2"]["area"].update(offset="913408")),
+        [Reason.KDF_COST, Reason.AREA_OVERLAP, Reason.KEYSLOT_COUNT],
+    ),
+    "an area that is not raw": (lambda m: _slot(m)["area"].update(type="journal"), [Reason.AREA_TYPE]),
+    "a splitter with one stripe": (lambda m: _slot(m)["af"].update(stripes=1), [Reason.KEYSLOT_SPLITTER]),
+    "a splitter with a broken hash": (lambda m: _slot(m)["af"].update(hash="md5"), [Reason.KEYSLOT_SPLITTER]),
+    "a key derivation that takes for ever": (
+        lambda m: _slot(m)["kdf"].update(iterations=4_000_000_000),
+        [Reason.KDF_COST],
+    ),
+    "a key derivation of one round": (lambda m: _slot(m)["kdf"].update(iterations=1), [Reason.KDF_COST]),
+    "a key derivation that needs 4 GiB": (lambda m: _argon2(m, memory=4 << 20), [Reason.KDF_COST]),
+    "a key derivation that needs much time": (lambda m: _argon2(m, time=1 << 30), [Reason.KDF_COST]),
+    "a key derivation with many threads": (lambda m: _argon2(m, cpus=1000), [Reason.KDF_COST]),
+    "a key derivation with a list for a cost": (
+        lambda m: _argon2(m, memory=[]),
+        [Reason.MALFORMED_FIELD, Reason.KDF_COST],
+    ),
+    "a key derivation of another kind": (lambda m: _slot(m)["kdf"].update(type="argon2i"), [Reason.KDF_TYPE]),
+    "a key derivation with a broken hash": (lambda m: _slot(m)["kdf"].update(hash="sha1"), [Reason.KDF_TYPE]),
+    "a digest that takes for ever": (lambda m: _digest(m).update(iterations=1 << 40), [Reason.KDF_COST]),
+    "a digest that does not cover the keyslot": (lambda m: _digest(m).update(keyslots=[]), [Reason.DIGEST_COVERAGE]),
+    "a digest that does not cover the segment": (lambda m: _digest(m).update(segments=[]), [Reason.DIGEST_COVERAGE]),
+    "a digest that covers a keyslot twice": (
+        lambda m: _digest(m).update(keyslots=["1", "1"]),
+        [Reason.DIGEST_COVERAGE],
+    ),
+    "a second digest": (lambda m: m["digests"].update({"1": dict(_digest(m))}), [Reason.DIGEST_COUNT]),
+    "no digest": (lambda m: m["digests"].clear(), [Reason.DIGEST_COUNT]),
+    "a digest of another kind": (lambda m: _digest(m).update(type="none"), [Reason.DIGEST_TYPE]),
+    "a short digest": (lambda m: _digest(m).update(digest="AAAA"), [Reason.MALFORMED_FIELD]),
+    "a token of unknown type": (
+        lambda m: m["tokens"].update({"2": {"type": "clevis", "keyslots": ["1"]}}),
+        [Reason.TOKEN_BINDING, Reason.TOKEN_TYPE],
+    ),
+    "a token that loads a plugin": (
+        lambda m: m["tokens"].update({"2": {"type": "luks2-keyring", "keyslots": [], "key_description": "x"}}),
+        [Reason.TOKEN_TYPE],
+    ),
+    "a TPM token that is bound to nothing": (
+        lambda m: _tpm2(m).update(keyslots=[]),
+        [Reason.KDF_COST, Reason.TOKEN_BINDING, Reason.KEYSLOT_COUNT],
+    ),
+    "a TPM token that is bound to a keyslot that is not there": (
+        lambda m: _tpm2(m).update(keyslots=["7"]),
+        [Reason.KDF_COST, Reason.TOKEN_BINDING, Reason.KEYSLOT_COUNT],
+    ),
+    "a TPM token with an object for a keyslot": (
+        lambda m: _tpm2(m).update(keyslots=[{}]),
+        [Reason.KDF_COST, Reason.MALFORMED_FIELD, Reason.TOKEN_BINDING, Reason.KEYSLOT_COUNT],
+    ),
+    "a second TPM token for the same keyslot": (
+        lambda m: m["tokens"].update({"2": dict(_tpm2(m))}),
+        [Reason.TOKEN_BINDING, Reason.TOKEN_COUNT],
+    ),
+    "evidence that is bound to a keyslot": (
+        lambda m: m["tokens"]["1"].update(keyslots=["1"]),
+        [Reason.TOKEN_BINDING],
+    ),
+    "no evidence": (lambda m: m["tokens"].pop("1"), [Reason.TOKEN_COUNT]),
+    "a recovery key": (
+        lambda m: (
+            _second_slot(m),
+            m["tokens"].update({"2": {"type": "systemd-recovery", "keyslots": ["2"]}}),
+        ),
+        [Reason.TOKEN_COUNT],
+    ),
+    "a TPM policy without PCR 7": (lambda m: _tpm2(m).update({"tpm2-pcrs": []}), [Reason.TOKEN_POLICY]),
+    "a TPM policy without signed PCRs": (
+        lambda m: (_tpm2(m).pop("tpm2_pubkey"), _tpm2(m).pop("tpm2_pubkey_pcrs")),
+        [Reason.TOKEN_POLICY],
+    ),
+    "a TPM policy of another image's key": (
+        lambda m: _tpm2(m).update(tpm2_pubkey="LS0tLS1CRUdJTg=="),
+        [Reason.TOKEN_POLICY],
+    ),
+    "a TPM policy over a weak bank": (lambda m: _tpm2(m).update({"tpm2-pcr-bank": "sha1"}), [Reason.TOKEN_POLICY]),
+    "a TPM keyslot that asks for a PIN": (lambda m: _tpm2(m).update({"tpm2-pin": True}), [Reason.TOKEN_POLICY]),
+    "evidence of another version": (lambda m: m["tokens"]["1"].update(version=2), [Reason.MALFORMED_FIELD]),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_is_refused_for_its_own_reasons(forger, expected, name):
+    edit, reasons = ATTACKS[name]
+    header = Header.parse(forger.edited(edit))
+    assert sorted(judge(header, expected).reasons) == sorted(reasons)
+
+
+def test_every_reason_has_an_attack():
+    covered = {reason for _edit, reasons in ATTACKS.values() for reason in reasons}
+    elsewhere = {Reason.UUID, Reason.LABEL, Reason.METADATA_SIZE}
+    assert covered | elsewhere == set(Reason)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({168: b"6b2f0e55"}, Reason.UUID),
+        ({24: b"label"}, Reason.LABEL),
+        ({208: b"subsystem"}, Reason.LABEL),
+    ],
+)
+def test_the_names_in_the_binary_header_are_judged_too(forger, expected, changes, reason):
+    assert judge(Header.parse(forger.with_bytes(changes)), expected).reasons == (reason,)
+
+
+def test_a_layout_other_than_expected_is_refused(forger, expected):
+    other = Expectation(layout=Layout(metadata_size=16 << 10), tokens=expected.tokens, tpm2=expected.tpm2)
+    assert Reason.METADATA_SIZE in judge(Header.parse(forger.genuine()), other).reasons
+
+
+def test_a_genuine_volume_of_another_profile_is_refused(forger):
+    for profile in (AEGIS, CONFIDENTIAL):
+        header = Header.parse(forger.genuine("2.8.8-authenticated"))
+        reasons = judge(header, Expectation(profile=profile, passphrases=(1, 1))).reasons
+        assert {Reason.INTEGRITY, Reason.KEYSLOT_KEY_SIZE} <= set(reasons)
+
+
+def test_all_that_is_wrong_is_named_at_once(forger, expected):
+    def edit(metadata):
+        _segment(metadata).update(encryption="cipher_null-ecb", flags=["backup-final"])
+        metadata["config"].update(requirements={"mandatory": []})
+
+    with pytest.raises(Refusal) as caught:
+        judge(Header.parse(forger.edited(edit)), expected).require("/dev/sdx")
+    assert (caught.value.code, caught.value.subject) == ("luks2-policy", "/dev/sdx")
+    for named in ("null-cipher at segments.0.encryption", "segment-flags at", "requirements at config.requirements"):
+        assert named in str(caught.value)
+
+
+def test_what_a_forger_writes_never_reaches_the_console_as_it_is(forger, expected):
+    def edit(metadata):
+        metadata["config"]["\x1b[2Jnew\nline"] = "\x1b[31m" * 1000
+
+    judgement = judge(Header.parse(forger.edited(edit)), expected)
+    with pytest.raises(Refusal) as caught:
+        judgement.require("/dev/sdx")
+    for text in (str(caught.value), judgement.violations[0].where, judgement.violations[0].found):
+        assert text.isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_more_tokens_are_accepted_where_they_are_expected(forger, public_key, expected):
+    edit, _reasons = ATTACKS["a recovery key"]
+    tokens = {**expected.tokens, TokenType.RECOVERY: (0, 1)}
+    wider = Expectation(uuid=UUID, tokens=tokens, tpm2=expected.tpm2)
+    assert judge(Header.parse(forger.edited(edit)), wider).accepted
+
+
+_PATHS = st.lists(st.integers(0, 30), min_size=1, max_size=5)
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63) + 1, 2**63 - 1) | st.text(max_size=10),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(path=_PATHS, value=_VALUES)
+def test_any_value_at_any_place_is_judged_without_a_crash(forger, expected, path, value):
+    def edit(metadata):
+        place = metadata
+        for step in path:
+            keys = sorted(place) if isinstance(place, dict) else range(len(place))
+            key = list(keys)[step % len(keys)] if keys else None
+            if key is None or not isinstance(place[key], (dict, list)) or step is path[-1]:
+                break
+            place = place[key]
+        if key is not None:
+            place[key] = value
+
+    try:
+        header = Header.parse(forger.edited(edit))
+    except HeaderError:
+        return
+    changed = header.metadata != forger.metadata(forger.genuine())
+    if changed:
+        judgement = judge(header, expected)
+        assert all(violation.found.isprintable() for violation in judgement.violations)
