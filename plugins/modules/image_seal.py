@@ -151,13 +151,29 @@ msg:
   returned: always
   type: str
 steps:
-  description: The steps that were taken, with the seconds each took; in check mode those that would be taken, without
-  a time. returned: always type: list elements: dict sample: [{"name": "compute the hash tree", "seconds": 3.1}] dest:
-  description: The sealed image. returned: always type: str manifest: description: The manifest of the sealed image.
-  returned: always type: str root_hash: description: Root hash (hex) of the sealed image; empty in check mode when it
-  would be made. returned: always type: str sizes: description: Sizes in bytes of the parts of the sealed image that
-  are known. returned: always type: dict sample: {"root": 1992294400, "verity": 15695872, "uki": 46137344, "image":
-  2278555648}
+  description:
+    - The steps that were taken, with the seconds each took. In check mode those that would be taken, without a time.
+  returned: always
+  type: list
+  elements: dict
+  sample: [{"name": "compute the hash tree", "seconds": 3.1}]
+dest:
+  description: The sealed image.
+  returned: always
+  type: str
+manifest:
+  description: The manifest of the sealed image.
+  returned: always
+  type: str
+root_hash:
+  description: Root hash (hex) of the sealed image; empty in check mode when it would be made.
+  returned: always
+  type: str
+sizes:
+  description: Sizes in bytes of the parts of the sealed image that are known.
+  returned: always
+  type: dict
+  sample: {"root": 1992294400, "verity": 15695872, "uki": 46137344, "image": 2278555648}
 """
 
 import os
