@@ -13,6 +13,7 @@ from pathlib import Path
 from .guest import GIB, Guest, boot, guests, together
 from .images import base_image
 from .process import LabError
+from .sealed import prepared_tree, sealed_image
 from .trees import base_tree, tools_tree
 
 
@@ -103,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         ("tools", "tree of tools", tools_tree),
         ("tree", "tree of the base image", base_tree),
         ("image", "base image", base_image),
+        ("prepared", "tree with the boot agent", prepared_tree),
+        ("sealed", "sealed image", lambda: sealed_image().image),
     ):
         command = commands.add_parser(name, help=f"build the {what} when it is missing, and print its path")
         command.set_defaults(run=lambda _, path=path: print(path()))

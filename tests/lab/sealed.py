@@ -1,0 +1,105 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The sealed image: the base image with the boot agent, sealed by the collection's own role."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from .ansible import LOCAL, inventory, playbook
+from .cache import CHECKOUT, cached, digest
+from .images import COMMAND_LINE, pack
+from .keys import SECURE_BOOT, keys
+from .process import LabError
+from .trees import base_tree, copy_tree, tools_tree
+
+#: What of the collection decides what a sealed image is.
+CORE = CHECKOUT / "plugins/module_utils"
+PREPARES = [CHECKOUT / "plugins/modules/image_prepare.py", CHECKOUT / "plugins/action/image_prepare.py"]
+SEALS = [CHECKOUT / "plugins/modules/image_seal.py", CHECKOUT / "roles/image/tasks/seal.yml"]
+PREPARE_PLAYBOOK = Path(__file__).with_name("prepare.yml")
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """A folder with a sealed image and its signed manifest."""
+
+    folder: Path
+
+    @property
+    def image(self) -> Path:
+        return self.folder / "sealed.raw"
+
+    @property
+    def manifest(self) -> Path:
+        return self.folder / "manifest.json"
+
+    def variables(self) -> dict[str, object]:
+        """Return what the playbook ``attest`` must know about the guests of this image."""
+        return {
+            "fde_manifest": str(self.manifest),
+            "fde_manifest_key": str(keys().public("manifest")),
+            "fde_endorsement_ca": [str(keys().ek_authority)],
+        }
+
+
+def prepared_tree() -> Path:
+    """Return the tree of the base image with the boot agent in it."""
+    recipe = digest(base_tree().name, CORE, CHECKOUT / "roles/image/files", *PREPARES)
+    return cached("the tree with the boot agent", "prepared", recipe, _prepare)
+
+
+def sealed_image() -> Sealed:
+    """Return the sealed image, made first when there is none for this state of the checkout."""
+    tree = prepared_tree()
+    certificates = [keys().certificate(name).read_text() for name in SECURE_BOOT]
+    recipe = digest(tree.name, tools_tree().name, COMMAND_LINE, Path(__file__), *SEALS, *certificates)
+    return Sealed(cached("the sealed image", "sealed", recipe, lambda at: _seal(tree, at)))
+
+
+def _prepare(tree: Path) -> None:
+    copy_tree(base_tree(), tree)
+    log, resolver = tree.with_suffix(".log"), tree / "etc/resolv.conf"
+    hosts = inventory(tree.with_suffix(".json"), {"image_builders": {"localhost": LOCAL}})
+    link = resolver.readlink()
+    resolver.unlink()
+    shutil.copy("/etc/resolv.conf", resolver)
+    try:
+        playbook(str(PREPARE_PLAYBOOK), hosts, {"image_root": str(tree)}, log=log)
+    finally:
+        resolver.unlink()
+        resolver.symlink_to(link)
+    hosts.unlink()
+    log.unlink()
+
+
+def _seal(tree: Path, folder: Path) -> None:
+    folder.mkdir()
+    raw = folder / "prepared.raw"
+    pack(tree, raw)
+    lab = keys()
+    enrolled = [
+        {"variable": name, "certificate": str(lab.certificate(name)), "owner": lab.owner} for name in SECURE_BOOT
+    ]
+    builder = {
+        **LOCAL,
+        "image_src": str(raw),
+        "image_dest": str(folder / "sealed.raw"),
+        "image_name": "cvm.fde lab",
+        "image_manifest": str(folder / "manifest.json"),
+        "image_manifest_key": str(lab.key("manifest")),
+        "image_pcr_private_key": str(lab.key("pcr")),
+        "image_secure_boot_key": str(lab.key("db")),
+        "image_secure_boot_certificate": str(lab.certificate("db")),
+        "image_secure_boot_variables": enrolled,
+        "image_command_line": COMMAND_LINE,
+        "image_tools_tree": str(tools_tree()),
+    }
+    hosts = inventory(folder / "inventory.json", {"image_builders": {"localhost": builder}})
+    playbook("cvm.fde.seal_image", hosts, log=folder / "seal.log")
+    if not (folder / "sealed.raw").exists():
+        raise LabError(f"the playbook seal_image succeeded without an image; see {folder / 'seal.log'}")
+    raw.unlink()
