@@ -9,13 +9,15 @@ import hashlib
 import hmac
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Mapping, Optional
+from typing import Callable, Mapping, Optional, TypeVar, cast
 
 from . import event_log, userspace_log
 from .event_log import FirmwareLog, initial_value
 from .secure_boot import SecureBoot
 from .secure_boot import judge as judge_secure_boot
 from .userspace_log import UserspaceLog
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,34 @@ def unexplained(replayed: Mapping[int, bytes], quoted: Mapping[int, bytes]) -> t
 
 
 class LogCache:
-    """Remembers parsed logs by their digest: machines of one image and platform share a firmware log byte by byte."""
+    """Remembers parsed logs and their replay by digest: machines of one image and platform share a firmware log."""
 
     def __init__(self, limit: int = 256) -> None:
         self._limit = limit
-        self._known: OrderedDict[bytes, Replay] = OrderedDict()
+        self._known: OrderedDict[bytes, object] = OrderedDict()
+
+    def firmware(self, raw: bytes) -> Optional[FirmwareLog]:
+        """Parse a firmware log, or return None when it has no bytes. Raises ``AppraisalError``."""
+        return self._remembered(b"firmware", (raw,), lambda: event_log.parse(raw))
+
+    def userspace(self, raw: bytes) -> Optional[UserspaceLog]:
+        """Parse systemd's log, or return None when it has no bytes. Raises ``AppraisalError``."""
+        return self._remembered(b"userspace", (raw,), lambda: userspace_log.parse(raw))
 
     def replay(self, firmware: bytes, userspace: bytes, bank: str) -> Optional[Replay]:
         """Parse and replay two raw logs, or return None when the firmware's has no bytes. Raises ``AppraisalError``."""
-        key = b"".join(hashlib.sha256(part).digest() for part in (firmware, userspace, bank.encode()))
-        known = self._known.get(key)
-        if known is not None:
-            self._known.move_to_end(key)
-            return known
-        parsed = event_log.parse(firmware)
-        if parsed is None:
-            return None
-        result = replay(parsed, userspace_log.parse(userspace), bank)
-        self._known[key] = result
-        if len(self._known) > self._limit:
-            self._known.popitem(last=False)
-        return result
+
+        def make() -> Optional[Replay]:
+            parsed = self.firmware(firmware)
+            return None if parsed is None else replay(parsed, self.userspace(userspace), bank)
+
+        return self._remembered(b"replay", (firmware, userspace, bank.encode()), make)
+
+    def _remembered(self, kind: bytes, parts: tuple[bytes, ...], make: Callable[[], _T]) -> _T:
+        key = kind + b"".join(hashlib.sha256(part).digest() for part in parts)
+        if key not in self._known:
+            self._known[key] = make()
+            if len(self._known) > self._limit:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return cast(_T, self._known[key])

@@ -22,11 +22,9 @@ from ...module_utils.tpm.anchor import INDEX, SIZE, State, anchor_name
 from .case import BANK, Case, Undecided, fingerprint
 from .endorsement import parse_certificate, verify_endorsement
 from .errors import AppraisalError
-from .event_log import parse as parse_firmware_log
 from .reference import PHASE_INITRD, PHASE_READY, Reference
 from .replay import Replay, unexplained
 from .structures import PublicArea, QuoteAttest, Values, pcr_digest, qualified_name, same_selection, verify_by
-from .userspace_log import parse as parse_userspace_log
 
 #: Quoted unless the operator says otherwise: everything but IMA's PCR 10 and the resettable 16 and 23.
 DEFAULT_PCRS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15)
@@ -116,14 +114,14 @@ def _match_digest(quote: QuoteAttest, values: Values, key: PublicArea) -> None:
 
 
 def _firmware_log(case: Case) -> str:
-    log = parse_firmware_log(case.evidence.firmware_log)
+    log = case.grounds.cache.firmware(case.evidence.firmware_log)
     if log is None:
         raise Undecided("the machine's firmware has no event log")
     return f"{len(log.events)} events up to and after leaving the boot services (event {log.boundary})"
 
 
 def _userspace_log(case: Case) -> str:
-    log = parse_userspace_log(case.evidence.userspace_log)
+    log = case.grounds.cache.userspace(case.evidence.userspace_log)
     if log is None:
         raise Undecided("the machine has no log of systemd's measurements")
     if not case.evidence.userspace_complete:
