@@ -177,16 +177,14 @@ sizes:
 """
 
 import os
-from typing import Any, Optional
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.boot.manifest import public_key
 from ..module_utils.boot.seal import Result, difference, seal
 from ..module_utils.boot.seal_plan import Action, Request
-from ..module_utils.boot.secure_boot import Variable, read_der, read_variables
-from ..module_utils.boot.tools import Tools, open_tools
-from ..module_utils.boot.uki import SignTool
+from ..module_utils.boot.seal_request import make_request
+from ..module_utils.boot.tools import open_tools
 from ..module_utils.errors import FdeError
 from ..module_utils.runner import ModuleRunner
 
@@ -223,67 +221,6 @@ ARGUMENTS = {
     "tools_tree": {"type": "path"},
     "work_dir": {"type": "path"},
 }
-
-
-def read_file(path: str) -> bytes:
-    """Return the content of a small file of the builder that is not secret."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise FdeError(
-            path, f"it cannot be read: {error.strerror}", "Name a file that exists on the builder"
-        ) from error
-
-
-def make_request(params: dict[str, Any], tools: Tools) -> Request:
-    """Return what the user wants, with the public files read.
-
-    Raises ``FdeError`` for a file that is not what it should be.
-    """
-    dest: str = params["src"] if params["in_place"] else params["dest"]
-    for option in ("manifest_key", "pcr_private_key", "secure_boot_key"):
-        if not os.access(params[option], os.R_OK):
-            raise FdeError(
-                params[option], f"the file of '{option}' cannot be read", "Name a file that exists on the builder"
-            )
-    certificate = params["secure_boot_certificate"]
-    return Request(
-        src=params["src"],
-        dest=dest,
-        name=params["name"] or os.path.splitext(os.path.basename(dest))[0],
-        manifest=params["manifest"] or os.path.join(os.path.dirname(os.path.abspath(dest)), "manifest.json"),
-        manifest_key=params["manifest_key"],
-        pcr_private_key=params["pcr_private_key"],
-        pcr_public_key=public_key(tools, params["pcr_private_key"]),
-        secure_boot_key=params["secure_boot_key"],
-        secure_boot_certificate=certificate,
-        certificate=read_der(read_file(certificate), "CERTIFICATE", certificate),
-        variables=make_variables(params["secure_boot_variables"]),
-        in_place=params["in_place"],
-        force=params["force"],
-        kernel=params["kernel"],
-        command_line=params["command_line"],
-        esp_size=params["esp_size"],
-        sign_tool=SignTool(params["sign_tool"]),
-    )
-
-
-def make_variables(parts: Optional[list[dict[str, Any]]]) -> Optional[dict[Variable, bytes]]:
-    """Return the contents of the Secure Boot variables, None when they were not given."""
-    if parts is None:
-        return None
-    return read_variables(
-        [
-            (
-                Variable(part["variable"]),
-                part["owner"],
-                part["certificate"] or part["content"],
-                read_file(part["certificate"] or part["content"]),
-            )
-            for part in parts
-        ]
-    )
 
 
 def describe(result: Result, request: Request, check_mode: bool) -> dict[str, Any]:
