@@ -112,12 +112,34 @@ class Expectation:
     flags: frozenset[str] = frozenset()
 
 
-def root_volume(*, uuid: Optional[str] = None, public_key: Optional[bytes] = None) -> Expectation:
+def root_volume(
+    *,
+    uuid: Optional[str] = None,
+    public_key: Optional[bytes] = None,
+    profile: Profile = AUTHENTICATED,
+    layout: Layout = LAYOUT,
+) -> Expectation:
     """Return what the root volume that the boot agent made must look like: one TPM keyslot, one evidence token."""
     return Expectation(
+        profile=profile,
+        layout=layout,
         uuid=uuid,
         tokens={TokenType.TPM2: (1, 1), TokenType.EVIDENCE: (1, 1)},
         tpm2=Tpm2Binding(public_key=public_key),
+    )
+
+
+def data_volume(
+    *, uuid: Optional[str] = None, profile: Profile = AUTHENTICATED, layout: Layout = LAYOUT
+) -> Expectation:
+    """Return what any data volume must look like, by whatever it is unlocked: TPM, recovery key or passphrase."""
+    some = (0, _MAX_KEYSLOTS)
+    return Expectation(
+        profile=profile,
+        layout=layout,
+        uuid=uuid,
+        tokens={TokenType.TPM2: some, TokenType.RECOVERY: some},
+        passphrases=some,
     )
 
 
