@@ -60,5 +60,5 @@ fi
 # lack them; the control node always has cryptography, which ansible-core depends on.
 status=0
 sanity --skip-test import || status=1
-sanity --test import plugins/modules plugins/module_utils plugins/doc_fragments || status=1
+sanity --test import plugins/modules/ plugins/module_utils/ plugins/doc_fragments/ || status=1
 exit $status
