@@ -42,7 +42,7 @@ def refuse(error: FdeError, runner: Runner, directory: Path = STATE_DIRECTORY) -
         content = {"code": code, "subject": error.subject, "cause": error.cause, "remedy": error.remedy}
         (directory / REFUSAL_FILE).write_text(json.dumps(content))
     try:
-        runner.run(["systemd-pcrextend", "--graceful", f"cvm-fde:refused:{code}"])
+        runner.run(["systemd-pcrextend", f"cvm-fde:refused:{code}"])
     except FdeError as failure:
         # The machine is switched off whether or not the TPM still listens.
         _write(KERNEL_LOG, f"<3>cvm-fde: the refusal could not be measured: {failure}\n")

@@ -180,8 +180,9 @@ def _anomalies(probed: Probed) -> Iterator[Refusal]:
 def _anomalies_of_first_boot(standing: Standing, volume: Volume) -> Iterator[Refusal]:
     """What the TPM never heard of is not ours, unless it says that we were just making it."""
     if standing is Standing.OURS:
-        return
-    if standing is Standing.FOREIGN and volume.header_digest is not None:
+        if not volume.ours_by_type:
+            yield refuse(Code.PARTITION_FOREIGN, volume.device)
+    elif standing is Standing.FOREIGN and volume.header_digest is not None:
         yield refuse(Code.ANCHOR_FOREIGN, volume.device)
     elif volume.header_digest is not None:
         yield refuse(Code.VOLUME_WITHOUT_ANCHOR, volume.device)

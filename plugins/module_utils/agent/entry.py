@@ -16,7 +16,7 @@ from ..errors import FdeError
 from . import console, initrd
 from .boot import boot
 from .decision import Code, refuse
-from .hydration import hydrate
+from .hydration import hydrate, notify
 from .machine import this_machine
 from .process import SubprocessRunner
 from .status import status
@@ -48,7 +48,7 @@ def _run(command: str) -> int:
         if command == "boot":
             boot(this_machine(runner))
         elif command == "hydrate":
-            hydrate(DeviceMapper(runner), runner)
+            hydrate(DeviceMapper(runner), runner, notify)
         else:
             print(json.dumps(status(DeviceMapper(runner)), indent=2, sort_keys=True))
     except FdeError as error:

@@ -45,10 +45,15 @@ def first_boot(machine: Machine, disk: Disk, decision: Decision) -> None:
     area = read_area(device)
     open_volume(machine, area, key_id)
     clone.assemble(machine.mapper, VOLUME, IMAGE, fresh=True)
-    with opened(machine.tcti) as esys:
-        ready = Anchor(State.READY, header_current=area.digest, volume_key_id=key_id)
-        anchors.write(esys, machine.key, machine.policies, ready)
+    _anchor_ready(machine, area.digest, key_id)
     say(f"first boot: complete, volume key id {key_id.hex()}")
+
+
+def _anchor_ready(machine: Machine, header: bytes, key_id: bytes) -> None:
+    """Pin the volume; from here on nothing but this header and this key is ever opened."""
+    with opened(machine.tcti) as esys:
+        ready = Anchor(State.READY, header_current=header, volume_key_id=key_id)
+        anchors.write(esys, machine.key, machine.policies, ready)
 
 
 def _minimum(machine: Machine) -> int:

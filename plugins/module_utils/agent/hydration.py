@@ -21,18 +21,24 @@ INTERVAL = 5.0
 
 
 def hydrate(
-    mapper: DeviceMapper, runner: Runner, tell: Optional[Callable[[str], None]] = None
+    mapper: DeviceMapper,
+    runner: Runner,
+    tell: Callable[[str], None],
+    *,
+    mount_point: str = "/",
+    interval: float = INTERVAL,
 ) -> Optional[clone.Status]:
-    """Copy the root into the volume and return the clone's last status, None when the root is no clone any more.
+    """Copy the root, mounted at ``mount_point``, into the volume.
+
+    Returns the clone's last status, None when the root is no clone any more.
 
     First the unused blocks of the file system are discarded: dm-clone takes them as copied. Then the rest is copied in
     the background, yielding to the I/O of users. Raises ``FdeError`` when the clone fails.
     """
     if not clone.is_clone(mapper):
         return None
-    tell = tell or notify
     try:
-        runner.run(["fstrim", "/"])
+        runner.run(["fstrim", mount_point])
     except CommandError as error:
         # A file system without discard costs time, not correctness.
         tell(f"unused blocks are copied too: {error.cause}")
@@ -48,7 +54,7 @@ def hydrate(
         tell(f"{percent(status)} % of the root is in the encrypted volume ({status.hydrated}/{status.total} regions)")
         if status.complete:
             return status
-        time.sleep(INTERVAL)
+        time.sleep(interval)
 
 
 def percent(status: clone.Status) -> float:

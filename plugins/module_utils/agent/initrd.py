@@ -27,6 +27,9 @@ AGENT_DIRECTORY = "/usr/lib/cvm-fde/agent"
 _LATE = ("encodings.ascii", "encodings.latin_1", "encodings.utf_16_le", "traceback", "linecache", "tokenize")
 #: Imported where they exist, but only for formats that the agent does not use.
 _UNUSED = ("bcrypt", "pycparser")
+#: Packages of which every module goes along: they import some of their own that then say that this system cannot use
+#: them, which is not an error, while one that is absent would be.
+_WHOLE = ("tpm2_pytss",)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ def closure() -> Closure:
             compiled[destination] = _compiled(name, module)
         else:
             copied[destination] = str(module.__file__)
+    for name in _WHOLE:
+        compiled.update(_rest_of(name, compiled))
     return Closure(compiled, copied)
 
 
@@ -85,6 +90,16 @@ def _destination(name: str, module: ModuleType) -> Optional[str]:
     return f"{AGENT_DIRECTORY}/{'/'.join(name.split('.')[:-1] + [os.path.basename(file)])}"
 
 
+def _rest_of(package: str, known: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """Yield what a package holds beside the modules that could be imported, as (path in the initrd, content)."""
+    module = sys.modules.get(package)
+    for directory in getattr(module, "__path__", ()):
+        for file in sorted(Path(directory).glob("*.py")):
+            path = f"{AGENT_DIRECTORY}/{package}/{file.name}c"
+            if path not in known:
+                yield path, _pyc(f"{package}.{file.stem}", importlib.util.decode_source(file.read_bytes()))
+
+
 def _compiled(name: str, module: ModuleType) -> bytes:
     """Return the content of a pyc without a source; statements of the source's docstrings are left out."""
     loader = getattr(module, "__loader__", None)
@@ -93,5 +108,9 @@ def _compiled(name: str, module: ModuleType) -> bytes:
         source = loader.get_source(name) or ""
     else:
         source = importlib.util.decode_source(Path(str(module.__file__)).read_bytes())
+    return _pyc(name, source)
+
+
+def _pyc(name: str, source: str) -> bytes:
     code = compile(source, f"{name}.py", "exec", dont_inherit=True, optimize=2)
     return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)

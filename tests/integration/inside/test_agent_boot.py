@@ -13,24 +13,29 @@ import base64
 import contextlib
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tpm2_pytss as tss
+from ansible_collections.cvm.fde.plugins.module_utils.agent import console, disks, first_boot, volume_key
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
+from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import hydrate
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine, Paths, this_machine
 from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 from ansible_collections.cvm.fde.plugins.module_utils.agent.status import status
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.dm import clone
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing, State
@@ -106,15 +111,16 @@ class Lab:
                 "not-need-init,startup-clear",
             ]
             + ["--server", f"type=unixio,path={address}", "--ctrl", f"type=unixio,path={address}.ctrl"]
+            + ["--pid", f"file={address}.pid"]
         )
         try:
-            wait_for(Path(address), Path(f"{address}.ctrl"))
+            wait_for(Path(f"{address}.pid"))
             with opened(self.tcti) as esys:
                 extend(esys, b"enter-initrd")
             yield
         finally:
             end(process)
-            for path in (address, f"{address}.ctrl"):
+            for path in (address, f"{address}.ctrl", f"{address}.pid"):
                 Path(path).unlink(missing_ok=True)
 
     @contextlib.contextmanager
@@ -212,6 +218,11 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture
 def lab(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> Lab:
+    return make_lab(tmp_path, sealed, signer)
+
+
+def make_lab(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> Lab:
+    """Return an instance of the sealed image that was never booted."""
     image, root_hash = sealed
     run("cp", "--sparse=always", str(image), str(tmp_path / "disk"))
     (tmp_path / "cmdline").write_text(f"roothash={root_hash} root=/dev/mapper/fde-root rw fde.strategy=clone\n")
@@ -246,6 +257,54 @@ def mounted() -> Iterator[Path]:
         run("umount", str(root))
 
 
+class PowerCut(Exception):
+    """The machine lost power."""
+
+
+class CutRunner(SubprocessRunner):
+    """Loses power right before the first program whose arguments begin as ``before``."""
+
+    def __init__(self, before: tuple[str, ...], environment: dict[str, str]) -> None:
+        super().__init__(environment=environment)
+        self._before = before
+
+    def run(self, argv: Any, **options: Any) -> Any:
+        words = [os.path.basename(argv[0]), *argv[1:]]
+        if all(word in words for word in self._before):
+            raise PowerCut(" ".join(self._before))
+        return super().run(argv, **options)
+
+
+@pytest.fixture(scope="module")
+def installed_once(
+    tmp_path_factory: pytest.TempPathFactory, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
+) -> Path:
+    """The directory of an instance that has had its first boot."""
+    directory = tmp_path_factory.mktemp("installed")
+    instance = make_lab(directory, sealed, signer)
+    with instance.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+    return directory
+
+
+@pytest.fixture
+def installed(installed_once: Path, lab: Lab) -> Lab:
+    """An instance after its first boot, for one test: a copy of the disk and of the TPM's state."""
+    run("cp", "--sparse=always", str(installed_once / "disk"), str(lab.image))
+    for state in installed_once.glob("tpm2-*"):
+        run("cp", str(state), str(lab.directory))
+    return lab
+
+
+def refused(instance: Lab) -> str:
+    """Boot and return the code of the refusal; nothing may be open afterwards that was not before."""
+    with instance.booting() as machine:
+        with pytest.raises(Refusal) as caught:
+            boot(machine)
+        assert machine.mapper.find("fde-root") is None
+        return caught.value.code
+
+
 def test_agent_first_boot_then_later_boots(lab: Lab) -> None:
     with lab.booting() as machine:
         assert boot(machine) is Action.FIRST_BOOT
@@ -263,3 +322,206 @@ def test_agent_first_boot_then_later_boots(lab: Lab) -> None:
             assert (root / "plaintext").read_bytes() == PLAINTEXT
         assert lab.anchor() == ready
         assert status(machine.mapper, machine.paths, lab.tcti)["luks_uuid"] == known["luks_uuid"]
+
+
+def test_hydration_ends_and_leaves_no_plaintext_on_the_partition(installed: Lab) -> None:
+    told: list[str] = []
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with mounted() as root:
+            state = hydrate(machine.mapper, machine.runner, told.append, mount_point=str(root), interval=0.1)
+            assert state is not None and state.complete
+            assert (root / "plaintext").read_bytes() == PLAINTEXT
+        assert status(machine.mapper, machine.paths, installed.tcti)["hydration"]["percent"] == 100.0
+        assert PLAINTEXT[:64] not in Path(installed.partition).read_bytes()
+        assert PLAINTEXT[:64] in Path(f"{installed.device}p2").read_bytes()
+    assert told[-1].startswith("100.0 %")
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with mounted() as root:
+            assert (root / "plaintext").read_bytes() == PLAINTEXT
+
+
+CUTS = (
+    ("systemd-repart",),
+    ("cryptsetup", "luksFormat"),
+    ("systemd-cryptenroll",),
+    ("cryptsetup", "token"),
+    ("systemd-cryptsetup", "attach"),
+    ("dmsetup", "create", "fde-clone-dest"),
+    ("dmsetup", "create", "fde-root"),
+)
+
+
+def test_a_power_cut_between_any_two_steps_of_the_first_boot_starts_it_over(lab: Lab) -> None:
+    partitions = set()
+    for before in CUTS:
+        with lab.booting() as machine:
+            cut = CutRunner(before, {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"})
+            with pytest.raises(PowerCut):
+                boot(replace(machine, runner=cut))
+            found = lab.anchor()
+            assert found.anchor is not None and found.anchor.state is State.INITIALIZING, before
+    with lab.booting() as machine, pytest.MonkeyPatch.context() as patch:
+        # The last step: everything is there, only the anchor does not say so yet.
+        patch.setattr(first_boot, "_anchor_ready", lambda *_: (_ for _ in ()).throw(PowerCut("anchor")))
+        with pytest.raises(PowerCut):
+            boot(machine)
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+        [disk] = [disk for disk in disks.disks() if disk.device == lab.device]
+        partitions = {one.id for one in disk.table.of_type(gpt.FDE)}
+        assert len(partitions) == 1
+        with mounted() as root:
+            assert (root / "plaintext").read_bytes() == PLAINTEXT
+
+
+def test_a_power_cut_before_the_anchor_exists_starts_over(lab: Lab) -> None:
+    with lab.booting() as machine:
+        with opened(lab.tcti) as esys:
+            anchors.define(esys, machine.key)
+        assert lab.anchor().standing is Standing.UNWRITTEN
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+
+
+@pytest.mark.parametrize("offset", [0, 4096, 256 << 10, (256 << 10) + 4096 + 100, 1 << 20, (8 << 20) - 1])
+def test_a_changed_byte_of_the_header_area_is_refused(installed: Lab, offset: int) -> None:
+    change(installed, offset)
+    assert refused(installed) == "header-mismatch"
+
+
+def test_a_volume_of_somebody_else_sealed_to_the_same_tpm_is_refused(installed: Lab) -> None:
+    with installed.booting() as machine:
+        mine, temporary = bytearray(os.urandom(96)), volume_key.temporary()
+        identifier = str(uuid.uuid4())
+        volumes.format_volume(
+            machine.runner, installed.partition, volume_key=mine, temporary_key=temporary, uuid=identifier
+        )
+        volumes.enrol_tpm2(
+            machine.runner,
+            installed.partition,
+            unlock_key=temporary,
+            tpm2_device=installed.tcti,
+            public_key=machine.paths.public_key,
+        )
+    assert refused(installed) == "header-mismatch"
+
+
+def test_a_volume_that_waits_for_the_first_boot_is_refused(installed: Lab, lab: Lab) -> None:
+    for state in lab.directory.glob("tpm2-*"):
+        state.unlink()
+    assert refused(installed) == "volume-without-anchor"
+
+
+def test_an_empty_partition_that_waits_for_the_first_boot_is_refused(lab: Lab) -> None:
+    add_partition(lab, gpt.FDE)
+    assert refused(lab) == "partition-foreign"
+
+
+@pytest.mark.parametrize("kind", [gpt.LINUX_GENERIC, gpt.FDE, gpt.ROOT_X86_64, gpt.ESP])
+def test_a_partition_that_nobody_made_is_refused_later(installed: Lab, kind: uuid.UUID) -> None:
+    with installed.booting():
+        run("sfdisk", "--no-reread", "--force", "--delete", installed.device, "4")
+    assert refused(installed) == "volume-missing"
+    add_partition(installed, kind)
+    assert refused(installed) == ("header-mismatch" if kind == gpt.FDE else "partition-foreign")
+
+
+def test_a_missing_volume_is_refused(installed: Lab, sealed: tuple[Path, str]) -> None:
+    run("cp", "--sparse=always", str(sealed[0]), str(installed.image))
+    assert refused(installed) == "volume-missing"
+
+
+def test_a_second_disk_with_the_same_ids_is_refused(installed: Lab) -> None:
+    copy = installed.directory / "copy"
+    run("cp", "--sparse=always", str(installed.image), str(copy))
+    with installed.booting() as machine:
+        twin = run("losetup", "--find", "--show", "--partscan", str(copy)).decode().strip()
+        try:
+            with pytest.raises(Refusal) as caught:
+                boot(machine)
+        finally:
+            run("losetup", "--detach", twin)
+    assert caught.value.code == "disk-ambiguous"
+
+
+def test_a_deleted_anchor_is_refused(installed: Lab) -> None:
+    with installed.booting(), opened(installed.tcti) as esys:
+        esys.nv_undefine_space(esys.tr_from_tpmpublic(anchors.INDEX))
+    assert refused(installed) == "volume-without-anchor"
+
+
+def test_an_anchor_of_another_key_is_refused(installed: Lab) -> None:
+    other = rsa.generate_private_key(65537, 2048).public_key()
+    pem = other.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    with installed.booting(), opened(installed.tcti) as esys:
+        anchors.define(esys, PolicyKey.from_pem(pem))
+    assert refused(installed) == "anchor-foreign"
+
+
+def test_a_later_phase_gets_neither_key_nor_anchor(installed: Lab) -> None:
+    with installed.booting() as machine:
+        with opened(installed.tcti) as esys:
+            extend(esys, b"leave-initrd")
+        with pytest.raises(Refusal) as caught:
+            boot(machine)
+        assert caught.value.code == "key-unavailable"
+        with pytest.raises(FdeError), opened(installed.tcti) as esys:
+            anchors.write(esys, machine.key, machine.policies, anchors.Anchor(State.INITIALIZING))
+
+
+def test_a_refusal_closes_the_tpm_until_the_next_reset(installed: Lab) -> None:
+    with installed.booting() as machine:
+        console.refuse(
+            Refusal("header-mismatch", "/dev/x", "it differs", "stop"), PcrRunner(installed), machine.paths.state
+        )
+        assert json.loads((machine.paths.state / console.REFUSAL_FILE).read_text())["code"] == "header-mismatch"
+        with pytest.raises(Refusal) as caught:
+            boot(machine)
+        assert caught.value.code == "key-unavailable"
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+
+
+class PcrRunner(SubprocessRunner):
+    """Tells systemd-pcrextend where the software TPM is; in a machine it finds the TPM by itself."""
+
+    def __init__(self, instance: Lab) -> None:
+        super().__init__(environment={"SYSTEMD_FORCE_MEASURE": "1"})
+        self._device = f"--tpm2-device={instance.tcti}"
+
+    def run(self, argv: Any, **options: Any) -> Any:
+        return super().run([argv[0], self._device, *argv[1:]], **options)
+
+
+def test_another_root_hash_is_refused(installed: Lab) -> None:
+    line = (installed.directory / "cmdline").read_text().replace(installed.root_hash, "0" * 64)
+    with installed.booting() as machine:
+        (installed.directory / "cmdline").write_text(line)
+        with pytest.raises(Refusal) as caught:
+            boot(installed.machine)
+        assert caught.value.code == "verity-missing"
+        assert machine.mapper.find("fde-crypt") is None
+
+
+def change(instance: Lab, offset: int) -> None:
+    """Flip a bit of the encrypted partition, from the host's side."""
+    with instance.image.open("r+b") as disk:
+        table = gpt.read_table(disk, DISK_SIZE, "disk")
+        [partition] = table.of_type(gpt.FDE)
+        disk.seek(partition.offset + offset)
+        [byte] = disk.read(1)
+        disk.seek(partition.offset + offset)
+        disk.write(bytes([byte ^ 1]))
+
+
+def add_partition(instance: Lab, kind: uuid.UUID) -> None:
+    """Add a partition behind the others, from the host's side."""
+    with instance.image.open("r+b") as disk:
+        table = gpt.read_table(disk, DISK_SIZE, "disk")
+        start = max(one.end for one in table.partitions) + 64 * MIB
+        added = gpt.Partition(len(table.partitions) + 1, kind, uuid.uuid4(), start, 64 * MIB)
+        for offset, block in gpt.encode_table(replace(table, partitions=(*table.partitions, added))):
+            disk.seek(offset)
+            disk.write(block)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The agent as one file: the same bytes everywhere, runnable alone, and small once it is in an initrd."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ansible_collections.cvm.fde.plugins.module_utils.agent as agent
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent import archive
+
+CORE = Path(str(agent.__file__)).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def zipapp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("agent") / "agent.pyz"
+    path.write_bytes(archive.build(CORE))
+    return path
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]})
+
+
+def test_the_same_core_gives_the_same_bytes_whatever_its_time_stamps(tmp_path: Path) -> None:
+    shutil.copytree(CORE, tmp_path / "core", copy_function=shutil.copy, ignore=shutil.ignore_patterns("__pycache__"))
+    assert archive.build(tmp_path / "core") == archive.build(CORE)
+
+
+def test_what_is_packed_is_unpacked() -> None:
+    files = {"usr/a": b"a", "usr/lib/b": bytes(range(256))}
+    assert archive.unpack(archive.pack(files)) == files
+
+
+def test_the_agent_runs_without_the_collection(zipapp: Path) -> None:
+    pytest.importorskip("tpm2_pytss")
+    done = run(sys.executable, "-I", str(zipapp), "--help")
+    assert done.returncode == 0, done.stderr
+    assert "hydrate" in done.stdout
+
+
+def test_the_tree_of_an_initrd_holds_the_agent_compiled_and_nothing_of_ansible(zipapp: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tpm2_pytss")
+    done = run(sys.executable, "-I", str(zipapp), "initrd", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    directory = tmp_path / "usr/lib/cvm-fde/agent"
+    assert (directory / "__main__.pyc").is_file()
+    assert (directory / "cvm_fde/agent/boot.pyc").is_file()
+    assert not list(tmp_path.rglob("*.py")) and not list(tmp_path.rglob("*ansible*"))
+    copied = [line.split("\t") for line in done.stdout.splitlines()]
+    assert all(Path(source).is_file() for source, _target in copied)
+    # Put beside the compiled modules, as dracut does, the shared objects make it run by itself.
+    for source, target in copied:
+        if target.startswith("/usr/lib/cvm-fde/"):
+            shutil.copy(source, tmp_path / target.lstrip("/"))
+    alone = run(sys.executable, "-I", "-S", "-B", str(directory), "--help")
+    assert alone.returncode == 0, alone.stderr

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The signed command line decides, and only when it is unambiguous."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import ConfigurationError, Strategy, parse
+
+HASH = "0123456789abcdef" * 4
+
+
+def test_the_partitions_follow_from_the_root_hash() -> None:
+    found = parse(f"roothash={HASH} root=/dev/mapper/fde-root rw fde.strategy=clone quiet\n")
+    assert found.root_hash.hex() == HASH
+    assert found.strategy is Strategy.CLONE
+    assert found.data_partition == uuid.UUID(HASH[:32])
+    assert found.hash_partition == uuid.UUID(HASH[32:])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "fde.strategy=clone",
+        f"roothash={HASH}",
+        f"roothash={HASH} fde.strategy=tmpfs",
+        f"roothash={HASH} fde.strategy=",
+        f"roothash={HASH} fde.strategy",
+        f"roothash={HASH.upper()} fde.strategy=clone",
+        f"roothash={HASH[:-1]} fde.strategy=clone",
+        f"roothash={HASH}0 fde.strategy=clone",
+        f"roothash={HASH} roothash={HASH} fde.strategy=clone",
+        f"roothash={HASH} fde.strategy=clone fde.strategy=clone",
+        f"xroothash={HASH} fde.strategy=clone",
+    ],
+)
+def test_everything_else_is_an_error(line: str) -> None:
+    with pytest.raises(ConfigurationError):
+        parse(line)
