@@ -32,7 +32,7 @@ def payload(collection: Path = COLLECTION) -> bytes:
     return archive.pack(files)
 
 
-class ActionModule(ActionBase):  # type: ignore[misc]
+class ActionModule(ActionBase):
     """Builds the payload, transfers it and runs the module with it."""
 
     _supports_check_mode = True
