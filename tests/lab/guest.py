@@ -183,8 +183,8 @@ class Guest:
             if stopped:
                 log = (self.folder / "qemu.log").read_text(errors="replace").strip()
                 raise GuestError(self, f"{failure}: it is off {log}".rstrip())
-            if silence.lasts(self.serial.size, time.monotonic()):
-                raise GuestError(self, f"{failure}: silent for {patience:.0f} s")
+            if silence.lasts(len(self.serial.boot()), time.monotonic()):
+                raise GuestError(self, f"{failure}: nothing new for {patience:.0f} s")
             time.sleep(_PAUSE)
 
     def _answers(self) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ from .trees import LIBRARIES, tool, tools_tree
 
 FIRMWARE = "usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
 VARIABLES = "usr/share/OVMF/OVMF_VARS_4M.fd"
+SECURE_BOOT_VARIABLES = ("PK", "KEK", "db", "dbx")
 #: Five-level page tables only make emulation slower.
 TCG = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off")
 KVM = ("-accel", "kvm", "-cpu", "host")
@@ -102,6 +104,25 @@ def variables(lab: Keys) -> Path:
         run(words)
 
     return cached("the firmware's variables", "variables.fd", digest(template, lab.owner, *certificates), enrol)
+
+
+def secure_boot_contents(lab: Keys) -> dict[str, Path]:
+    """Return files with what the firmware measures of its Secure Boot variables, by variable.
+
+    What the enrolling program adds by itself, a dbx, is in them too.
+    """
+    store = variables(lab)
+
+    def extract(folder: Path) -> None:
+        folder.mkdir()
+        dump = folder / "variables.json"
+        run([sys.executable, "-m", "virt.firmware.vars", "--loglevel", "error", "-i", store, "--output-json", dump])
+        for variable in json.loads(dump.read_text())["variables"]:
+            if variable["name"] in SECURE_BOOT_VARIABLES:
+                (folder / variable["name"]).write_bytes(bytes.fromhex(variable["data"]))
+
+    folder = cached("the contents of the Secure Boot variables", "contents", digest(store.name), extract)
+    return {name: folder / name for name in SECURE_BOOT_VARIABLES if (folder / name).exists()}
 
 
 @cache

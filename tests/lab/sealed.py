@@ -12,7 +12,8 @@ from pathlib import Path
 from .ansible import LOCAL, inventory, playbook
 from .cache import CHECKOUT, cached, digest
 from .images import COMMAND_LINE, pack
-from .keys import SECURE_BOOT, keys
+from .keys import keys
+from .machine import secure_boot_contents
 from .process import LabError
 from .trees import base_tree, copy_tree, tools_tree
 
@@ -55,8 +56,8 @@ def prepared_tree() -> Path:
 def sealed_image() -> Sealed:
     """Return the sealed image, made first when there is none for this state of the checkout."""
     tree = prepared_tree()
-    certificates = [keys().certificate(name).read_text() for name in SECURE_BOOT]
-    recipe = digest(tree.name, tools_tree().name, COMMAND_LINE, Path(__file__), *SEALS, *certificates)
+    enrolled = list(secure_boot_contents(keys()).values())
+    recipe = digest(tree.name, tools_tree().name, COMMAND_LINE, Path(__file__), *SEALS, *enrolled)
     return Sealed(cached("the sealed image", "sealed", recipe, lambda at: _seal(tree, at)))
 
 
@@ -81,9 +82,7 @@ def _seal(tree: Path, folder: Path) -> None:
     raw = folder / "prepared.raw"
     pack(tree, raw)
     lab = keys()
-    enrolled = [
-        {"variable": name, "certificate": str(lab.certificate(name)), "owner": lab.owner} for name in SECURE_BOOT
-    ]
+    enrolled = [{"variable": name, "content": str(file)} for name, file in secure_boot_contents(lab).items()]
     builder = {
         **LOCAL,
         "image_src": str(raw),

@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import Optional
 
 MARKER = b"\n=== the lab starts boot "
-_CONTROL = re.compile(rb"\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b\[[0-9;?=]*[A-Za-z]|\x1b[()][A-Z0-9]|[\r\x00\x0e\x0f]")
+_CONTROL = re.compile(
+    rb"\x1b\][^\x07\x1b]*(\x07|\x1b\\)|\x1b\[[0-9;:?=]*[A-Za-z]|\x1b[()][A-Z0-9]|\x1bM|[\r\x00\x0e\x0f]"
+)
+#: What systemd prints twice a second while it waits for something: no sign of progress.
+_WAITING = re.compile(r"^\[[ *]{6}\].* running \(.*\)$\n?", re.MULTILINE)
 
 
 class Silence:
-    """Notices when a log has stopped growing for longer than ``patience`` seconds."""
+    """Notices when a guest has said nothing new for longer than ``patience`` seconds."""
 
     def __init__(self, patience: float, now: float) -> None:
         self._patience = patience
@@ -23,7 +27,7 @@ class Silence:
         self._since = now
 
     def lasts(self, size: int, now: float) -> bool:
-        """Tell the size of the log at the time ``now``; True when it has been the same for too long."""
+        """Tell how much was said by the time ``now``; True when it has been the same for too long."""
         if size != self._size:
             self._size, self._since = size, now
         return now - self._since > self._patience
@@ -35,10 +39,6 @@ class SerialLog:
 
     path: Path
 
-    @property
-    def size(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
-
     def begin_boot(self) -> None:
         """Mark the start of a boot."""
         number = self._all().count(MARKER) + 1
@@ -46,9 +46,9 @@ class SerialLog:
             file.write(MARKER + b"%d ===\n" % number)
 
     def boot(self) -> str:
-        """Return what the guest has said since the last boot began, without terminal controls."""
+        """Return what the guest has said since the last boot began, without terminal controls and waiting lines."""
         said = self._all().rpartition(MARKER)[2].partition(b"\n")[2]
-        return _CONTROL.sub(b"", said).decode("utf-8", "replace")
+        return _WAITING.sub("", _CONTROL.sub(b"", said).decode("utf-8", "replace"))
 
     def find(self, pattern: str) -> Optional[re.Match[str]]:
         """Search what was said since the last boot began."""
