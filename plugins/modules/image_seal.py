@@ -107,14 +107,14 @@ options:
   tools_tree:
     description:
       - Root of an installed system whose programs are used instead of the builder's, for builders with a systemd
-        before 258.
+        before 262.
       - Needs C(bwrap) on the builder.
     type: path
   work_dir:
     description: Existing directory for the parts of the image while it is made; by default that of the sealed image.
     type: path
 requirements:
-  - "On the builder or in the tools tree: systemd-ukify, systemd-measure and the EFI stub (systemd 258 or later),
+  - "On the builder or in the tools tree: systemd-ukify, systemd-measure and the EFI stub (systemd 262 or later),
     sbsigntool, cryptsetup (veritysetup), e2fsprogs, dosfstools, mtools, openssl"
 attributes:
   check_mode:

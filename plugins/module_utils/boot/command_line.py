@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from ..errors import FdeError
 
-#: What follows the root hash: the root that the boot agent assembles, and no way into a shell of the initrd.
+#: What follows the root hash: the root that the boot agent assembles, no way into a shell of the initrd, no units or
+#: settings from the host by way of credentials, and an end to the boot at the first block that fails verification.
 FIXED_WORDS = (
     "root=/dev/mapper/fde-root",
     "rw",
@@ -20,6 +21,8 @@ FIXED_WORDS = (
     "rd.emergency=poweroff",
     "panic=10",
     "systemd.firstboot=off",
+    "systemd.import_credentials=no",
+    "systemd.verity_root_options=panic-on-corruption",
 )
 #: Further words that would boot something else, or open a shell before the root is protected.
 PROTECTED = frozenset(

@@ -20,7 +20,7 @@ from ..verity.superblock import Superblock
 from .command_line import check_extra, command_line
 from .sealed_image import SealedImage, derive_uuid, lay_out
 from .secure_boot import Variable, authority
-from .uki import MIN_STUB, SignTool
+from .uki import MIN_UKIFY, SignTool
 
 BLOCK = 4096
 #: Changes when the same input gives another sealed root, so that images of older versions are made anew.
@@ -122,9 +122,9 @@ def check_programs(missing: Iterable[str], ukify_version: int, stub: bool) -> No
         raise FdeError(
             program, "the program is not installed on the builder", f"Install the package that provides '{program}'"
         )
-    if ukify_version < MIN_STUB:
+    if ukify_version < MIN_UKIFY:
         raise FdeError(
-            "ukify", f"version {ukify_version} is too old", f"Use systemd {MIN_STUB} or later, or a tools_tree with it"
+            "ukify", f"version {ukify_version} is too old", f"Use systemd {MIN_UKIFY} or later, or a tools_tree with it"
         )
     if not stub:
         raise FdeError("systemd-stub", "linuxx64.efi.stub is not installed", "Install the package systemd-boot-efi")

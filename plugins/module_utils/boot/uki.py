@@ -21,6 +21,8 @@ from .tools import STUB, Argument, File, Tools
 
 #: Stubs from here on start the kernel without firmware's help, so that PCR 4 does not depend on the inner kernel.
 MIN_STUB = 258
+#: The first ukify that signs the policies with which systemd starts its NV indexes.
+MIN_UKIFY = 262
 _STUB_VERSION = re.compile(rb"#### LoaderInfo: systemd-stub ([0-9]+)([^\s#]*) ####")
 
 
@@ -69,6 +71,8 @@ def ukify_arguments(inputs: Inputs, stub: str, target: str) -> list[Argument]:
         File(inputs.pcr_private_key, prefix="--pcr-private-key="),
         File(inputs.pcr_public_key, prefix="--pcr-public-key="),
         f"--phases={' '.join(SIGNED_PHASE_PATHS)}",
+        # systemd keeps what it measures beyond the PCRs in NV indexes that only a policy signed for the initrd can start.
+        "--sign-initrd-pcrs",
         f"--signtool={inputs.sign_tool.value}",
         File(inputs.secure_boot_key, prefix="--secureboot-private-key="),
         File(inputs.secure_boot_certificate, prefix="--secureboot-certificate="),
@@ -96,7 +100,10 @@ class Uki:
         return pcr11(self.sections)
 
     def signed_policies(self) -> frozenset[str]:
-        """Return the policy digests (hex) that ``.pcrsig`` signs for SHA-256 PCR 11 with the key in ``.pcrpkey``."""
+        """Return the policy digests (hex) that ``.pcrsig`` signs for SHA-256 PCR 11 with the key in ``.pcrpkey``.
+
+        Those that are signed for a purpose of systemd's own (``ref``) do not count: they release nothing of ours.
+        """
         key = key_fingerprint(read_der(self.sections.get(".pcrpkey", b""), "PUBLIC KEY", ".pcrpkey"), ".pcrpkey")
         return frozenset(
             entry["pol"] for entry in _signatures(self.sections.get(".pcrsig", b"")) if entry["pkfp"] == key
@@ -130,7 +137,7 @@ def _signatures(content: bytes) -> list[dict[str, str]]:
     """Return the entries of ``.pcrsig`` for PCR 11. Raises ``FdeError`` when it is not what systemd-measure writes."""
     try:
         entries: Any = json.loads(content.rstrip(b"\0 \n"))["sha256"]
-        wanted = [entry for entry in entries if entry["pcrs"] == [11] and "tbs" not in entry]
+        wanted = [entry for entry in entries if entry["pcrs"] == [11] and not {"tbs", "ref"} & entry.keys()]
         if any(not isinstance(entry[field], str) for entry in wanted for field in ("pkfp", "pol", "sig")):
             raise TypeError
         return wanted

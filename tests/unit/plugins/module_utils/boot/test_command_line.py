@@ -16,7 +16,8 @@ def test_the_fixed_words_come_first_and_name_the_root_hash() -> None:
     line = command_line(HASH, " console=ttyS0  net.ifnames=0 ")
     assert line == (
         f"roothash={HASH} root=/dev/mapper/fde-root rw fde.strategy=clone systemd.gpt_auto=0 rd.shell=0 "
-        "rd.emergency=poweroff panic=10 systemd.firstboot=off console=ttyS0 net.ifnames=0"
+        "rd.emergency=poweroff panic=10 systemd.firstboot=off systemd.import_credentials=no "
+        "systemd.verity_root_options=panic-on-corruption console=ttyS0 net.ifnames=0"
     )
     assert root_hash_of(line) == HASH
 
