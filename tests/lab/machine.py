@@ -23,6 +23,7 @@ from .trees import LIBRARIES, tool, tools_tree
 FIRMWARE = "usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
 VARIABLES = "usr/share/OVMF/OVMF_VARS_4M.fd"
 SECURE_BOOT_VARIABLES = ("PK", "KEK", "db", "dbx")
+SECURE_BOOT_VARIABLES = ("PK", "KEK", "db", "dbx")
 #: Five-level page tables only make emulation slower.
 TCG = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off")
 KVM = ("-accel", "kvm", "-cpu", "host")
@@ -123,6 +124,16 @@ def secure_boot_contents(lab: Keys) -> dict[str, Path]:
 
     folder = cached("the contents of the Secure Boot variables", "contents", digest(store.name), extract)
     return {name: folder / name for name in SECURE_BOOT_VARIABLES if (folder / name).exists()}
+
+
+def enrolled_variables(store: Path) -> dict[str, bytes]:
+    """Return the Secure Boot variables of a store of firmware variables, by name."""
+    with tempfile.NamedTemporaryFile(suffix=".json", dir=BUILD) as file:
+        run(
+            [sys.executable, "-m", "virt.firmware.vars", "--loglevel", "error", "-i", store, "--output-json", file.name]
+        )
+        found = json.load(file)["variables"]
+    return {each["name"]: bytes.fromhex(each["data"]) for each in found if each["name"] in SECURE_BOOT_VARIABLES}
 
 
 @cache
