@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .demo import demo
 from .guest import GIB, Guest, boot, guests, together
 from .images import base_image
 from .process import LabError
@@ -110,6 +111,9 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=f"build the {what} when it is missing, and print its path")
         command.set_defaults(run=lambda _, path=path: print(path()))
 
+    commands.add_parser(
+        "demo", help="seal an image, boot two guests from it, attest them, show the fleet"
+    ).set_defaults(run=lambda _: demo())
     return parser
 
 

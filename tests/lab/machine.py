@@ -24,6 +24,7 @@ FIRMWARE = "usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
 VARIABLES = "usr/share/OVMF/OVMF_VARS_4M.fd"
 SECURE_BOOT_VARIABLES = ("PK", "KEK", "db", "dbx")
 SECURE_BOOT_VARIABLES = ("PK", "KEK", "db", "dbx")
+VARIABLES_TOOL = (sys.executable, "-m", "virt.firmware.vars", "--loglevel", "error")
 #: Five-level page tables only make emulation slower.
 TCG = ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,la57=off")
 KVM = ("-accel", "kvm", "-cpu", "host")
@@ -98,8 +99,7 @@ def variables(lab: Keys) -> Path:
     certificates = [lab.certificate(name) for name in ("PK", "KEK", "db")]
 
     def enrol(target: Path) -> None:
-        words: list[Word] = [sys.executable, "-m", "virt.firmware.vars", "--loglevel", "error"]
-        words += ["-i", template, "-o", target, "--sb", "--no-microsoft"]
+        words: list[Word] = [*VARIABLES_TOOL, "-i", template, "-o", target, "--sb", "--no-microsoft"]
         for option, certificate in zip(("--set-pk", "--add-kek", "--add-db"), certificates):
             words += [option, lab.owner, certificate]
         run(words)
