@@ -4,8 +4,8 @@
 """The one door to other programs.
 
 The core never starts a process itself: it is given a ``Runner``. A module passes one over ``AnsibleModule.run_command``
-(``ModuleRunner``), the boot agent and the lab pass their own. Arguments are visible to every process of the machine, so a
-secret travels by standard input or by an inherited memory file, never in ``argv`` or ``env``.
+(``ModuleRunner``), the boot agent and the lab pass their own. Arguments are visible to every process of the machine, so
+a secret travels by standard input or by an inherited memory file, never in ``argv`` or ``env``.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Runner(Protocol):
     ) -> Completed:
         """Run ``argv`` and return what it left behind.
 
-        ``stdin`` is written to its standard input (nothing: an empty one). ``pass_fds`` stay open under the same numbers.
-        ``env`` is added to the environment. Raises ``CommandError`` when the status is not in ``ok`` (an empty ``ok``
-        accepts all), ``MissingProgram`` when there is no such program.
+        ``stdin`` is written to its standard input (nothing: an empty one). ``pass_fds`` stay open under the same
+        numbers. ``env`` is added to the environment. Raises ``CommandError`` when the status is not in ``ok`` (an empty
+        ``ok`` accepts all), ``MissingProgram`` when there is no such program.
         """
 
     def find(self, name: str) -> Optional[str]:

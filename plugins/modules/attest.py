@@ -9,7 +9,7 @@ module: attest
 short_description: Attest a machine, its root and the making of its volume key
 version_added: 0.1.0
 author:
-  - The cvm.fde authors (@cvm-fde)
+  - The cvm.fde authors (!UNKNOWN)
 description:
   - Asks the TPM of a machine to prove what was started on it, what its root is made of, and where the key of its
     encrypted volume was made. The answers are judged on the control node; nothing the machine says is believed

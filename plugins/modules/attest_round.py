@@ -9,7 +9,7 @@ module: attest_round
 short_description: Answer one round of an attestation
 version_added: 0.1.0
 author:
-  - The cvm.fde authors (@cvm-fde)
+  - The cvm.fde authors (!UNKNOWN)
 description:
   - The part of M(cvm.fde.attest) that runs on the target. Use that instead; what this one returns is not judged by
     anybody.

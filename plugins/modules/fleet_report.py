@@ -9,7 +9,7 @@ module: fleet_report
 short_description: Report on an attested fleet
 version_added: 0.1.0
 author:
-  - The cvm.fde authors (@cvm-fde)
+  - The cvm.fde authors (!UNKNOWN)
 description:
   - Gathers what M(cvm.fde.attest) registered for each host, writes it to one file on the control node and shows it
     as a table.

@@ -9,7 +9,7 @@ module: image_prepare
 short_description: Put the boot agent into a system that will be sealed
 version_added: 0.1.0
 author:
-  - The cvm.fde authors (@cvm-fde)
+  - The cvm.fde authors (!UNKNOWN)
 description:
   - Installs the packages that the boot agent needs, the agent, its dracut module and its services, and builds the
     initrd of every installed kernel with them.

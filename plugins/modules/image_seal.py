@@ -9,7 +9,7 @@ module: image_seal
 short_description: Seal a prepared disk image with dm-verity and a signed kernel image
 version_added: 0.1.0
 author:
-  - The cvm.fde authors (@cvm-fde)
+  - The cvm.fde authors (!UNKNOWN)
 description:
   - Turns a raw disk image (or a whole disk) whose root was prepared into a sealed one. Its root is protected by
     dm-verity, its only boot loader is a unified kernel image that names the root hash, is signed for Secure Boot and
@@ -118,11 +118,13 @@ requirements:
     sbsigntool, cryptsetup (veritysetup), e2fsprogs, dosfstools, mtools, openssl"
 attributes:
   check_mode:
-    description: Can run in check mode and return what would be done without changing anything.
     support: full
   diff_mode:
-    description: Returns the steps as a difference.
     support: full
+  idempotent:
+    support: full
+extends_documentation_fragment:
+  - cvm.fde.attributes
 notes:
   - Private keys are given by their path on the builder. They are neither copied nor put into results or logs.
 seealso:

@@ -9,7 +9,7 @@ module: luks2_header_info
 short_description: Read and judge the LUKS2 header of a device or file
 version_added: 0.1.0
 author:
-  - The cvm.fde authors (@cvm-fde)
+  - The cvm.fde authors (!UNKNOWN)
 description:
   - Reads the header area once, parses both copies of the header without the help of any other program, and compares
     every field with what a volume of this collection has.

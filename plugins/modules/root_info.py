@@ -9,7 +9,7 @@ module: root_info
 short_description: Show the encrypted root of a running system
 version_added: 0.1.0
 author:
-  - The cvm.fde authors (@cvm-fde)
+  - The cvm.fde authors (!UNKNOWN)
 description:
   - Returns the strategy, the mappings, the progress of hydration, the ids of the volume, the anchor in the TPM and the
     last refusal, as the system itself sees them.

@@ -88,7 +88,8 @@ def seal(tools: Tools, request: Request, work_dir: str, check_mode: bool = False
         if decision.action is Action.MANIFEST:
             write_manifest(tools, request, found.output.expected_manifest, scratch)
             return result
-        assert found.source is not None
+        if found.source is None:
+            raise ValueError("a plan to seal names a source")
         return Builder(tools, request, found.source, scratch).build(decision)
 
 
@@ -119,7 +120,7 @@ def probe(tools: Tools, request: Request, work_dir: str, scratch: str) -> Probe:
     version = _ukify_version(tools)
     missing = [program for program in (*PROGRAMS, request.sign_tool.value) if not tools.has(program)]
     check_programs(missing, version, os.path.isfile(tools.resource(STUB)))
-    size, _ = _size(request.src)
+    size = _size(request.src)[0]
     used = use_of(request.src)
     if used is not None:
         raise FdeError(request.src, f"it is in use: {used}", "Unmount it and detach what is set up on it")

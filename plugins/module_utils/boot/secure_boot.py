@@ -122,7 +122,7 @@ def read_der(content: bytes, label: str, subject: str) -> bytes:
         return content
     begin, end = f"-----BEGIN {label}-----".encode(), f"-----END {label}-----".encode()
     head, found, rest = content.partition(begin)
-    body, closed, _ = rest.partition(end)
+    body, closed, _after = rest.partition(end)
     if not found or not closed:
         raise FdeError(subject, f"this is not a {label.lower()} in PEM or DER form", "Name the right file")
     try:

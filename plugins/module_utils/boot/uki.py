@@ -71,7 +71,7 @@ def ukify_arguments(inputs: Inputs, stub: str, target: str) -> list[Argument]:
         File(inputs.pcr_private_key, prefix="--pcr-private-key="),
         File(inputs.pcr_public_key, prefix="--pcr-public-key="),
         f"--phases={' '.join(SIGNED_PHASE_PATHS)}",
-        # systemd keeps what it measures beyond the PCRs in NV indexes that only a policy signed for the initrd can start.
+        # What systemd measures beyond the PCRs lies in NV indexes that only a policy signed for the initrd can start.
         "--sign-initrd-pcrs",
         f"--signtool={inputs.sign_tool.value}",
         File(inputs.secure_boot_key, prefix="--secureboot-private-key="),

@@ -79,7 +79,7 @@ def parse(block: bytes, subject: str) -> Superblock:
 
     if len(block) < SIZE or block[:8] != MAGIC:
         raise bad("there is no verity superblock")
-    _, version, hash_type, ident, name, data_size, hash_size, blocks, salt_size, salt = _LAYOUT.unpack_from(block)
+    _magic, version, hash_type, ident, name, data_size, hash_size, blocks, salt_size, salt = _LAYOUT.unpack_from(block)
     algorithm = name.rstrip(b"\0").decode("ascii", "replace")
     if version != 1 or hash_type != 1 or algorithm not in DIGEST_SIZES:
         raise bad("the verity superblock has a version, type or algorithm that is not accepted")

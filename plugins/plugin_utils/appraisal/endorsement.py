@@ -55,7 +55,7 @@ def parse_certificate(der: bytes) -> x509.Certificate:
     try:
         certificate = x509.load_der_x509_certificate(der)
         # The library parses lazily; what cannot be read shall fail here and not in the middle of a judgement.
-        _ = (certificate.extensions, certificate.public_key(), certificate.issuer, certificate.subject)
+        _tried = (certificate.extensions, certificate.public_key(), certificate.issuer, certificate.subject)
     except (
         ValueError,
         TypeError,

@@ -104,7 +104,7 @@ def _claims(case: Case, passed: frozenset[str]) -> dict[str, object]:
     """Return what the passed checks establish; what none of them does is None."""
     claims = case.creation.claims if passed >= {"evidence_claims", "evidence_phase"} else None
     anchor = _if_readable(lambda: case.anchor) if "anchor_policy" in passed else None
-    secure_boot = _if_readable(lambda: case.replay.secure_boot()) if "log_replay" in passed else None
+    secure_boot = _if_readable(case.replay.secure_boot) if "log_replay" in passed else None
     return {
         "endorsement_key": fingerprint(case.identity.endorsement) if "endorsement_key" in passed else None,
         "image": case.reference.name if passed >= {"pcr_11", "quote_nonce"} else None,

@@ -44,7 +44,7 @@ def _attestation_key(case: Case) -> str:
         raise AppraisalError("bad-attestation-key", "the attestation key can decrypt, or was not made in the TPM")
     if not templates.AK_ECC_P256.made(key.raw):
         raise AppraisalError("bad-attestation-key", "the attestation key was not made from this collection's template")
-    _ = key.key
+    _tried = key.key
     return "it is a restricted signing key of its TPM"
 
 
@@ -52,7 +52,7 @@ def _endorsement_key(case: Case) -> str:
     key = case.endorsement
     if not any(template.made(key.raw) for template in (templates.EK_RSA_2048, templates.EK_ECC_P256)):
         raise AppraisalError("bad-endorsement-key", "the endorsement key was not made from a standard template")
-    _ = key.key
+    _tried = key.key
     known = case.grounds.endorsement_key
     if known is not None and not hmac.compare_digest(known, fingerprint(key.raw)):
         raise AppraisalError("other-machine", "it is not the endorsement key that this machine is known by")

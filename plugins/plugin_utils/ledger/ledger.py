@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Callable, Generic, Iterator, Mapping, Optional, Sequence, TypeVar, Union
 
 from sqlalchemy import Connection, Select, and_, func, or_, select
@@ -29,7 +30,7 @@ _PAGE = 500
 _T = TypeVar("_T")
 #: A record and the documents that belong to it, by name.
 Submission = tuple[Record, Mapping[str, bytes]]
-_NONE: Mapping[str, bytes] = {}
+_NONE: Mapping[str, bytes] = MappingProxyType({})
 #: A record, the digests of its documents by name, and the compressed documents by digest.
 _Packed = tuple[Record, dict[str, str], dict[str, bytes]]
 

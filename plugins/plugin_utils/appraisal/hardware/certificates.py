@@ -26,7 +26,7 @@ def read_certificate(der: bytes) -> x509.Certificate:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             certificate = parse_certificate(der)
-        _ = (certificate.signature_hash_algorithm, certificate.signature_algorithm_parameters)
+        _tried = (certificate.signature_hash_algorithm, certificate.signature_algorithm_parameters)
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise AppraisalError(
             "unsupported", "the certificate has a version or a signature that cannot be checked"

@@ -150,7 +150,6 @@ class Road(Protocol):
 
     def establish(self, attester: Attester, now: datetime.datetime) -> AkTrust:
         """Return why the attester's key is believed, judged as of ``now``, or raise ``AppraisalError``."""
-        ...
 
 
 NO_REVOCATION = Remark("revocation", "no revocation list was consulted")
