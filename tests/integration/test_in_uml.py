@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs the tests under ``inside`` in one User-mode Linux guest and reports each of them here.
+"""Runs the tests under ``inside`` in User-mode Linux, a guest for each file, and reports each of them here.
 
 The functions are found without importing their files, so that ``-k`` chooses what the guest runs.
 """
@@ -12,7 +12,7 @@ import ast
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,9 +43,38 @@ def _functions() -> Iterator[str]:
                 yield f"{path.relative_to(INSIDE)}::{node.name}"
 
 
+class Guests:
+    """One guest for each file of tests: what a test leaves behind, or breaks, stays in its file."""
+
+    def __init__(self, chosen: Sequence[str], temporary: pytest.TempPathFactory) -> None:
+        self._chosen = chosen
+        self._temporary = temporary
+        self._results: dict[str, list[dict[str, Any]]] = {}
+
+    def results(self, file: str) -> list[dict[str, Any]]:
+        """Return one record for each result of the file, and a last one with how its guest ended."""
+        if file not in self._results:
+            self._results[file] = self._run([name for name in self._chosen if name.split("::")[0] == file])
+        return self._results[file]
+
+    def _run(self, functions: Sequence[str]) -> list[dict[str, Any]]:
+        exchange = self._temporary.mktemp("exchange")
+        argv = ["python3", "-m", "pytest", "-v", "-rN", "--tb=no", "--import-mode=importlib"]
+        # The checkout is read-only in there, so nothing may want to keep notes in it.
+        argv += ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+        argv += [f"--rootdir={uml.CHECKOUT}", f"--confcutdir={HERE}", "-c", str(uml.CHECKOUT / "pyproject.toml")]
+        argv += [str(INSIDE / function) for function in functions]
+        try:
+            ending = uml.Guest(uml.tools_tree()).run(argv, exchange=exchange).output[-4000:]
+        except uml.GuestError as error:
+            ending = str(error)
+        file = exchange / "results.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [*map(json.loads, lines), {"id": "", "outcome": "ending", "text": ending}]
+
+
 @pytest.fixture(scope="session")
-def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Run every chosen function in one guest; return one record for each result."""
+def guests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Guests:
     if why := uml.missing():
         pytest.skip(why)
     chosen = [
@@ -53,31 +82,20 @@ def results(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.originalname == "test_inside"
     ]
-    exchange = tmp_path_factory.mktemp("exchange")
-    tree = uml.tools_tree()
-    argv = ["python3", "-m", "pytest", "-v", "-rN", "--tb=no", "--import-mode=importlib"]
-    # The checkout is read-only in there, so nothing may want to keep notes in it.
-    argv += ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
-    argv += [f"--rootdir={uml.CHECKOUT}", f"--confcutdir={HERE}", "-c", str(uml.CHECKOUT / "pyproject.toml")]
-    argv += [str(INSIDE / function) for function in chosen]
-    try:
-        outcome = uml.Guest(tree).run(argv, exchange=exchange)
-        ending = outcome.output[-4000:]
-    except uml.GuestError as error:
-        ending = str(error)
-    file = exchange / "results.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [*map(json.loads, lines), {"id": "", "outcome": "ending", "text": ending}]
+    return Guests(chosen, tmp_path_factory)
 
 
 @pytest.mark.parametrize("function", list(_functions()))
-def test_inside(function: str, results: list[dict[str, Any]]) -> None:
+def test_inside(function: str, guests: Guests) -> None:
     """The function passed in the guest, with every set of its parameters."""
     name = str((INSIDE / function).relative_to(uml.CHECKOUT))
+    results = guests.results(function.split("::")[0])
     mine = [result for result in results if result["id"].split("[")[0] == name]
     assert mine, f"it was never reached; the guest ended with:\n{results[-1]['text']}"
     failed = [result for result in mine if result["outcome"] == "failed"]
-    assert not failed, "\n\n".join("\n".join([r["id"], r["text"], *r["sections"]]) for r in failed)
+    report = "\n\n".join("\n".join([r["id"], r["text"], *r["sections"]]) for r in failed)
+    if failed:
+        pytest.fail(report, pytrace=False)
     assert any(result["outcome"] == "passed" for result in mine), f"skipped in the guest: {mine[0]['text']}"
 
 

@@ -94,7 +94,7 @@ class Guest:
     """
 
     tree: Path
-    memory: str = "1536M"
+    memory: str = "2048M"
     shares: Mapping[Path, bool] = field(default_factory=dict)
     idle: float = 180.0
     limit: float = 1800.0
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command in a guest; the exit status is the command's, 125 when the guest failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.integration.uml", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--tree", type=Path, default=tools_tree(), help="root directory with the programs")
-    parser.add_argument("--memory", default="1536M", help="memory of the guest")
+    parser.add_argument("--memory", default="2048M", help="memory of the guest")
     parser.add_argument("--idle", type=float, default=180.0, help="seconds without output that count as a hang")
     parser.add_argument("--share", action="append", default=[], metavar="DIR", help="a host directory to write to")
     parser.add_argument("--share-ro", action="append", default=[], metavar="DIR", help="a host directory to read")
