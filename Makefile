@@ -30,8 +30,8 @@ lint: setup ## check style and types
 sanity: setup ## run ansible-test sanity on the archive as it is shipped
 	@tests/sanity.sh
 
-unit: setup ## test the parts, without root or network
-	$(PYTEST) tests/unit
+unit: setup ## test the parts, with a software TPM where one is needed
+	FDE_TOOLS_TREE="$$($(LAB) tools)" $(PYTEST) tests/unit
 
 integration: setup ## test with real device-mapper in a User-mode Linux guest
 	@$(LAB) tools

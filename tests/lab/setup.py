@@ -25,9 +25,11 @@ STAMP = ENVIRONMENT / "requirements.digest"
 #: Debian packages by what they are for. QEMU, its firmware and ukify come from a tree that is built later.
 PACKAGES = {
     "trees and images": "mmdebstrap debian-archive-keyring dosfstools e2fsprogs fdisk mtools openssl util-linux",
+    "sealing with a tree of tools": "bubblewrap",
     "guests": "openssh-client user-mode-linux",
     "the virtual environment": "python3-venv python3-dev gcc pkg-config libtss2-dev git",
-    "unit tests with a real TPM": "swtpm swtpm-tools tpm2-tools libtss2-tcti-swtpm0",
+    "unit tests with a real TPM, LUKS2 headers and databases": "swtpm swtpm-tools tpm2-tools libtss2-tcti-swtpm0 "
+    "cryptsetup-bin postgresql",
 }
 
 

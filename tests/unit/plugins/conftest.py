@@ -9,14 +9,12 @@ under test.
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import hmac
 import json
 import os
 import shutil
-import socket
 import struct
 import subprocess
 import time
@@ -139,17 +137,17 @@ class Machine:
     def start(self) -> None:
         """Power the TPM on, as a machine's reset does."""
         self.stop()
-        path = self.folder / "tpm.sock"
+        path, ready = self.folder / "tpm.sock", self.folder / "tpm.pid"
         self.process = subprocess.Popen(
             ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.folder}", "--flags", "not-need-init,startup-clear"]
-            + ["--server", f"type=unixio,path={path}", "--ctrl", f"type=unixio,path={path}.ctrl"],
+            + ["--server", f"type=unixio,path={path}", "--ctrl", f"type=unixio,path={path}.ctrl"]
+            + ["--pid", f"file={ready}"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        for _attempt in range(1000):
-            # The file is there before anyone listens; a refused connection says which of both it is.
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(f"{path}.ctrl")
+        for _attempt in range(3000):
+            # Its sockets exist before anyone listens there; the file with its process id comes after both.
+            if ready.exists() and ready.read_text().strip():
                 return
             time.sleep(0.01)
         raise RuntimeError("swtpm did not start")
@@ -159,7 +157,7 @@ class Machine:
             self.process.kill()
             self.process.wait()
             self.process = None
-        for path in (self.folder / "tpm.sock", self.folder / "tpm.sock.ctrl"):
+        for path in (self.folder / name for name in ("tpm.sock", "tpm.sock.ctrl", "tpm.pid")):
             path.unlink(missing_ok=True)
 
     def boot(self, image: Image, first: bool) -> None:
