@@ -31,6 +31,17 @@ PATIENCE = 180.0
 #: Seconds until the firmware must have said something.
 FIRST_WORD = 90.0
 _PAUSE = 0.3
+SSH_OPTIONS = (
+    "ConnectTimeout=60",
+    # Cheap under emulation.
+    "KexAlgorithms=curve25519-sha256",
+    "LogLevel=ERROR",
+    # QEMU keeps a connection open whose guest was reset; without these a shared session to it waits for ever.
+    "ServerAliveCountMax=6",
+    "ServerAliveInterval=5",
+    "StrictHostKeyChecking=no",
+    "UserKnownHostsFile=/dev/null",
+)
 
 
 class GuestError(LabError):
@@ -201,15 +212,10 @@ class Guest:
         """Return the words of an ssh session with the guest; they hold in the guest's folder."""
         options = [
             "BatchMode=yes",
-            "ConnectTimeout=60",
             "ControlMaster=auto",
             "ControlPath=ssh.sock",
             "ControlPersist=60",
-            "KexAlgorithms=curve25519-sha256",
-            "LogLevel=ERROR",
-            "ServerAliveInterval=15",
-            "StrictHostKeyChecking=no",
-            "UserKnownHostsFile=/dev/null",
+            *SSH_OPTIONS,
         ]
         words = [word for option in options for word in ("-o", option)]
         return ["ssh", "-F", "none", "-i", str(keys().ssh), "-p", str(self.hardware.port), *words, "root@127.0.0.1"]
@@ -238,10 +244,7 @@ class Guest:
             "ansible_port": self.hardware.port,
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(keys().ssh),
-            "ansible_ssh_common_args": shlex.join(
-                ["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-                + ["-o", "KexAlgorithms=curve25519-sha256", "-o", "ConnectTimeout=60", "-o", "LogLevel=ERROR"]
-            ),
+            "ansible_ssh_common_args": shlex.join(["-F", "none", *(f"-o{option}" for option in SSH_OPTIONS)]),
             "ansible_python_interpreter": "/usr/bin/python3",
         }
 
