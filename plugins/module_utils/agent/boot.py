@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Optional
 
 from ..dm import clone
@@ -13,6 +14,7 @@ from ..errors import Refusal
 from ..tpm import anchor as anchors
 from ..tpm.anchor import Anchor
 from ..tpm.esys import opened
+from ..tpm.policy import bound_values
 from . import disks, partition, probe
 from .console import say
 from .decision import Action, Code, Decision, decide, refuse
@@ -21,10 +23,15 @@ from .machine import IMAGE, VOLUME, Machine
 from .opening import open_volume
 
 ROOT = f"/dev/mapper/{clone.NAMES.root}"
+#: Where systemd-stub measures what does not come from the image, and its values when there was nothing: systemd >= 261
+#: extends a separator into it before the agent runs.
+CONFIGURATION_PCR = 12
+UNCONFIGURED = (bytes(32), hashlib.sha256(bytes(32) + hashlib.sha256(b"os-separator").digest()).digest())
 
 
 def boot(machine: Machine) -> Action:
     """Make or open the root device and return which it was. Raises ``Refusal`` or ``FdeError``; nothing is mounted."""
+    check_environment(machine)
     partition.settle(machine.runner)
     check_image(machine)
     with opened(machine.tcti) as esys:
@@ -51,12 +58,35 @@ def later_boot(machine: Machine, look: probe.Look, decision: Decision, anchor: O
     say(f"volume opened, {state.hydrated} of {state.total} regions copied")
 
 
+def check_environment(machine: Machine) -> None:
+    """Raise ``Refusal`` unless Secure Boot is on and nothing but the signed image configured this boot.
+
+    Without Secure Boot PCR 7 is the same for every system, and a first boot would bind the volume to nothing. What the
+    stub took from the host (words for the command line, credentials, extensions, add-ons) is in PCR 12.
+    """
+    try:
+        with open(machine.paths.secure_boot, "rb") as file:
+            secure_boot = file.read(16)
+    except OSError as error:
+        raise refuse(Code.SECURE_BOOT_OFF, machine.paths.secure_boot, error.strerror or "unreadable") from error
+    # Four bytes of attributes, then the value (UEFI 2.10, section 3.3).
+    if secure_boot[4:] != b"\x01":
+        raise refuse(Code.SECURE_BOOT_OFF, "the firmware")
+    with opened(machine.tcti) as esys:
+        value = bound_values(esys)[CONFIGURATION_PCR]
+    if value not in UNCONFIGURED:
+        raise refuse(Code.CONFIGURATION_ADDED, f"PCR {CONFIGURATION_PCR}", value.hex())
+
+
 def check_image(machine: Machine) -> None:
     """Raise ``Refusal`` unless the device ``root`` is verified by the root hash of the signed command line."""
     if machine.mapper.find(IMAGE) is None:
         raise refuse(Code.VERITY_MISSING, f"/dev/mapper/{IMAGE}", "it was not set up")
     root_hash = machine.configuration.root_hash.hex()
-    for target in machine.mapper.table(IMAGE):
+    targets = machine.mapper.table(IMAGE)
+    if len(targets) != 1:
+        raise refuse(Code.VERITY_MISSING, f"/dev/mapper/{IMAGE}", f"it has {len(targets)} parts")
+    for target in targets:
         words = target.arguments.split()
         if not isinstance(target, Other) or target.kind != "verity" or len(words) < 10 or words[8] != root_hash:
             raise refuse(Code.VERITY_MISSING, f"/dev/mapper/{IMAGE}", "it is not verified by this root hash")
@@ -68,7 +98,5 @@ def _announce(machine: Machine) -> None:
     While the device was put together udev may have seen it suspended, and then it told nobody that it is usable.
     """
     if partition.udev_runs():
-        machine.runner.run(
-            ["udevadm", "trigger", "--action=change", "--settle", machine.mapper.get(clone.NAMES.root).path]
-        )
+        machine.runner.run(["udevadm", "trigger", "--action=change", machine.mapper.get(clone.NAMES.root).path])
         machine.runner.run(["udevadm", "wait", "--timeout=600", "--settle", ROOT])

@@ -93,6 +93,16 @@ class Code(str, Enum):
         "The volume was opened, but its key was not measured into PCR 15",
         "Boot through the signed image with a working TPM",
     )
+    SECURE_BOOT_OFF = (
+        "secure-boot-off",
+        "Secure Boot is off, so the TPM cannot tell this system from any other",
+        "Turn Secure Boot on with the keys that the image is signed for",
+    )
+    CONFIGURATION_ADDED = (
+        "configuration-added",
+        "Something beside the image configures this boot: a word for its command line, a credential, an extension",
+        "Remove what was added to the machine's settings (SMBIOS) or to the EFI system partition",
+    )
     INITRD_FAILED = (
         "initrd-failed",
         "The initrd could not continue",

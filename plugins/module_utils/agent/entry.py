@@ -21,6 +21,9 @@ from .machine import this_machine
 from .process import SubprocessRunner
 from .status import status
 
+#: Seconds; a loaded host may take minutes for what a quiet one does in one second.
+_LIMIT = 900
+
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command and return the exit status."""
@@ -41,7 +44,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
 
 
 def _run(command: str) -> int:
-    runner = SubprocessRunner()
+    # Nothing that a boot starts takes longer by the size of a disk; hydration does.
+    runner = SubprocessRunner(limit=None if command == "hydrate" else _LIMIT)
     try:
         if command == "emergency":
             raise refuse(Code.INITRD_FAILED, "the initrd")
@@ -51,9 +55,13 @@ def _run(command: str) -> int:
             hydrate(DeviceMapper(runner), runner, notify)
         else:
             print(json.dumps(status(DeviceMapper(runner)), indent=2, sort_keys=True))
-    except FdeError as error:
+    except Exception as error:
+        known = error if isinstance(error, FdeError) else FdeError("the boot agent", repr(error), "Report this defect")
         if command in ("boot", "emergency"):
-            console.refuse(error, runner)
+            # Whatever ended the boot is shown and measured; the traceback of a defect goes to the journal.
+            console.refuse(known, runner)
+        if known is not error:
+            raise
         print(f"cvm-fde: {error}", file=sys.stderr)
         return 1
     return 0

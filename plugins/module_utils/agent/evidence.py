@@ -13,10 +13,9 @@ import zlib
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from ..tpm.anchor import INDEX, anchor_name
+from ..tpm.anchor import INDEX
 from ..tpm.keys import attestation_key
 from ..tpm.measurements import firmware_log, held_userspace_log
-from ..tpm.policy import PolicyKey
 from ..tpm.quote import quote
 from .configuration import Configuration
 
@@ -39,8 +38,11 @@ class Creation:
     sector_size: int
 
 
-def claims(creation: Creation, configuration: Configuration, key: PolicyKey) -> bytes:
-    """Return the canonical JSON of what the quote vouches for: sorted names, no white space, ASCII."""
+def claims(creation: Creation, configuration: Configuration, anchor: bytes) -> bytes:
+    """Return the canonical JSON of what the quote vouches for: sorted names, no white space, ASCII.
+
+    ``anchor`` is the Name of the anchor once it is written.
+    """
     content = {
         "version": VERSION,
         "purpose": "volume-creation",
@@ -53,7 +55,7 @@ def claims(creation: Creation, configuration: Configuration, key: PolicyKey) -> 
         "cipher": creation.cipher,
         "integrity": creation.integrity,
         "sector_size": creation.sector_size,
-        "anchor": {"nv_index": f"{INDEX:#010x}", "name": anchor_name(key).hex()},
+        "anchor": {"nv_index": f"{INDEX:#010x}", "name": anchor.hex()},
     }
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")
 

@@ -21,8 +21,9 @@ from ..luks2.profile import AUTHENTICATED, LAYOUT
 from ..luks2.secret import wipe
 from ..luks2.volume import enrol_tpm2, format_volume, import_token
 from ..tpm import anchor as anchors
-from ..tpm.anchor import Anchor, State
+from ..tpm.anchor import Anchor, Standing, State
 from ..tpm.esys import opened
+from ..tpm.policy import BOUND_PCRS, bound_values
 from . import evidence, partition, volume_key
 from .console import say
 from .decision import Decision
@@ -37,7 +38,9 @@ _OVERHEAD = 192 << 20
 def first_boot(machine: Machine, disk: Disk, decision: Decision) -> None:
     """Make the volume on ``disk``, open it, put the root together and anchor it. Raises ``FdeError``."""
     with opened(machine.tcti) as esys:
-        anchors.define(esys, machine.key)
+        # One that is ours is written over: a power cut between deleting and making it would leave a volume without.
+        if anchors.probe(esys, machine.key).standing not in (Standing.UNWRITTEN, Standing.OURS):
+            anchors.define(esys, machine.key)
         anchors.write(esys, machine.key, machine.policies, Anchor(State.INITIALIZING))
     say("first boot: making the encrypted volume of this instance")
     made, device = partition.create(machine.runner, disk, _minimum(machine), replace=decision.volume is not None)
@@ -76,6 +79,7 @@ def _make_volume(machine: Machine, made: Partition, device: str) -> bytes:
             unlock_key=temporary,
             tpm2_device=machine.tcti,
             public_key=machine.paths.public_key,
+            pcrs=BOUND_PCRS,
         )
     finally:
         wipe(temporary)
@@ -89,6 +93,7 @@ def _make_volume(machine: Machine, made: Partition, device: str) -> bytes:
         sector_size=LAYOUT.sector_size,
     )
     with opened(machine.tcti) as esys:
-        claims = evidence.claims(creation, machine.configuration, machine.key)
+        anchor = anchors.anchor_name(machine.key, bound_values(esys))
+        claims = evidence.claims(creation, machine.configuration, anchor)
         import_token(machine.runner, device, json.loads(evidence.token(esys, claims)))
     return key_id

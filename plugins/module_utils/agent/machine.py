@@ -22,6 +22,10 @@ IMAGE = "root"
 VOLUME = "fde-crypt"
 
 
+#: The firmware's variable: whether it only starts what its keys have signed.
+SECURE_BOOT = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+
+
 @dataclass(frozen=True)
 class Paths:
     """Where systemd and the kernel leave what the agent reads, and where it keeps the header copy (a tmpfs)."""
@@ -30,6 +34,7 @@ class Paths:
     public_key: str = PUBLIC_KEY_FILE
     signatures: str = SIGNATURE_FILE
     measurements: str = USERSPACE_LOG
+    secure_boot: str = SECURE_BOOT
     state: Path = STATE_DIRECTORY
 
     @property

@@ -56,19 +56,19 @@ def check_measured(machine: Machine, volume_key_id: bytes) -> None:
             content = file.read()
     except OSError as error:
         raise refuse(Code.NOT_MEASURED, machine.paths.measurements, error.strerror or "unreadable") from error
-    if volume_key_id not in measured_volume_keys(content):
-        raise refuse(Code.NOT_MEASURED, VOLUME)
+    if next(measurements(content), None) != volume_key_id:
+        raise refuse(Code.NOT_MEASURED, VOLUME, f"it is not the first measurement in PCR {VOLUME_KEY_PCR}")
 
 
-def measured_volume_keys(log: bytes) -> Iterator[bytes]:
-    """Yield the SHA-256 digests of the volume-key events in systemd's log (JSON-SEQ, RFC 7464).
+def measurements(log: bytes) -> Iterator[bytes]:
+    """Yield the SHA-256 digests that systemd's log (JSON-SEQ, RFC 7464) has for PCR 15, in the order of extension.
 
-    The log was written by this boot's own systemd; a record that cannot be read proves nothing and is passed over.
+    What a digest is said to stand for is not measured; that it is the first one is.
     """
     for record in log.split(b"\x1e"):
         try:
             event = json.loads(record)
-            if event["pcr"] == VOLUME_KEY_PCR and event["content"]["eventType"] == "volume-key":
+            if event["pcr"] == VOLUME_KEY_PCR:
                 yield from (bytes.fromhex(one["digest"]) for one in event["digests"] if one["hashAlg"] == "sha256")
         except (ValueError, KeyError, TypeError):
             continue

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from typing import Mapping, Optional, Sequence
 
+from ..errors import FdeError
 from ..runner import ENVIRONMENT, CommandError, Completed, MissingProgram
 
 #: An initrd has no useful PATH, and systemd keeps some of its programs out of every PATH.
@@ -19,11 +20,18 @@ SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr
 class SubprocessRunner:
     """Runs programs with a fixed, small environment.
 
-    ``prefix`` goes before every command (``chroot DIR``), ``environment`` is added for every one.
+    ``prefix`` goes before every command (``chroot DIR``), ``environment`` is added for every one. ``limit`` is the time
+    in seconds after which a program is taken to hang, and ended.
     """
 
-    def __init__(self, prefix: Sequence[str] = (), environment: Optional[Mapping[str, str]] = None) -> None:
+    def __init__(
+        self,
+        prefix: Sequence[str] = (),
+        environment: Optional[Mapping[str, str]] = None,
+        limit: Optional[float] = None,
+    ) -> None:
         self._prefix = tuple(prefix)
+        self._limit = limit
         self._environment = {**ENVIRONMENT, "PATH": SEARCH_PATH, **(environment or {})}
 
     def run(
@@ -35,18 +43,24 @@ class SubprocessRunner:
         env: Optional[Mapping[str, str]] = None,
         ok: Sequence[int] = (0,),
     ) -> Completed:
-        """Run ``argv``; see ``Runner``."""
+        """Run ``argv``; see ``Runner``. Raises ``FdeError`` when the program does not end within the limit."""
         program = self.find(argv[0])
         if program is None:
             raise MissingProgram(argv[0])
-        finished = subprocess.run(
-            [*self._prefix, program, *argv[1:]],
-            input=b"" if stdin is None else stdin,
-            capture_output=True,
-            pass_fds=tuple(pass_fds),
-            env={**self._environment, **(env or {})},
-            check=False,
-        )
+        try:
+            finished = subprocess.run(
+                [*self._prefix, program, *argv[1:]],
+                input=b"" if stdin is None else stdin,
+                capture_output=True,
+                pass_fds=tuple(pass_fds),
+                env={**self._environment, **(env or {})},
+                check=False,
+                timeout=self._limit,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise FdeError(
+                argv[0], f"'{' '.join(argv)}' did not end within {self._limit:.0f} seconds", "Start the machine again"
+            ) from error
         completed = Completed(tuple(argv), finished.returncode, finished.stdout, finished.stderr)
         if ok and completed.status not in ok:
             raise CommandError(completed)

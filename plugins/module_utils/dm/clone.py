@@ -3,12 +3,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A writable root from a verity device: dm-clone with its destination and its metadata inside one encrypted device.
 
-The encrypted device is cut in two: ``dest`` from its start, ``meta`` (the record of what is already copied) at its
-end. The metadata must be as authentic as the data: whoever could write it could make the kernel read the image's old
-content instead of what was written since, or parts of the destination that were never written.
+The encrypted device is cut in two: ``meta`` (the record of what is already copied) from its start, ``dest`` behind it
+to the end. The metadata must be as authentic as the data: whoever could write it could make the kernel read the image's
+old content instead of what was written since, or parts of the destination that were never written.
 
-Layout version 1: the metadata slice is ``metadata_sectors(size of the encrypted device)`` long. The rule is part of the
-volume's format; a change of it needs a new version beside it.
+Layout version 1: the metadata slice is ``metadata_sectors(size of the source)`` long. Where it lies depends on nothing
+that the host chooses: the length of the encrypted device comes from a superblock of dm-integrity that nobody
+authenticates. The rule is part of the volume's format; a change of it needs a new version beside it.
 
 Sizes and offsets are in sectors of 512 bytes. Source: Linux Documentation/admin-guide/device-mapper/dm-clone.rst and
 drivers/md/dm-clone-{target,metadata}.c.
@@ -55,10 +56,10 @@ class Mode(str, Enum):
 
 @dataclass(frozen=True)
 class Slices:
-    """Where the parts of a cloned root lie in the encrypted device."""
+    """How long the parts of a cloned root are; the destination begins where the metadata ends."""
 
-    destination: int
     metadata: int
+    destination: int
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Status:
 
 
 def metadata_sectors(size: int, region: int = REGION) -> int:
-    """Return the length of the metadata slice for an encrypted device of ``size`` sectors.
+    """Return the length of the metadata slice for a source of ``size`` sectors.
 
     The bitset of all regions, twice, since a commit writes changed blocks beside the old ones; the index blocks above
     it and the space map stay below a sixteenth of that; never less than 4 MiB, in whole MiB.
@@ -111,7 +112,7 @@ def slices(size: int, source: int, region: int = REGION) -> Slices:
 
     Raises ``FdeError`` when the source does not fit.
     """
-    metadata = metadata_sectors(size, region)
+    metadata = metadata_sectors(source, region)
     destination = (size - metadata) // 8 * 8
     if source <= 0 or source > destination:
         raise FdeError(
@@ -119,7 +120,7 @@ def slices(size: int, source: int, region: int = REGION) -> Slices:
             f"the image's root of {source * SECTOR} bytes does not fit into {max(0, destination) * SECTOR} bytes",
             "Deploy the image to a larger disk",
         )
-    return Slices(destination, metadata)
+    return Slices(metadata, destination)
 
 
 def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, names: Names = NAMES) -> Status:
@@ -133,8 +134,8 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
     below, image = mapper.get(encrypted), mapper.get(source)
     size, source_size = _length(mapper, encrypted), _length(mapper, source)
     cut = slices(size, source_size)
-    destination = mapper.create(names.destination, (Linear(0, cut.destination, below.number, 0),))
-    metadata = mapper.create(names.metadata, (Linear(0, cut.metadata, below.number, cut.destination),))
+    destination = mapper.create(names.destination, (Linear(0, cut.destination, below.number, cut.metadata),))
+    metadata = mapper.create(names.metadata, (Linear(0, cut.metadata, below.number, 0),))
     if fresh:
         _zero(metadata.path, 0, cut.metadata)
         tail = min(_BACK, cut.destination - source_size) // _BLOCK * _BLOCK

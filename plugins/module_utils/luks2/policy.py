@@ -18,6 +18,7 @@ from enum import Enum
 from typing import Any, Iterator, Mapping, Optional
 
 from ..errors import Refusal
+from ..tpm.policy import BOUND_PCRS
 from . import fields
 from .fields import is_count, shown
 from .header import Header
@@ -125,7 +126,7 @@ def root_volume(
         layout=layout,
         uuid=uuid,
         tokens={TokenType.TPM2: (1, 1), TokenType.EVIDENCE: (1, 1)},
-        tpm2=Tpm2Binding(public_key=public_key),
+        tpm2=Tpm2Binding(pcrs=BOUND_PCRS, public_key=public_key),
     )
 
 

@@ -3,9 +3,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The anchor: what the TPM remembers about the volume, in one NV index.
 
-Only a signed phase of the signed image can write it, anyone can read it. The owner of the TPM can delete the index and
-make another at the same place, but not one with our Name that holds a content we did not write: the Name covers the
-write policy, and a new index of that policy is unwritten.
+Only a signed phase of the image, booted as it was first booted (PCR 7 and 12), can write it; anyone can read it. The
+owner of the TPM can delete the index and make another at the same place, but not one with our Name that holds a content
+we did not write: the Name covers the write policy, and a new index of that policy is unwritten.
 Source: TPM 2.0 Library part 2, section 13.6 (TPMS_NV_PUBLIC).
 """
 
@@ -14,11 +14,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
-from typing import Any, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 from ..errors import FdeError
 from .esys import exists, nv_read, tss
-from .policy import PolicyKey, SignedPolicy, authorized, object_name
+from .policy import PolicyKey, SignedPolicy, authorized, bound_policy, bound_values, object_name
 from .templates import ALG_SHA256
 
 INDEX = 0x0180FDE0
@@ -120,26 +120,31 @@ class Found:
     name: Optional[bytes] = None
 
 
-def public_area(key: PolicyKey, written: bool) -> bytes:
-    """Return the TPMS_NV_PUBLIC of an anchor of the image with this policy key."""
+def public_area(key: PolicyKey, values: Mapping[int, bytes], written: bool) -> bytes:
+    """Return the TPMS_NV_PUBLIC of an anchor of the image with this policy key, made while the PCRs had ``values``."""
     attributes = _ATTRIBUTES | (_WRITTEN if written else 0)
-    return struct.pack(">IHIH", INDEX, ALG_SHA256, attributes, len(key.policy)) + key.policy + struct.pack(">H", SIZE)
+    policy = bound_policy(key, values)
+    return struct.pack(">IHIH", INDEX, ALG_SHA256, attributes, len(policy)) + policy + struct.pack(">H", SIZE)
 
 
-def anchor_name(key: PolicyKey, written: bool = True) -> bytes:
-    """Return the Name of an anchor of the image with this policy key."""
-    return object_name(public_area(key, written))
+def anchor_name(key: PolicyKey, values: Mapping[int, bytes], written: bool = True) -> bytes:
+    """Return the Name of an anchor of the image with this policy key, made while the PCRs had ``values``."""
+    return object_name(public_area(key, values, written))
 
 
 def probe(esys: Any, key: PolicyKey) -> Found:
-    """Look at the index and tell whose it is; changes nothing."""
+    """Look at the index and tell whose it is; changes nothing.
+
+    One that was made under other values of ``BOUND_PCRS`` than the present ones is foreign.
+    """
     if not exists(esys, INDEX):
         return Found(Standing.ABSENT)
     public, name_of_index = esys.nv_read_public(esys.tr_from_tpmpublic(INDEX))
     area, name = bytes(public.nvPublic.marshal()), bytes(name_of_index)
-    if area == public_area(key, written=False):
+    values = bound_values(esys)
+    if area == public_area(key, values, written=False):
         return Found(Standing.UNWRITTEN, name=name)
-    if area != public_area(key, written=True):
+    if area != public_area(key, values, written=True):
         return Found(Standing.FOREIGN, name=name)
     try:
         return Found(Standing.OURS, Anchor.unmarshal(nv_read(esys, INDEX)), name)
@@ -151,14 +156,15 @@ def define(esys: Any, key: PolicyKey) -> None:
     """Make the index, unwritten; an index that is there already is deleted first."""
     if exists(esys, INDEX):
         esys.nv_undefine_space(esys.tr_from_tpmpublic(INDEX))
-    area, _size = tss.TPMS_NV_PUBLIC.unmarshal(public_area(key, written=False))
+    area, _size = tss.TPMS_NV_PUBLIC.unmarshal(public_area(key, bound_values(esys), written=False))
     esys.nv_define_space(tss.TPM2B_AUTH(), tss.TPM2B_NV_PUBLIC(nvPublic=area))
 
 
 def write(esys: Any, key: PolicyKey, policies: Sequence[SignedPolicy], anchor: Anchor) -> None:
     """Write the anchor and read it back.
 
-    Raises ``PolicyError`` outside the signed boot phases, ``AnchorError`` when the TPM did not keep what was written.
+    Raises ``PolicyError`` outside the signed boot phases, ``TpmError`` where the index was made under other values of
+    ``BOUND_PCRS``, ``AnchorError`` when the TPM did not keep what was written.
     """
     index = esys.tr_from_tpmpublic(INDEX)
     with authorized(esys, key, policies) as session:

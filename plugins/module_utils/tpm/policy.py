@@ -5,6 +5,9 @@
 
 The image carries a public key and signatures over PCR 11 policies (the UKI's sections ``.pcrpkey`` and ``.pcrsig``);
 an object whose policy is PolicyAuthorize(that key) opens while PCR 11 has one of the signed values.
+What PCR 11 is extended by is public, so any system that runs on the TPM can bring it to a signed value. Only firmware
+decides about PCR 7 (what may boot) and PCR 12 (configuration from outside the image); what must be out of reach of
+other systems is therefore bound to the values of these two as well.
 Sources: TPM 2.0 Library part 1, section 19.7 (policy digests), part 3, TPM2_PolicyAuthorize; systemd
 ``src/shared/tpm2-util.c`` (``tpm2_tpm2b_public_from_openssl_pkey``, ``tpm2_policy_authorize``).
 """
@@ -18,17 +21,21 @@ import json
 import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Iterator, Optional, Sequence
+from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from ..errors import FdeError
 from .esys import flushed, tss
+from .quote import read_pcrs, selection_text
 from .templates import ALG_NULL, ALG_RSA, ALG_SHA256, DECRYPT, SIGN, USER_WITH_AUTH
 
 #: Where systemd's tmpfiles put the two sections of the UKI.
 PUBLIC_KEY_FILE = "/run/systemd/tpm2-pcr-public-key.pem"
 SIGNATURE_FILE = "/run/systemd/tpm2-pcr-signature.json"
-#: The PCR that the stub and systemd's boot phases extend, and the only one that our policies name.
+#: The PCR that the stub and systemd's boot phases extend, and the only one that signed policies name.
 PHASE_PCR = 11
+#: PCRs that must keep the values of the first boot: which keys decide what may boot, and that nothing but the image
+#: configured the boot.
+BOUND_PCRS = (7, 12)
 
 _CC_POLICY_PCR = 0x0000017F
 _CC_POLICY_AUTHORIZE = 0x0000016A
@@ -113,11 +120,26 @@ def object_name(area: bytes) -> bytes:
 
 def pcr_policy(pcr: int, value: bytes) -> bytes:
     """Return the digest of PolicyPCR over one PCR of the SHA-256 bank, from an empty policy."""
+    return _and_pcrs(bytes(32), {pcr: value})
+
+
+def bound_policy(key: PolicyKey, values: Mapping[int, bytes]) -> bytes:
+    """Return the digest of PolicyAuthorize(``key``) and then PolicyPCR over ``BOUND_PCRS`` with these values."""
+    return _and_pcrs(key.policy, {pcr: values[pcr] for pcr in BOUND_PCRS})
+
+
+def bound_values(esys: Any) -> dict[int, bytes]:
+    """Return the present values of ``BOUND_PCRS`` in the SHA-256 bank."""
+    return read_pcrs(esys, {"sha256": BOUND_PCRS})["sha256"]
+
+
+def _and_pcrs(policy: bytes, values: Mapping[int, bytes]) -> bytes:
     selected = bytearray(3)
-    selected[pcr // 8] |= 1 << pcr % 8
+    for pcr in values:
+        selected[pcr // 8] |= 1 << pcr % 8
     selection = struct.pack(">IHB", 1, ALG_SHA256, 3) + bytes(selected)
-    values = hashlib.sha256(value).digest()
-    return hashlib.sha256(bytes(32) + struct.pack(">I", _CC_POLICY_PCR) + selection + values).digest()
+    digest = hashlib.sha256(b"".join(values[pcr] for pcr in sorted(values))).digest()
+    return hashlib.sha256(policy + struct.pack(">I", _CC_POLICY_PCR) + selection + digest).digest()
 
 
 def signed_policies(content: bytes, source: str = SIGNATURE_FILE) -> tuple[SignedPolicy, ...]:
@@ -136,7 +158,7 @@ def signed_policies(content: bytes, source: str = SIGNATURE_FILE) -> tuple[Signe
 
 @contextmanager
 def authorized(esys: Any, key: PolicyKey, policies: Sequence[SignedPolicy]) -> Iterator[Any]:
-    """Yield a policy session for one use of an object whose policy is ``key.policy``.
+    """Yield a policy session for one use of an object whose policy is ``bound_policy`` of the key and present values.
 
     Raises ``PolicyError`` when no signature of the key covers the current PCR 11: a phase that was not signed.
     """
@@ -160,6 +182,7 @@ def authorized(esys: Any, key: PolicyKey, policies: Sequence[SignedPolicy]) -> I
                 "This works only in the boot phases that the image was signed for",
             )
         esys.policy_authorize(session, tss.TPM2B_DIGEST(current), tss.TPM2B_NAME(key.name), _ticket(esys, key, policy))
+        esys.policy_pcr(session, tss.TPM2B_DIGEST(), selection_text({"sha256": BOUND_PCRS}))
         yield session
 
 

@@ -25,6 +25,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_are
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT, PROFILES, Profile
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.volume import enrol_tpm2, format_volume, import_token
 from ansible_collections.cvm.fde.plugins.module_utils.runner import Runner
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
 from software_tpm import PolicyKey, Tpm
 
 UUID = "6a2f0e55-5b7e-4d0e-9d59-1c2f35e7a003"
@@ -100,7 +101,7 @@ def main(fixtures: Path, tree: str | None) -> None:
             with Tpm.start(directory / "tpm") as tpm:
                 tpm.extend(7, "secure boot")
                 public_key = str(policy_key.public_key)
-                enrol_tpm2(runner, device, unlock_key=key, tpm2_device=tpm.tcti, public_key=public_key)
+                enrol_tpm2(runner, device, unlock_key=key, tpm2_device=tpm.tcti, public_key=public_key, pcrs=BOUND_PCRS)
             import_token(runner, device, EVIDENCE)
             keep(device, fixtures / f"{version}-root.xz")
             (fixtures / f"{version}-root.pem").write_bytes(policy_key.public_key.read_bytes())

@@ -40,7 +40,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_are
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing, State
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
-from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import PolicyKey, pcr_policy
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS, PolicyKey, pcr_policy
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
@@ -83,9 +83,14 @@ class Lab:
             public_key=str(self.directory / "public.pem"),
             signatures=str(self.directory / "signatures.json"),
             state=self.directory / "state",
+            secure_boot=str(self.directory / "SecureBoot"),
         )
         environment = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}
         return this_machine(SubprocessRunner(environment=environment), paths, self.tcti)
+
+    def anchor_exists(self) -> bool:
+        with self._tpm(), opened(self.tcti) as esys:
+            return anchors.probe(esys, self.machine.key).standing is not Standing.ABSENT
 
     def anchor(self) -> anchors.Found:
         with opened(self.tcti) as esys:
@@ -170,10 +175,10 @@ def wait_for(*paths: Path) -> None:
     raise TimeoutError(str(paths))
 
 
-def extend(esys: Any, word: bytes) -> None:
+def extend(esys: Any, word: bytes, pcr: int = 11) -> None:
     digest = tss.TPMT_HA(hashAlg=tss.TPM2_ALG.SHA256)
     digest.digest.sha256 = hashlib.sha256(word).digest()
-    esys.pcr_extend(tss.ESYS_TR.PCR11, tss.TPML_DIGEST_VALUES([digest]))
+    esys.pcr_extend(tss.ESYS_TR.PCR0 + pcr, tss.TPML_DIGEST_VALUES([digest]))
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +234,7 @@ def make_lab(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     pem = signer.public_key().public_bytes(serialization.Encoding.PEM, form)
     (tmp_path / "public.pem").write_bytes(pem)
+    (tmp_path / "SecureBoot").write_bytes(b"\x06\0\0\0\x01")
     value = hashlib.sha256(bytes(32) + hashlib.sha256(b"enter-initrd").digest()).digest()
     digest = pcr_policy(11, value)
     entry = {
@@ -385,6 +391,52 @@ def test_a_power_cut_before_the_anchor_exists_starts_over(lab: Lab) -> None:
         assert boot(machine) is Action.FIRST_BOOT
 
 
+def test_a_second_power_cut_finds_the_anchor_still_there(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    with lab.booting() as machine:
+        cut = CutRunner(("systemd-cryptenroll",), {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"})
+        with pytest.raises(PowerCut):
+            boot(replace(machine, runner=cut))
+
+    def deleted(*_: Any) -> None:
+        raise AssertionError("the anchor was taken away while a volume stood on the disk")
+
+    monkeypatch.setattr(anchors, "define", deleted)
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+
+
+def test_another_system_on_the_same_tpm_cannot_anchor_a_volume_of_its_own(installed: Lab) -> None:
+    """It can bring PCR 11 to a signed value, since that is public; PCR 7 says that firmware started something else."""
+    with installed.booting() as machine, opened(installed.tcti) as esys:
+        extend(esys, b"another boot loader", 7)
+        forged = anchors.Anchor(State.READY, header_current=b"h" * 32, volume_key_id=b"k" * 32)
+        with pytest.raises(tss.TSS2_Exception):
+            anchors.write(esys, machine.key, machine.policies, forged)
+        anchors.define(esys, machine.key)
+        anchors.write(esys, machine.key, machine.policies, forged)
+    assert refused(installed) == "anchor-foreign"
+
+
+@pytest.mark.parametrize("state", ["first boot", "later boot"])
+def test_what_the_host_adds_to_the_configuration_is_refused(
+    lab: Lab, state: str, request: pytest.FixtureRequest
+) -> None:
+    instance = lab if state == "first boot" else request.getfixturevalue("installed")
+    with instance.booting() as machine:
+        with opened(instance.tcti) as esys:
+            extend(esys, b"init=/bin/sh", 12)
+        with pytest.raises(Refusal) as caught:
+            boot(machine)
+    assert caught.value.code == "configuration-added"
+
+
+@pytest.mark.parametrize("content", [b"\x06\0\0\0\0", b"", b"\x06\0\0\0\x01\x01"])
+def test_without_secure_boot_nothing_is_made(lab: Lab, content: bytes) -> None:
+    (lab.directory / "SecureBoot").write_bytes(content)
+    assert refused(lab) == "secure-boot-off"
+    assert lab.anchor_exists() is False
+
+
 @pytest.mark.parametrize("offset", [0, 4096, 256 << 10, (256 << 10) + 4096 + 100, 1 << 20, (8 << 20) - 1])
 def test_a_changed_byte_of_the_header_area_is_refused(installed: Lab, offset: int) -> None:
     change(installed, offset)
@@ -404,6 +456,7 @@ def test_a_volume_of_somebody_else_sealed_to_the_same_tpm_is_refused(installed: 
             unlock_key=temporary,
             tpm2_device=installed.tcti,
             public_key=machine.paths.public_key,
+            pcrs=BOUND_PCRS,
         )
     assert refused(installed) == "header-mismatch"
 

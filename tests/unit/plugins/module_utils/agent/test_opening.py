@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Only a volume-key event of PCR 15 proves that the key was measured."""
+"""Only the first measurement in PCR 15 proves that the key was measured: what a digest stands for is not measured."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent.opening import measured_volume_keys
+from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Paths
+from ansible_collections.cvm.fde.plugins.module_utils.agent.opening import check_measured, measurements
+from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 
 KEY = "ab" * 32
 EVENT: dict[str, Any] = {
@@ -22,9 +26,27 @@ def sequence(*events: Any) -> bytes:
     return b"".join(b"\x1e" + json.dumps(event).encode() + b"\n" for event in events)
 
 
-def test_the_volume_key_event_is_found_among_others() -> None:
+def test_the_measurements_of_pcr_15_are_found_in_their_order() -> None:
     phase = {**EVENT, "pcr": 11, "content": {"eventType": "phase", "string": "enter-initrd"}}
-    assert list(measured_volume_keys(sequence(phase, EVENT, phase))) == [bytes.fromhex(KEY)]
+    other = {**EVENT, "digests": [{"hashAlg": "sha256", "digest": "ef" * 32}], "content": {"eventType": "machine-id"}}
+    assert list(measurements(sequence(phase, other, EVENT, phase))) == [bytes.fromhex("ef" * 32), bytes.fromhex(KEY)]
+
+
+@pytest.mark.parametrize("events", [[], [{**EVENT, "content": {"eventType": "machine-id"}}, EVENT]])
+def test_a_key_that_is_not_the_first_measurement_is_refused(tmp_path: Path, events: list[Any]) -> None:
+    log = tmp_path / "log"
+    other = {**EVENT, "digests": [{"hashAlg": "sha256", "digest": "ef" * 32}]}
+    log.write_bytes(sequence(*([other, *events] if events else [])))
+    machine = SimpleNamespace(paths=Paths(measurements=str(log)))
+    with pytest.raises(Refusal) as caught:
+        check_measured(machine, bytes.fromhex(KEY))
+    assert caught.value.code == "not-measured"
+
+
+def test_a_key_that_is_the_first_measurement_is_accepted(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(sequence(EVENT, {**EVENT, "digests": [{"hashAlg": "sha256", "digest": "ef" * 32}]}))
+    check_measured(SimpleNamespace(paths=Paths(measurements=str(log))), bytes.fromhex(KEY))
 
 
 @pytest.mark.parametrize(
@@ -32,9 +54,6 @@ def test_the_volume_key_event_is_found_among_others() -> None:
     [
         {**EVENT, "pcr": 14},
         {**EVENT, "pcr": "15"},
-        {**EVENT, "content": {"eventType": "phase"}},
-        {**EVENT, "content": None},
-        {**EVENT, "content": "volume-key"},
         {**EVENT, "digests": None},
         {**EVENT, "digests": [{"hashAlg": "sha1", "digest": KEY}]},
         {**EVENT, "digests": [{"hashAlg": "sha256"}]},
@@ -47,9 +66,9 @@ def test_the_volume_key_event_is_found_among_others() -> None:
     ],
 )
 def test_nothing_else_counts(event: Any) -> None:
-    assert list(measured_volume_keys(sequence(event))) == []
+    assert list(measurements(sequence(event))) == []
 
 
 @pytest.mark.parametrize("log", [b"", b"\x1e", b"\xff\xfe", sequence(EVENT)[:-20], b"{}" * 1000])
 def test_a_damaged_log_proves_nothing(log: bytes) -> None:
-    assert list(measured_volume_keys(log)) == []
+    assert list(measurements(log)) == []

@@ -90,6 +90,7 @@ def test_the_parts_of_a_volume_do_not_overlap(size, share):
     source = int(size * share) // 8 * 8 or 8
     cut = slices(size, source)
     assert source <= cut.destination
+    assert cut.metadata == metadata_sectors(source), "the host can shrink the device, not the image"
     assert cut.destination % 8 == 0
     assert cut.destination + cut.metadata <= size
 

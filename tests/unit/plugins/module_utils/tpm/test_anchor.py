@@ -38,10 +38,12 @@ def esys(tmp_path: Path) -> Iterator[Any]:
     process = subprocess.Popen(
         ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={tmp_path}", "--flags", "not-need-init,startup-clear"]
         + ["--server", f"type=unixio,path={socket}", "--ctrl", f"type=unixio,path={socket}.ctrl"]
+        + ["--pid", f"file={tmp_path}/swtpm.pid"]
     )
     try:
-        for _attempt in range(500):
-            if socket.exists() and Path(f"{socket}.ctrl").exists():
+        for _attempt in range(3000):
+            # Its sockets exist before anyone listens there; the file with its process id comes after both.
+            if (tmp_path / "swtpm.pid").exists():
                 break
             time.sleep(0.01)
         with tss.ESAPI(f"swtpm:path={socket}") as connection:
@@ -71,10 +73,10 @@ def signed(signer: rsa.RSAPrivateKey, *words: bytes) -> tuple[SignedPolicy, ...]
     return policies.signed_policies(json.dumps({"sha256": [entry]}).encode())
 
 
-def extend(esys: Any, word: bytes) -> None:
+def extend(esys: Any, word: bytes, pcr: int = 11) -> None:
     digest = tss.TPMT_HA(hashAlg=tss.TPM2_ALG.SHA256)
     digest.digest.sha256 = hashlib.sha256(word).digest()
-    esys.pcr_extend(tss.ESYS_TR.PCR11, tss.TPML_DIGEST_VALUES([digest]))
+    esys.pcr_extend(tss.ESYS_TR.PCR0 + pcr, tss.TPML_DIGEST_VALUES([digest]))
 
 
 def test_the_predicted_names_are_those_of_the_tpm(esys: Any, signer: rsa.RSAPrivateKey) -> None:
@@ -84,7 +86,8 @@ def test_the_predicted_names_are_those_of_the_tpm(esys: Any, signer: rsa.RSAPriv
     assert bytes(esys.tr_get_name(loaded)) == key.name
     anchors.define(esys, key)
     found = anchors.probe(esys, key)
-    assert found == anchors.Found(Standing.UNWRITTEN, None, anchors.anchor_name(key, written=False))
+    values = policies.bound_values(esys)
+    assert found == anchors.Found(Standing.UNWRITTEN, None, anchors.anchor_name(key, values, written=False))
 
 
 def test_a_signed_phase_writes_the_anchor_and_anyone_reads_it(esys: Any, signer: rsa.RSAPrivateKey) -> None:
@@ -95,7 +98,37 @@ def test_a_signed_phase_writes_the_anchor_and_anyone_reads_it(esys: Any, signer:
     anchors.write(esys, key, signed(signer, b"enter-initrd"), first)
     then = replace(first.ready(PHASE, bytes(range(32))), generation=7, clean=True)
     anchors.write(esys, key, signed(signer, b"enter-initrd"), then)
-    assert anchors.probe(esys, key) == anchors.Found(Standing.OURS, then, anchors.anchor_name(key))
+    assert anchors.probe(esys, key) == anchors.Found(
+        Standing.OURS, then, anchors.anchor_name(key, policies.bound_values(esys))
+    )
+
+
+@pytest.mark.parametrize("pcr", policies.BOUND_PCRS)
+def test_another_system_that_replays_the_signed_phase_does_not_write(
+    esys: Any, signer: rsa.RSAPrivateKey, pcr: int
+) -> None:
+    """What PCR 11 is extended by is public; that firmware starts another system shows in PCR 7, what it adds in 12."""
+    key = PolicyKey.from_pem(pem(signer))
+    extend(esys, b"enter-initrd")
+    allowed = signed(signer, b"enter-initrd")
+    anchors.define(esys, key)
+    anchors.write(esys, key, allowed, Anchor(State.INITIALIZING))
+    extend(esys, b"another system", pcr)
+    with pytest.raises(tss.TSS2_Exception, match="policy"):
+        anchors.write(esys, key, allowed, Anchor(State.READY))
+    index = esys.tr_from_tpmpublic(anchors.INDEX)
+    assert Anchor.unmarshal(bytes(esys.nv_read(index, anchors.SIZE, 0, index))) == Anchor(State.INITIALIZING)
+    assert anchors.probe(esys, key).standing is Standing.FOREIGN
+
+
+def test_an_index_that_another_system_made_for_itself_is_foreign(esys: Any, signer: rsa.RSAPrivateKey) -> None:
+    key = PolicyKey.from_pem(pem(signer))
+    genuine = policies.bound_values(esys)
+    extend(esys, b"another system", 7)
+    extend(esys, b"enter-initrd")
+    anchors.define(esys, key)
+    anchors.write(esys, key, signed(signer, b"enter-initrd"), Anchor(State.READY))
+    assert anchors.probe(esys, key).name != anchors.anchor_name(key, genuine)
 
 
 def test_another_phase_does_not_write(esys: Any, signer: rsa.RSAPrivateKey) -> None:
