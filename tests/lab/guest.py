@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Callable, Iterable, Optional
 
@@ -75,9 +75,22 @@ class Guest:
             os.truncate(guest.disk, size)
         guest.variables.write_bytes(variables(keys()).read_bytes())
         manufacture(guest.folder, keys())
-        hardware = Hardware(cpus=cpus, memory=memory, port=_free_port())
-        (guest.folder / "guest.json").write_text(json.dumps({**asdict(hardware), "image": str(image)}, indent=1))
+        guest._describe(Hardware(cpus=cpus, memory=memory, port=_free_port()))
         return guest
+
+    def copy(self, name: str) -> Guest:
+        """Make another guest of this one's disk, firmware variables and TPM, while this one is off."""
+        if self.running:
+            raise LabError(f"guest {self.name} is on: its disk and its TPM can only be copied while it is off")
+        twin = Guest(name)
+        twin.delete()
+        twin.folder.mkdir(parents=True)
+        run(["cp", "-a", "--sparse=always", "--reflink=auto", self.disk, self.variables, self.tpm_state, twin.folder])
+        twin._describe(replace(self.hardware, port=_free_port()))
+        return twin
+
+    def _describe(self, hardware: Hardware) -> None:
+        (self.folder / "guest.json").write_text(json.dumps(asdict(hardware), indent=1))
 
     @property
     def disk(self) -> Path:
@@ -104,7 +117,7 @@ class Guest:
             known = json.loads((self.folder / "guest.json").read_text())
         except FileNotFoundError as error:
             raise LabError(f"there is no guest {self.name}; 'up' makes one, 'list' shows them") from error
-        return Hardware(cpus=known["cpus"], memory=known["memory"], port=known["port"])
+        return Hardware(**known)
 
     @property
     def running(self) -> bool:
@@ -142,6 +155,7 @@ class Guest:
 
     def power_off(self) -> None:
         """Cut the power: the guest gets no chance to write anything."""
+        self._end_sessions()
         self._machine.stop()
         self._tpm.join(10)
         self._tpm.stop()
@@ -156,6 +170,7 @@ class Guest:
         before = self.boot_id()
         self.serial.begin_boot()
         self.ssh("systemctl reboot --no-block", check=False)
+        self._end_sessions()
         self._wait(
             lambda: self._answers() and self.boot_id(check=False) not in ("", before), "did not come back", patience
         )
@@ -234,6 +249,12 @@ class Guest:
             raise GuestError(self, f"ended {command!r} with {result.returncode}: {result.stdout}{result.stderr}")
         return result
 
+    def _end_sessions(self) -> None:
+        """End the shared ssh session: what is reset or switched off does not answer in it any more."""
+        if (self.folder / "ssh.sock").exists():
+            words = [*self.ssh_command()[:-1], "-O", "exit", "root@127.0.0.1"]
+            subprocess.run(words, cwd=self.folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+
     def boot_id(self, check: bool = True) -> str:
         return self.ssh("cat /proc/sys/kernel/random/boot_id", check=check).stdout.strip()
 
@@ -270,9 +291,9 @@ def guests() -> list[Guest]:
     return [Guest(path.parent.name) for path in sorted(GUESTS.glob("*/guest.json"))]
 
 
-def together(work: Callable[[Guest], object], those: Iterable[Guest]) -> None:
+def together(work: Callable[[Guest], object], those: Iterable[Guest], at_once: int = 8) -> None:
     """Do the same with several guests at once; the first failure is raised when all have ended."""
-    with ThreadPoolExecutor(max_workers=8) as pool:
+    with ThreadPoolExecutor(max_workers=at_once) as pool:
         for outcome in [pool.submit(work, guest) for guest in those]:
             outcome.result()
 

@@ -1,0 +1,209 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the holder of the disk sees, and what happens to a guest whose disk was changed while it was off."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from ansible_collections.cvm.fde.tests.e2e.disk import Partition, partitions
+from ansible_collections.cvm.fde.tests.lab.guest import Guest, GuestError, together
+from ansible_collections.cvm.fde.tests.lab.keys import keys
+from ansible_collections.cvm.fde.tests.lab.process import Background
+from ansible_collections.cvm.fde.tests.lab.progress import say
+from ansible_collections.cvm.fde.tests.lab.sealed import Sealed
+from ansible_collections.cvm.fde.tests.lab.trees import run_in, tool, tools_tree
+
+MIB = 1 << 20
+SECTOR = 4096
+#: Past the header and the journal of the encrypted volume, where the copy of the root lies.
+CONTENT = 512 * MIB
+ESP, DATA, HASHES, VOLUME = range(4)
+
+
+@dataclass(frozen=True)
+class Asleep:
+    """The fleet, switched off in order, after ``secret`` was written to a file of the first guest."""
+
+    guests: list[Guest]
+    secret: bytes
+
+    def volume(self, number: int) -> Partition:
+        return partitions(self.guests[number].disk)[VOLUME]
+
+
+@pytest.fixture(scope="module")
+def asleep(fleet: list[Guest]) -> Asleep:
+    secret = secrets.token_hex(32).encode()
+    fleet[0].ssh(
+        "cat > /srv/secret && for n in $(seq 1024); do cat /srv/secret; done > /srv/secrets; sync", stdin=secret
+    )
+    together(Guest.shut_down, fleet)
+    return Asleep(fleet, secret)
+
+
+def test_what_an_instance_writes_is_nowhere_on_its_disk(asleep: Asleep) -> None:
+    everywhere = Partition(asleep.guests[0].disk, 0, asleep.guests[0].disk.stat().st_size)
+    assert everywhere.find(asleep.secret) == []
+
+
+def test_the_copied_root_is_not_readable_in_the_encrypted_volume(asleep: Asleep) -> None:
+    data = partitions(asleep.guests[0].disk)[DATA]
+    samples = [data.read(offset, 64) for offset in range(MIB, data.size, 16 * MIB)]
+    samples = [sample for sample in samples if len(set(sample)) > 32]
+    assert samples and all(data.find(sample) for sample in samples[:4]), "the image's own content is a bad sample"
+    assert [sample for sample in samples[:4] if asleep.volume(0).find(sample)] == []
+
+
+def test_the_same_root_is_encrypted_differently_in_every_instance(asleep: Asleep) -> None:
+    first, second = (asleep.volume(number) for number in (0, 1))
+    written = same = 0
+    for offset in range(CONTENT, CONTENT + 256 * MIB, SECTOR):
+        ours = first.read(offset, SECTOR)
+        if any(ours):
+            written += 1
+            same += ours == second.read(offset, SECTOR)
+    assert written > 1000, "the sample is not where the copied root lies"
+    assert same == 0
+
+
+# Boots after a change
+
+REFUSED = "cvm-fde: refused [{}]"
+
+
+def flip_in_header(guest: Guest) -> None:
+    """One bit in the keyslot area of the LUKS2 header."""
+    partitions(guest.disk)[VOLUME].flip(MIB)
+
+
+def flip_in_root(guest: Guest) -> None:
+    """One bit in the super block of the verified root."""
+    partitions(guest.disk)[DATA].flip(1024 + 0x78)
+
+
+def flip_in_kernel_image(guest: Guest) -> None:
+    """One bit in the middle of the largest file of the EFI system partition."""
+    esp = partitions(guest.disk)[ESP]
+    (start,) = esp.find(b"MZ")[:1]
+    esp.flip(start + 16 * MIB)
+
+
+def replace_volume(guest: Guest) -> None:
+    """An attacker's own LUKS2 volume, its key sealed by the guest's own TPM under the policy of the image."""
+    secret = guest.folder / "attacker.key"
+    secret.write_bytes(secrets.token_bytes(32))
+    with open(guest.folder / "attacker.luks", "wb") as file:
+        file.truncate(64 * MIB)
+    (guest.folder / "pcr.pub").write_bytes(keys().public("pcr").read_bytes())
+    tpm = Background(guest.folder / "attacker.pid")
+    tpm.start(
+        [*tool("swtpm"), "socket", "--tpm2", "--tpmstate", "dir=tpm", "--flags", "not-need-init,startup-clear"]
+        + ["--server", "type=unixio,path=attacker.sock"],
+        cwd=guest.folder,
+        output=guest.folder / "attacker.log",
+    )
+    try:
+        run_in(
+            tools_tree(),
+            [
+                "cryptsetup",
+                "luksFormat",
+                "--batch-mode",
+                "--type=luks2",
+                "--pbkdf=pbkdf2",
+                "--pbkdf-force-iterations=1000",
+            ]
+            + ["--label=fde", "/mnt/attacker.luks", "/mnt/attacker.key"],
+            work=guest.folder,
+        )
+        run_in(
+            tools_tree(),
+            [
+                "systemd-cryptenroll",
+                "--unlock-key-file=/mnt/attacker.key",
+                "--tpm2-device=swtpm:path=/mnt/attacker.sock",
+            ]
+            + ["--tpm2-public-key=/mnt/pcr.pub", "--tpm2-public-key-pcrs=11", "--tpm2-pcrs=", "/mnt/attacker.luks"],
+            work=guest.folder,
+        )
+    finally:
+        tpm.stop()
+    partitions(guest.disk)[VOLUME].write(0, (guest.folder / "attacker.luks").read_bytes())
+
+
+#: Each change, and whether it is made to an instance with a volume or to one that was never booted.
+CHANGES: dict[str, tuple[Callable[[Guest], None], bool]] = {
+    "header": (flip_in_header, True),
+    "volume": (replace_volume, True),
+    "root": (flip_in_root, False),
+    "kernel": (flip_in_kernel_image, False),
+}
+
+
+@pytest.fixture(scope="module")
+def fates(asleep: Asleep, sealed: Sealed) -> Iterator[dict[str, str]]:
+    """What each changed guest said on its console until it went off or fell silent; ``login`` if it got that far."""
+    said: dict[str, str] = {}
+
+    def change_and_boot(guest: Guest) -> None:
+        name = guest.name.removeprefix("e2e-")
+        change, initialized = CHANGES[name]
+        if initialized:
+            asleep.guests[0].copy(guest.name)
+        else:
+            Guest.create(guest.name, sealed.image)
+        change(guest)
+        begun = time.monotonic()
+        guest.start()
+        try:
+            # Nothing but the firmware's refusal leaves a guest on and silent, and then there is nothing to wait for.
+            guest.wait_login(patience=45 if name == "kernel" else 180)
+            said[name] = "login"
+        except GuestError:
+            said[name] = guest.serial.boot()
+        finally:
+            guest.power_off()
+        say(f"{guest.name}: decided after {time.monotonic() - begun:.0f} s")
+
+    changed = [Guest(f"e2e-{name}") for name in CHANGES]
+    try:
+        together(change_and_boot, changed, at_once=2)
+        yield said
+    finally:
+        for guest in changed:
+            guest.power_off()
+
+
+def test_a_changed_header_is_refused(fates: dict[str, str]) -> None:
+    assert REFUSED.format("header-mismatch") in fates["header"]
+
+
+def test_an_attackers_volume_of_the_same_tpm_is_refused(fates: dict[str, str]) -> None:
+    assert REFUSED.format("header-mismatch") in fates["volume"]
+
+
+def test_a_changed_root_is_not_booted(fates: dict[str, str]) -> None:
+    assert "verity" in fates["root"] and "corrupted" in fates["root"]
+
+
+def test_a_changed_kernel_image_is_refused_by_secure_boot(fates: dict[str, str]) -> None:
+    assert "Access Denied" in fates["kernel"] or "Security Violation" in fates["kernel"]
+    assert "Linux version" not in fates["kernel"] and "Welcome to" not in fates["kernel"]
+
+
+def test_no_changed_guest_reaches_a_login_or_a_shell(fates: dict[str, str]) -> None:
+    assert [name for name, said in fates.items() if said == "login" or "login:" in said] == []
+    assert [name for name, said in fates.items() if "emergency" in said.lower() or "sh-5" in said] == []
+
+
+def test_an_unchanged_guest_opens_its_volume_again(asleep: Asleep, fates: dict[str, str]) -> None:
+    guest = asleep.guests[0]
+    guest.start()
+    guest.wait_login()
+    assert guest.ssh("cat /srv/secret").stdout.encode() == asleep.secret
