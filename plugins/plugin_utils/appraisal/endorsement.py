@@ -44,7 +44,7 @@ def load_authorities(pem: bytes) -> list[x509.Certificate]:
     """Read the certificates of one PEM file. Raises ``AppraisalError`` when there is none."""
     try:
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise AppraisalError("bad-authority", "the file holds no certificate in PEM form") from error
 
 
@@ -60,6 +60,7 @@ def parse_certificate(der: bytes) -> x509.Certificate:
         ValueError,
         TypeError,
         UnsupportedAlgorithm,
+        x509.InvalidVersion,
         x509.DuplicateExtension,
         x509.UnsupportedGeneralNameType,
     ) as error:

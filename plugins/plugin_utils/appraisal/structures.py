@@ -289,6 +289,8 @@ class PublicArea:
         try:
             if self.kind == tpm.ALG_RSA:
                 modulus = int.from_bytes(self.unique[0], "big")
+                if modulus % 2 == 0:
+                    raise ValueError("an even modulus")
                 return rsa.RSAPublicNumbers(self.exponent, modulus).public_key()
             x, y = (int.from_bytes(part, "big") for part in self.unique)
             return ec.EllipticCurvePublicNumbers(x, y, CURVES[self.curve]).public_key()

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Optional
@@ -235,6 +236,18 @@ def test_what_is_no_certificate_is_refused() -> None:
         except AppraisalError:
             continue
         pytest.fail(f"a change of byte {place} was not noticed")
+
+
+def test_a_certificate_of_a_version_that_does_not_exist_is_refused() -> None:
+    der = Recipe().make().certificate.public_bytes(Encoding.DER)
+    # [0] EXPLICIT INTEGER 2 is version 3.
+    changed = der.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020107"), 1)
+    assert changed != der
+    with pytest.raises(AppraisalError, match="malformed: the certificate cannot be read"):
+        parse_certificate(changed)
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(changed) + b"-----END CERTIFICATE-----\n"
+    with pytest.raises(AppraisalError, match="bad-authority"):
+        load_authorities(pem)
 
 
 def test_a_file_without_certificates_is_no_authority() -> None:

@@ -293,6 +293,12 @@ def test_a_point_that_is_not_on_the_curve_is_no_key(public: bytes) -> None:
         _ = parse_public(public).key
 
 
+def test_an_even_modulus_is_no_key() -> None:
+    public = templates.EK_RSA_2048.fixed + struct.pack(">H", 256) + b"\xff" * 255 + b"\xfe"
+    with pytest.raises(AppraisalError, match="bad-key"):
+        _ = parse_public(public).key
+
+
 def test_a_small_rsa_key_is_refused() -> None:
     public = bytearray(templates.EK_RSA_2048.fixed)
     public[-6:-4] = struct.pack(">H", 1024)
