@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from ...module_utils.boot.pcr import ZERO, with_os_separator
 from ...module_utils.tpm.policy import PolicyError, PolicyKey
 from .documents import parse_json
 from .errors import AppraisalError
@@ -32,8 +33,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Reference:
-    """The values that machines of one sealed image may show. ``pcr_7`` is None where the sealer did not know the
-    variables.
+    """The values that machines of one sealed image may show.
+
+    ``pcr_7`` is None where the sealer did not know the variables; ``pcr_13`` is the value without any system extension
+    where the manifest lists none.
     """
 
     name: str
@@ -45,6 +48,7 @@ class Reference:
     pcr_7: Optional[frozenset[bytes]]
     pcr_11: Mapping[str, bytes]
     pcr_12: frozenset[bytes]
+    pcr_13: frozenset[bytes]
 
 
 def load_reference(manifest: bytes, signature: bytes, key: bytes) -> Reference:
@@ -93,6 +97,7 @@ def parse_manifest(manifest: bytes) -> Reference:
         pcr_7=pcrs.digests("7") if pcrs.has("7") else None,
         pcr_11={phase: bytes.fromhex(phases.digest(phase)) for phase in (PHASE_INITRD, PHASE_READY)},
         pcr_12=pcrs.digests("12"),
+        pcr_13=pcrs.digests("13") if pcrs.has("13") else frozenset(with_os_separator(ZERO)),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Callable
 
 from ...module_utils.agent.evidence import QUOTED_PCRS
 from ...module_utils.agent.machine import VOLUME
+from ...module_utils.agent.opening import VOLUME_KEY_PCR
 from ...module_utils.luks2.profile import AUTHENTICATED, LAYOUT
 from ...module_utils.tpm import templates
 from ...module_utils.tpm.anchor import INDEX, SIZE, State, anchor_name
@@ -29,7 +30,7 @@ from .structures import PublicArea, QuoteAttest, Values, pcr_digest, qualified_n
 #: Quoted unless the operator says otherwise: everything but IMA's PCR 10 and the resettable 16 and 23.
 DEFAULT_PCRS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15)
 #: Without these there is nothing to judge.
-REQUIRED_PCRS = (4, 7, 11, 12, 15)
+REQUIRED_PCRS = (4, 7, 11, 12, 13, 15)
 
 
 # --- the keys
@@ -184,6 +185,10 @@ def _pcr_12(case: Case) -> str:
     return _listed(case.evidence.values, 12, case.reference.pcr_12)
 
 
+def _pcr_13(case: Case) -> str:
+    return _listed(case.evidence.values, 13, case.reference.pcr_13)
+
+
 # --- the anchor
 # --------------------------------------------------------------------------------------------------------
 
@@ -203,13 +208,14 @@ def _anchor_signature(case: Case) -> str:
 
 
 def _anchor_policy(case: Case) -> str:
-    if not hmac.compare_digest(case.certification.index_name, anchor_name(case.reference.policy_key)):
+    expected = anchor_name(case.reference.policy_key, case.evidence.values[BANK])
+    if not hmac.compare_digest(case.certification.index_name, expected):
         raise AppraisalError(
-            "foreign-anchor", "what is at the anchor's place is not an anchor of this image's policy key"
+            "foreign-anchor", "what is at the anchor's place is not an anchor of this image, booted as in this boot"
         )
     if case.certification.offset != 0 or len(case.certification.contents) != SIZE:
         raise AppraisalError("foreign-anchor", "the certification does not cover the whole anchor")
-    return "only signed phases of the image can have written it"
+    return "only signed phases of the image, booted as in this boot, can have written it"
 
 
 def _anchor_state(case: Case) -> str:
@@ -282,8 +288,9 @@ def _evidence_encryption(case: Case) -> str:
 
 def _evidence_anchor(case: Case) -> str:
     claims = case.creation.claims
-    named = hmac.compare_digest(claims.anchor_name, case.certification.index_name)
-    if not named or claims.anchor_index.lower() != f"0x{INDEX:08x}":
+    then = anchor_name(case.reference.policy_key, case.creation.values[BANK])
+    names = (claims.anchor_name, case.certification.index_name)
+    if not all(hmac.compare_digest(name, then) for name in names) or claims.anchor_index.lower() != f"0x{INDEX:08x}":
         raise AppraisalError("other-anchor", "the volume was made for another anchor")
     return "it was made for this anchor"
 
@@ -299,8 +306,18 @@ def _evidence_history(case: Case) -> str:
 
 
 def _volume_key(case: Case) -> str:
-    claims = case.creation.claims
-    measured = case.replay.userspace.volume_keys(claims.volume, claims.luks_uuid, BANK) if case.replay.userspace else ()
+    """Find the key in PCR 15 by its place, which the replay proves: what a record says of its digest is not measured.
+
+    The first measurement is made before anything of the volume runs. Whoever has another volume opened comes too late
+    for it, whatever is extended and said afterwards.
+    """
+    claims, userspace = case.creation.claims, case.replay.userspace
+    if any(event.pcr == VOLUME_KEY_PCR for event in case.replay.firmware.events):
+        raise AppraisalError("volume-key", f"the firmware measured something into PCR {VOLUME_KEY_PCR}")
+    first = userspace.digests(VOLUME_KEY_PCR, BANK)[:1] if userspace else ()
+    if not first or not hmac.compare_digest(first[0], claims.volume_key_id):
+        raise AppraisalError("volume-key", f"the first measurement in PCR {VOLUME_KEY_PCR} is not that of this volume")
+    measured = userspace.volume_keys(claims.volume, claims.luks_uuid, BANK, VOLUME_KEY_PCR) if userspace else ()
     if len(measured) != 1:
         raise AppraisalError("volume-key", f"the key of this volume was measured {len(measured)} times instead of once")
     if not hmac.compare_digest(measured[0], claims.volume_key_id):
@@ -339,8 +356,9 @@ RULES: tuple[Rule, ...] = (
     Rule("pcr_7", ("log_replay",), _pcr_7),
     Rule("pcr_11", _SIGNED, _pcr_11),
     Rule("pcr_12", _SIGNED, _pcr_12),
+    Rule("pcr_13", _SIGNED, _pcr_13),
     Rule("anchor_signature", ("attestation_key", "quote_signature"), _anchor_signature),
-    Rule("anchor_policy", ("anchor_signature",), _anchor_policy),
+    Rule("anchor_policy", ("anchor_signature", "quote_digest", "pcr_7", "pcr_12"), _anchor_policy),
     Rule("anchor_state", ("anchor_policy",), _anchor_state),
     Rule("evidence_signature", ("attestation_key",), _evidence_signature),
     Rule("evidence_claims", ("evidence_signature",), _evidence_claims),
@@ -350,7 +368,7 @@ RULES: tuple[Rule, ...] = (
     Rule("evidence_boot", ("evidence_pcrs", "evidence_replay"), _evidence_boot),
     Rule("evidence_image", ("evidence_claims", "evidence_phase"), _evidence_image),
     Rule("evidence_encryption", ("evidence_claims", "evidence_phase"), _evidence_encryption),
-    Rule("evidence_anchor", ("evidence_claims", "anchor_policy"), _evidence_anchor),
+    Rule("evidence_anchor", ("evidence_claims", "evidence_pcrs", "anchor_policy"), _evidence_anchor),
     Rule("evidence_history", ("evidence_signature", "quote_signature"), _evidence_history),
     Rule("volume_key", ("evidence_claims", "log_replay", "anchor_state"), _volume_key),
 )

@@ -10,7 +10,6 @@ Source: systemd ``src/shared/tpm2-util.c`` (``tpm2_userspace_log``) and ``docs/T
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 from dataclasses import dataclass
 from typing import Any, Iterator, Mapping, Optional
@@ -33,18 +32,13 @@ _HEX = re.compile(r"[0-9a-f]*")
 
 @dataclass(frozen=True)
 class Record:
-    """One measurement. ``string`` is what was hashed if ``bound``, else only a description."""
+    """One measurement. Only ``digests`` were extended; what they stand for is the word of the log's writer."""
 
     number: int
     pcr: int
     digests: Mapping[str, bytes]
     kind: str
     string: str
-
-    def bound(self, bank: str) -> bool:
-        """Tell whether the digest of ``bank`` is the hash of the record's own string."""
-        digest = self.digests.get(bank)
-        return digest is not None and hmac.compare_digest(digest, hashlib.new(bank, self.string.encode()).digest())
 
 
 @dataclass(frozen=True)
@@ -67,8 +61,15 @@ class UserspaceLog:
             replayed[record.pcr] = hashlib.new(bank, before + record.digests[bank]).digest()
         return replayed
 
-    def volume_keys(self, volume: str, uuid: str, bank: str, pcr: int = 15) -> tuple[bytes, ...]:
-        """Return the key ids that were measured for a volume: HMAC(volume key, "cryptsetup:NAME:UUID")."""
+    def digests(self, pcr: int, bank: str) -> tuple[bytes, ...]:
+        """Return what was extended into a PCR, in order."""
+        return tuple(record.digests[bank] for record in self.records if record.pcr == pcr and bank in record.digests)
+
+    def volume_keys(self, volume: str, uuid: str, bank: str, pcr: int) -> tuple[bytes, ...]:
+        """Return the key ids that are said to be of a volume: HMAC(volume key, "cryptsetup:NAME:UUID").
+
+        A key id cannot be told from other digests, so this is the word of whoever wrote the log.
+        """
         string = f"cryptsetup:{volume}:{uuid}"
         return tuple(
             record.digests[bank]

@@ -27,7 +27,12 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as ancho
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened, tss
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.keys import attestation_key
-from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import PolicyKey, SignedPolicy, pcr_policy
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import (
+    PolicyKey,
+    SignedPolicy,
+    bound_values,
+    pcr_policy,
+)
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.quote import quote
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -40,12 +45,19 @@ GLOBAL = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
 SECURITY = bytes.fromhex("cbb219d73a3d9645a3bcdad00e67656f")
 SIGNER = b"the certificate that signed the image"
 UUID = "0d8f5c4c-3c8e-4c0e-9d69-4c8f3a1f6a01"
+#: systemd closes these in the initrd.
+SEPARATED = (0, 1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14)
 PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready")
 CREATION = {"sha256": (0, 1, 2, 3, 4, 5, 7, 9, 11, 12)}
 
 
 def sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
+
+
+def with_separator(value: bytes) -> list[str]:
+    """Return a PCR's values before and after systemd closed it."""
+    return [value.hex(), sha256(value + sha256(b"os-separator")).hex()]
 
 
 def variable(owner: bytes, name: str, data: bytes) -> bytes:
@@ -169,6 +181,8 @@ class Machine:
         with opened(self.tcti) as esys:
             for pcr, _kind, _data, digest in firmware.events:
                 _extend(esys, pcr, digest)
+            for pcr in SEPARATED:
+                self.measure(esys, pcr, "os-separator", "os-separator")
             self.measure(esys, 11, "phase", PHASES[0])
             if first:
                 self._create(esys, image)
@@ -199,7 +213,8 @@ class Machine:
     def _create(self, esys: Any, image: Image) -> None:
         anchors.define(esys, image.key)
         anchors.write(esys, image.key, image.policies, anchors.Anchor(anchors.State.INITIALIZING))
-        claims = json.dumps(image.claims(self.volume_key_id), sort_keys=True, separators=(",", ":")).encode()
+        name = anchors.anchor_name(image.key, bound_values(esys))
+        claims = json.dumps(image.claims(self.volume_key_id, name), sort_keys=True, separators=(",", ":")).encode()
         with attestation_key(esys) as key:
             quoted = quote(esys, key, sha256(claims), CREATION)
             self.token = json.dumps(
@@ -240,7 +255,7 @@ class Image:
         policy = pcr_policy(11, value)
         return SignedPolicy(self.key.pkfp, policy, self.signer.sign(policy, padding.PKCS1v15(), hashes.SHA256()))
 
-    def claims(self, volume_key_id: bytes) -> dict[str, Any]:
+    def claims(self, volume_key_id: bytes, anchor: bytes) -> dict[str, Any]:
         return {
             "version": 1,
             "purpose": "volume-creation",
@@ -253,7 +268,7 @@ class Image:
             "integrity": "hmac(sha256)",
             "sector_size": 4096,
             "strategy": "clone",
-            "anchor": {"nv_index": "0x0180fde0", "name": anchors.anchor_name(self.key).hex()},
+            "anchor": {"nv_index": "0x0180fde0", "name": anchor.hex()},
         }
 
     def manifest(self, **changes: Any) -> dict[str, Any]:
@@ -266,10 +281,10 @@ class Image:
             "pcr_policy": {"public_key": self.pem.decode(), "fingerprint": self.key.fingerprint},
             "pcrs": {
                 "sha256": {
-                    "4": [self.pcr_4.hex()],
-                    "7": [self.pcr_7.hex()],
+                    "4": with_separator(self.pcr_4),
+                    "7": with_separator(self.pcr_7),
                     "11": {phase: value.hex() for phase, value in self.pcr_11.items()},
-                    "12": [bytes(32).hex()],
+                    "12": with_separator(bytes(32)),
                 }
             },
             **changes,
