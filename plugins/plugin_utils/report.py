@@ -12,11 +12,16 @@ from dataclasses import asdict
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from .appraisal.evidence import Hydration
-from .appraisal.policy import Check, Result, Status, Verdict
+from .appraisal.policy import Check, Naming, Result, Status, Verdict
 
 VERSION = 1
 #: What no two machines may share, and the check that fails when they do.
-UNIQUE = {"endorsement_key": "unique_endorsement_key", "volume_key_id": "unique_volume_key"}
+UNIQUE = {
+    "endorsement_key": "unique_endorsement_key",
+    # One TPM has endorsement keys of several kinds, but only this one of ours.
+    "attestation_key": "unique_attestation_key",
+    "volume_key_id": "unique_volume_key",
+}
 #: Longest piece of a target's own text that is ever repeated.
 QUOTE_LIMIT = 200
 _SHORT = 12
@@ -29,9 +34,11 @@ def entry(host: str, result: Result, hydration: Optional[Hydration]) -> dict[str
         "host": host,
         "verdict": result.verdict.value,
         "road": result.road,
+        "identity": claims["identity"],
         "strategy": claims["strategy"],
         "hydration": None if hydration is None else _hydration(hydration),
         "endorsement_key": claims["endorsement_key"],
+        "attestation_key": claims["attestation_key"],
         "volume_key_id": claims["volume_key_id"],
         "root_hash": claims["root_hash"],
         "secure_boot": claims["secure_boot"],
@@ -47,9 +54,11 @@ def unjudged(host: str, status: Status, reason: str) -> dict[str, Any]:
         "host": host,
         "verdict": (Verdict.UNTRUSTED if status is Status.FAILED else Verdict.UNKNOWN).value,
         "road": "none",
+        "identity": Naming.UNPINNED.value,
         "strategy": None,
         "hydration": None,
         "endorsement_key": None,
+        "attestation_key": None,
         "volume_key_id": None,
         "root_hash": None,
         "secure_boot": None,
@@ -107,6 +116,7 @@ def reasons(found: Mapping[str, Any]) -> list[str]:
 _COLUMNS = (
     "HOST",
     "VERDICT",
+    "IDENTITY",
     "STRATEGY",
     "HYDRATION",
     "VOLUME KEY",
@@ -134,6 +144,7 @@ def _row(host: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         str(host["host"]),
         str(host["verdict"]),
+        str(host["identity"]),
         host["strategy"] or "-",
         "-" if hydration is None else f"{hydration['percent']:.1f} %",
         _short(host["volume_key_id"]),

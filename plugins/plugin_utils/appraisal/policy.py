@@ -42,6 +42,15 @@ class Verdict(str, Enum):
     UNKNOWN = "unknown"
 
 
+class Naming(str, Enum):
+    """Whether it is known which machine answered. It is no part of the verdict."""
+
+    #: The endorsement key is the one that the operator knows this machine by.
+    PINNED = "pinned"
+    #: Nothing names the machine: any one of the same image may have answered in its place.
+    UNPINNED = "unpinned"
+
+
 @dataclass(frozen=True)
 class Check:
     """One check's outcome; ``reason`` is a sentence for people."""
@@ -101,12 +110,19 @@ def verdict_of(checks: Sequence[Check]) -> Verdict:
 
 
 def _claims(case: Case, passed: frozenset[str]) -> dict[str, object]:
-    """Return what the passed checks establish; what none of them does is None."""
+    """Return what the passed checks establish; what none of them does is None.
+
+    A public key is easily shown by somebody else: keys count only once the machine has used them.
+    """
+    activated = passed >= {"endorsement_key", "attestation_key", "credential_activation"}
+    quoting = passed >= {"attestation_key", "quote_signature", "quote_nonce"}
     claims = case.creation.claims if passed >= {"evidence_claims", "evidence_phase"} else None
     anchor = _if_readable(lambda: case.anchor) if "anchor_policy" in passed else None
     secure_boot = _if_readable(case.replay.secure_boot) if "log_replay" in passed else None
     return {
-        "endorsement_key": fingerprint(case.identity.endorsement) if "endorsement_key" in passed else None,
+        "identity": (Naming.PINNED if activated and case.grounds.endorsement_key else Naming.UNPINNED).value,
+        "endorsement_key": fingerprint(case.identity.endorsement) if activated else None,
+        "attestation_key": fingerprint(case.identity.attestation) if quoting else None,
         "image": case.reference.name if passed >= {"pcr_11", "quote_nonce"} else None,
         "strategy": claims.strategy if claims else None,
         "root_hash": claims.root_hash if claims and "evidence_image" in passed else None,

@@ -33,7 +33,9 @@ DOCS = Path(__file__).resolve().parents[4] / "docs"
 
 def result(number: int, verdict: Verdict = Verdict.TRUSTED, **claims: Any) -> Result:
     found: dict[str, Any] = {
+        "identity": "pinned",
         "endorsement_key": f"{number:064x}",
+        "attestation_key": f"{number + 50:064x}",
         "strategy": "clone",
         "root_hash": "ab" * 32,
         "volume_key_id": f"{number + 100:064x}",
@@ -83,8 +85,22 @@ def test_two_hosts_with_one_tpm_are_both_untrusted() -> None:
     validate(found)
 
 
+def test_two_endorsement_keys_of_one_tpm_do_not_make_two_machines() -> None:
+    shared = {"attestation_key": "ee" * 32}
+    found = report(entry("a", result(1, **shared), None), entry("b", result(2, **shared), None))
+    assert [host["verdict"] for host in found["hosts"]] == ["untrusted", "untrusted"]
+    assert [reasons(host) for host in found["hosts"]] == [
+        ["unique_attestation_key: another host of the fleet shows the same"]
+    ] * 2
+
+
+def test_the_table_says_of_which_machines_nobody_knows_which_they_are() -> None:
+    text = table(report(entry("a", result(1, identity="unpinned"), None), unjudged("b", Status.UNKNOWN, "gone")))
+    assert [line.split()[2] for line in text.splitlines()[:3]] == ["IDENTITY", "unpinned", "unpinned"]
+
+
 def test_hosts_without_known_keys_are_not_taken_for_the_same() -> None:
-    empty = {"endorsement_key": None, "volume_key_id": None}
+    empty = dict.fromkeys(UNIQUE)
     found = report(entry("a", result(1, **empty), None), entry("b", result(2, **empty), None))
     assert trusted(found)
 
@@ -104,7 +120,9 @@ def test_the_table_shows_each_host_and_why_it_is_not_trusted() -> None:
     text = table(report(entry("a", result(1), Hydration(1, 2)), entry("long-name", result(2, Verdict.UNTRUSTED), None)))
     lines = text.splitlines()
     assert lines[0].split("  ")[0] == "HOST"
-    assert re.match(r"a +trusted +clone +50\.0 % +0{10}\S\S +abababababab +on +cdcdcdcdcdcd +ready, matches", lines[1])
+    assert re.match(
+        r"a +trusted +pinned +clone +50\.0 % +0{10}\S\S +abababababab +on +cdcdcdcdcdcd +ready, matches", lines[1]
+    )
     assert lines[2].startswith("long-name")
     assert lines[3] == "  - quote_nonce: it answers another nonce"
     assert len(lines) == 4

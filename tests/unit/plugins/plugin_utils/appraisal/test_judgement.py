@@ -10,13 +10,16 @@ import copy
 import datetime
 import hashlib
 import json
+import struct
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import policy
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Challenge, Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential import make_credential
@@ -84,6 +87,10 @@ def good(machine: Any, grounds: Grounds) -> Answers:
 
 def failed(result: policy.Result) -> set[str]:
     return {check.name for check in result.checks if check.status is Status.FAILED}
+
+
+def reason(result: policy.Result, name: str) -> str:
+    return next(check.reason for check in result.checks if check.name == name)
 
 
 def test_a_machine_after_its_first_boot_is_trusted(good: Answers, machine: Any, image: Any) -> None:
@@ -283,9 +290,9 @@ def test_evidence_that_was_changed_on_the_way_is_refused(good: Answers, name: st
 
 
 def test_a_quote_over_other_pcrs_is_refused(machine: Any, grounds: Grounds) -> None:
-    answers = ask(machine, grounds, pcrs=(0, 4, 7, 12, 15, 16))
+    answers = ask(machine, grounds, pcrs=(0, 4, 7, 12, 13, 15, 16))
     asked = replace(
-        answers, challenge=replace(answers.challenge, selection={"sha256": frozenset((0, 4, 7, 11, 12, 15))})
+        answers, challenge=replace(answers.challenge, selection={"sha256": frozenset((0, 4, 7, 11, 12, 13, 15))})
     )
     result = asked.appraise()
     assert "quote_selection" in failed(result)
@@ -326,8 +333,6 @@ def test_a_log_from_which_a_record_was_dropped_leaves_a_pcr_unexplained(good: An
 
 
 def test_a_pcr_without_any_event_that_is_not_zero_is_named(make_machine: Callable[..., Any], grounds: Grounds) -> None:
-    from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
-
     machine = make_machine("ima")
     with opened(machine.tcti) as esys:
         machine_log = machine.userspace_log.read_bytes()
@@ -367,13 +372,28 @@ def test_without_a_reference_for_pcr_7_the_signers_certificate_decides(good: Ans
     assert "pcr_7" in failed(replace(good, grounds=replace(good.grounds, reference=other)).appraise())
 
 
-@pytest.mark.parametrize("pcr", ["4", "7", "12"])
+@pytest.mark.parametrize("pcr", ["4", "7", "12", "13"])
 def test_a_pcr_value_that_the_manifest_does_not_list_is_refused(good: Answers, image: Any, pcr: str) -> None:
     manifest = copy.deepcopy(image.manifest())
     manifest["pcrs"]["sha256"][pcr] = ["11" * 32]
     reference = parse_manifest(json.dumps(manifest).encode())
     result = replace(good, grounds=replace(good.grounds, reference=reference)).appraise()
-    assert failed(result) == {f"pcr_{pcr}", "evidence_boot"}
+    # The quote of the volume's creation does not cover PCR 13.
+    assert failed(result) == {f"pcr_{pcr}"} | ({"evidence_boot"} if pcr != "13" else set())
+
+
+def test_a_system_extension_is_refused_unless_the_manifest_lists_it(
+    make_machine: Callable[..., Any], grounds: Grounds, image: Any
+) -> None:
+    machine = make_machine("extended")
+    with opened(machine.tcti) as esys:
+        machine.measure(esys, 13, "sysext", "an extension")
+    answers = ask(machine, grounds)
+    assert failed(answers.appraise()) == {"pcr_13"}
+    manifest = copy.deepcopy(image.manifest())
+    manifest["pcrs"]["sha256"]["13"] = [answers.evidence["pcrs"]["sha256"]["13"]]
+    reference = parse_manifest(json.dumps(manifest).encode())
+    assert replace(answers, grounds=replace(grounds, reference=reference)).appraise().verdict is Verdict.TRUSTED
 
 
 def test_another_image_is_refused(good: Answers, request: Any) -> None:
@@ -397,6 +417,89 @@ def test_a_volume_that_was_opened_with_another_key_is_refused(
     assert result.verdict is Verdict.UNTRUSTED
 
 
+def test_the_public_id_of_a_key_does_not_pass_for_its_measurement(
+    make_machine: Callable[..., Any], grounds: Grounds, image: Any, request: Any
+) -> None:
+    conftest = request.config.pluginmanager.getplugin(str(Path(__file__).parents[2] / "conftest.py"))
+    machine = make_machine("relabelled")
+    genuine, machine.volume_key = machine.volume_key_id, bytes(64)
+    machine.boot(image, first=False)
+    # Root of the other volume extends the id, which is no secret, and says of the real measurement that it is not one.
+    with opened(machine.tcti) as esys:
+        machine.measure(esys, 15, "volume-key", f"cryptsetup:fde-crypt:{conftest.UUID}", genuine)
+    records = machine.userspace_log.read_bytes().split(b"\x1e")[1:]
+    place = next(number for number, text in enumerate(records) if json.loads(text)["pcr"] == 15)
+    other = {**json.loads(records[place]), "content": {"string": "something", "eventType": "machine-id"}}
+    records[place] = json.dumps(other).encode() + b"\n"
+    machine.userspace_log.write_bytes(b"".join(b"\x1e" + text for text in records))
+    result = ask(machine, grounds).appraise()
+    assert failed(result) == {"volume_key"}
+    assert reason(result, "volume_key") == "the first measurement in PCR 15 is not that of this volume"
+    assert result.verdict is Verdict.UNTRUSTED
+
+
+def test_a_second_key_of_the_volume_is_refused(
+    make_machine: Callable[..., Any], grounds: Grounds, request: Any
+) -> None:
+    conftest = request.config.pluginmanager.getplugin(str(Path(__file__).parents[2] / "conftest.py"))
+    machine = make_machine("twice")
+    with opened(machine.tcti) as esys:
+        machine.measure(esys, 15, "volume-key", f"cryptsetup:fde-crypt:{conftest.UUID}", bytes(32))
+    result = ask(machine, grounds).appraise()
+    assert failed(result) == {"volume_key"}
+    assert reason(result, "volume_key") == "the key of this volume was measured 2 times instead of once"
+
+
+def test_a_key_that_the_firmware_claims_to_have_measured_is_refused(good: Answers, machine: Any) -> None:
+    event = struct.pack("<IIIH", 15, 0xD, 1, 0xB) + machine.volume_key_id + struct.pack("<I", 0)
+    texts = machine.userspace_log.read_bytes().split(b"\x1e")[1:]
+    rest = b"".join(b"\x1e" + text for text in texts if json.loads(text)["pcr"] != 15)
+    result = logs(good, firmware=machine.firmware_log.read_bytes() + event, userspace=rest).appraise()
+    assert failed(result) == {"volume_key"}
+    assert reason(result, "volume_key") == "the firmware measured something into PCR 15"
+
+
+def test_a_system_that_replays_the_phases_of_the_image_cannot_write_the_anchor(
+    make_machine: Callable[..., Any], grounds: Grounds, image: Any, request: Any
+) -> None:
+    conftest = request.config.pluginmanager.getplugin(str(Path(__file__).parents[2] / "conftest.py"))
+    machine = make_machine("replayed")
+    machine.start()
+    evil = anchors.Anchor(anchors.State.READY, volume_key_id=bytes(32), generation=9)
+    with opened(machine.tcti) as esys:
+        conftest._extend(esys, 7, bytes(32))
+        for pcr, _kind, _data, digest in conftest.FirmwareEvents().events:
+            if pcr == 11:
+                conftest._extend(esys, pcr, digest)
+        conftest._extend(esys, 11, hashlib.sha256(b"enter-initrd").digest())
+        with pytest.raises(Exception, match="policy"):
+            anchors.write(esys, image.key, image.policies, evil)
+        # It can make one of its own, which has another Name.
+        anchors.define(esys, image.key)
+        anchors.write(esys, image.key, image.policies, evil)
+    machine.boot(image, first=False)
+    result = ask(machine, grounds).appraise()
+    assert failed(result) == {"anchor_policy"}
+    assert result.verdict is Verdict.UNTRUSTED
+
+
+def test_a_machine_is_named_only_by_a_pin_that_it_proved_to_have(good: Answers) -> None:
+    unpinned = good.appraise()
+    assert (unpinned.verdict, unpinned.claims["identity"]) == (Verdict.TRUSTED, "unpinned")
+    pin = str(unpinned.claims["endorsement_key"])
+    pinned = replace(good, grounds=replace(good.grounds, endorsement_key=pin))
+    assert pinned.appraise().claims["identity"] == "pinned"
+    stolen = replace(pinned, challenge=replace(good.challenge, secret=bytes(32))).appraise()
+    assert (stolen.claims["identity"], stolen.claims["endorsement_key"]) == ("unpinned", None)
+
+
+def test_an_attestation_key_is_claimed_only_once_it_signed(good: Answers) -> None:
+    shown = hashlib.sha256(base64.b64decode(good.identity["attestation"])).hexdigest()
+    assert good.appraise().claims["attestation_key"] == shown
+    old = replace(good, challenge=replace(good.challenge, nonce=bytes(32)))
+    assert old.appraise().claims["attestation_key"] is None
+
+
 def test_a_volume_that_was_not_opened_in_this_boot_is_refused(good: Answers, machine: Any) -> None:
     other = hashlib.sha256(b"x").digest()
     # A log that replays but speaks of another volume.
@@ -409,9 +512,6 @@ def test_a_volume_that_was_not_opened_in_this_boot_is_refused(good: Answers, mac
 def test_an_anchor_that_was_never_made_ready_is_refused(
     make_machine: Callable[..., Any], grounds: Grounds, image: Any
 ) -> None:
-    from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
-    from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
-
     machine = make_machine("unfinished")
     with opened(machine.tcti) as esys:
         anchors.write(esys, image.key, image.policies, anchors.Anchor(anchors.State.INITIALIZING))
