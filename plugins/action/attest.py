@@ -18,7 +18,7 @@ from ansible.plugins.action import ActionBase
 from ..plugin_utils.appraisal.case import Grounds
 from ..plugin_utils.appraisal.endorsement import load_authorities
 from ..plugin_utils.appraisal.errors import AppraisalError
-from ..plugin_utils.appraisal.policy import Status, Verdict
+from ..plugin_utils.appraisal.policy import Naming, Status, Verdict
 from ..plugin_utils.appraisal.reference import load_reference
 from ..plugin_utils.appraisal.rules import DEFAULT_PCRS
 from ..plugin_utils.attestation import Attestation, check_pcrs
@@ -92,7 +92,7 @@ class ActionModule(ActionBase):
             "evidence_sha256": hashlib.sha256(archive).hexdigest(),
         }
         judged["msg"] = _message(judged["report"])
-        if args["evidence_dir"] is not None:
+        if args["evidence_dir"] is not None and not self._task.check_mode:
             judged["evidence_file"] = self._keep(str(args["evidence_dir"]), host, archive)
         return judged
 
@@ -182,6 +182,8 @@ def _message(report: dict[str, Any]) -> str:
     """Return the verdict and the first reasons for it."""
     listed = reasons(report)
     if report["verdict"] == Verdict.TRUSTED.value:
-        return "trusted: every check passed"
+        if report["identity"] == Naming.PINNED.value:
+            return "trusted: every check passed, for the machine of this endorsement key"
+        return "trusted: every check passed, but endorsement_key is not set, so another machine may have answered"
     more = f" (and {len(listed) - 3} more)" if len(listed) > 3 else ""
     return f"{report['verdict']}: {'; '.join(listed[:3])}{more}"

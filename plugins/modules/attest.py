@@ -20,6 +20,9 @@ description:
   - The verdict is V(trusted) when every check passed, V(untrusted) when something contradicts what was expected,
     V(unexplained) when all signed values are genuine but the logs do not lead to them, and V(unknown) when something
     needed for a judgement is missing.
+  - "V(trusted) is said of the TPM that answered. Without O(endorsement_key) nothing says that it is the TPM of this
+    machine: a host that was taken over can pass the questions on to an honest machine of the same image and return that
+    one's answers. RV(claims.identity) says which of both a result is."
   - Revocation lists of endorsement certificates are not consulted.
 options:
   manifest:
@@ -45,15 +48,16 @@ options:
     description:
       - The endorsement key that the machine is known by, as an earlier attestation returned it
         (RV(claims.endorsement_key)).
-      - Without it any machine of the same image with a TPM of the same authorities passes for this one.
+      - Without it any machine of the same image with a TPM of the same authorities passes for this one, and
+        RV(claims.identity) is V(unpinned).
     type: str
   strategy:
     description: How the root must be assembled. By default what O(manifest) says.
     type: str
     choices: [clone, overlay, copy]
   pcrs:
-    description: The PCRs to ask for. 4, 7, 11, 12 and 15 must be among them; 16 and 23 must not, as anyone can reset
-      them.
+    description: The PCRs to ask for. 4, 7, 11, 12, 13 and 15 must be among them; 16 and 23 must not, as anyone can
+      reset them.
     type: list
     elements: int
     default: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15]
@@ -68,6 +72,7 @@ options:
     description:
       - A directory on the control node in which everything that the judgement rests on is kept, one file for each host.
       - It is made when it does not exist. Files have the mode 0600 and replace those of an earlier attestation.
+      - In check mode nothing is kept.
     type: path
   tcti:
     description: How to reach the TPM on the target.
@@ -89,10 +94,21 @@ options:
 requirements:
   - cryptography (on the control node)
   - tpm2-pytss (on the target)
-attributes: {}
+attributes:
+  check_mode:
+    support: full
+    details:
+      - The machine is asked and judged all the same, as that changes nothing on it. Evidence is not kept.
+  diff_mode:
+    support: none
+    details:
+      - The only thing it can write is a file of evidence, which is another one after each attestation.
+  idempotent:
+    support: partial
+    details:
+      - It changes nothing on the target and never says so. With O(evidence_dir) each run replaces the host's file.
 extends_documentation_fragment:
   - cvm.fde.attributes
-  - cvm.fde.attributes.info
   - cvm.fde.attributes.action
 notes:
   - "What one machine can make the control node keep in memory is bounded: 4 MiB for each of four logs, 512 KiB for
@@ -143,8 +159,18 @@ claims:
   returned: when the machine was asked
   type: dict
   contains:
+    identity:
+      description: V(pinned) when the machine proved to have O(endorsement_key); V(unpinned) when nothing says which
+        machine answered.
+      type: str
+      returned: always
     endorsement_key:
       description: What the machine's TPM is known by, SHA-256 of the public area of its endorsement key.
+      type: str
+      returned: always
+    attestation_key:
+      description: SHA-256 of the public area of the TPM's attestation key, which is the same whichever endorsement key
+        it shows.
       type: str
       returned: always
     image:
@@ -189,7 +215,7 @@ report:
   type: dict
 evidence_file:
   description: Where the evidence was kept on the control node.
-  returned: when O(evidence_dir) is given and the machine answered
+  returned: when O(evidence_dir) is given, the machine answered, and it is not check mode
   type: str
 evidence_sha256:
   description: SHA-256 of the kept evidence.

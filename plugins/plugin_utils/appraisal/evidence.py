@@ -212,6 +212,7 @@ class Fields:
 def parse_identity(found: Any) -> Identity:
     """Read the result of the round ``identity``."""
     fields = Fields(found, "identity")
+    fields.only("endorsement", "endorsement_certificate", "attestation")
     certificate = fields.absent("endorsement_certificate")
     return Identity(
         endorsement=fields.binary("endorsement", STRUCTURE_LIMIT),
@@ -223,6 +224,10 @@ def parse_identity(found: Any) -> Identity:
 def parse_evidence(found: Any) -> Evidence:
     """Read the result of the round ``evidence``."""
     fields = Fields(found, "evidence")
+    fields.only(
+        *("activated", "quote", "pcrs", "anchor", "token", "hydration"),
+        *("firmware_log", "userspace_log", "userspace_log_complete"),
+    )
     return Evidence(
         activated=fields.binary("activated", 64),
         quote=fields.signed("quote"),
@@ -277,5 +282,6 @@ def _claims(raw: bytes) -> Claims:
 
 
 def _hydration(fields: Fields) -> Hydration:
+    fields.only("hydrated", "total")
     total = fields.number("total", 1 << 62)
     return Hydration(fields.number("hydrated", total), total)

@@ -24,6 +24,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "garbage": lambda: b"\x1b[2J no JSON \xff",
     "megabytes": lambda: json.dumps({"answer": {"endorsement": "A" * 20_000_000}}).encode(),
     "deep": lambda: b'{"answer": {"endorsement": ' + b"[" * 900 + b"]" * 900 + b"}}",
+    "unasked": lambda: json.dumps({"answer": {"endorsement": "AA==", "attestation": "AA==", "more": 1}}).encode(),
     "types": lambda: json.dumps({"answer": {"endorsement": 1, "attestation": None}}).encode(),
     "failing": lambda: json.dumps({"failed": True, "msg": "\x1b[31m" + "{{ 7 * 7 }}" + "x" * 5000}).encode(),
     "facts": lambda: json.dumps(
@@ -120,6 +121,7 @@ def test_the_table_is_printed(mixed: Run) -> None:
         ("megabytes", "untrusted"),
         ("deep", "untrusted"),
         ("types", "untrusted"),
+        ("unasked", "untrusted"),
         ("failing", "unknown"),
         ("facts", "untrusted"),
         ("verdict", "unknown"),
@@ -156,12 +158,15 @@ def test_evidence_is_kept_for_its_owner_only(
     assert json.loads(path.read_text())["verdict"] == "trusted"
 
 
-def test_check_mode_attests_and_writes_no_report(
+def test_check_mode_attests_and_writes_nothing(
     tmp_path: Path, image: Any, authority: Path, make_machine: Callable[..., Any]
 ) -> None:
-    run = play(tmp_path, image, authority, {"checked": variables(make_machine("checked"))}, "--check")
+    kept = tmp_path / "evidence"
+    hosts = {"checked": variables(make_machine("checked"))}
+    run = play(tmp_path, image, authority, hosts, "--check", attest_evidence_dir=str(kept))
     assert run.status == 0, run.output
     assert run.report is None
+    assert not kept.exists()
     assert "trusted" in run.output
 
 
@@ -180,7 +185,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "key": ({"attest_manifest_key": "{CA}"}, "the manifest was not signed by the given key"),
     "manifest": ({"attest_manifest": "/nonexistent"}, "/nonexistent: it cannot be read"),
     "authority": ({"attest_endorsement_ca": ["{KEY}"]}, "the file holds no certificate in PEM form"),
-    "pcrs": ({"attest_pcrs": [0, 4, 7, 11, 12]}, "PCR 15 must be among them"),
+    "pcrs": ({"attest_pcrs": [0, 4, 7, 11, 12, 13]}, "PCR 15 must be among them"),
 }
 
 

@@ -128,6 +128,24 @@ def test_an_answer_of_another_form_is_refused(found: Any) -> None:
             parse(found)
 
 
+def deep(levels: int) -> Any:
+    found: Any = None
+    for _level in range(levels):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize("junk", [None, deep(950), {str(number): "x" * 1000 for number in range(1000)}])
+def test_a_field_that_nobody_asked_for_is_refused(answered: Any, junk: Any) -> None:
+    _attestation, identity, evidence = answered
+    with pytest.raises(AppraisalError, match="does not belong there"):
+        parse_identity({**identity, "junk": junk})
+    with pytest.raises(AppraisalError, match="does not belong there"):
+        parse_evidence({**evidence, "junk": junk})
+    with pytest.raises(AppraisalError, match="does not belong there"):
+        parse_evidence({**evidence, "hydration": {"hydrated": 1, "total": 1, "junk": junk}})
+
+
 def test_a_log_that_unpacks_to_much_more_does_not_fill_memory(answered: Any) -> None:
     packer = zlib.compressobj(9)
     bomb = b"".join(packer.compress(bytes(1 << 20)) for _mebibyte in range(128)) + packer.flush()
@@ -215,8 +233,8 @@ def test_a_changed_byte_is_never_trusted(answered: Any, data: Any) -> None:
     ("pcrs", "wrong"),
     [
         (DEFAULT_PCRS, None),
-        ((4, 7, 11, 12, 15), None),
-        ((4, 7, 11, 12), "PCR 15 must"),
+        ((4, 7, 11, 12, 13, 15), None),
+        ((4, 7, 11, 12), "PCR 13, 15 must"),
         ((*DEFAULT_PCRS, 16), "reset"),
         ((*DEFAULT_PCRS, 24), "0 to 23"),
         ((*DEFAULT_PCRS, -1), "0 to 23"),
