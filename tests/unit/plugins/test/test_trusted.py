@@ -89,7 +89,9 @@ def test_a_host_without_a_result_is_not_trusted() -> None:
     [(0, 60, True), (120, 60, False), (-3600, 60, False), (0, 0.0, False), (0, "60", False)],
 )
 def test_a_report_may_be_asked_for_its_age(age: int, limit: Any, expected: bool) -> None:
-    created = (NOW - datetime.timedelta(seconds=age)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    created = (datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=age)).strftime(
+        "%Y-%m-%dT%H:%M:%SZ"
+    )
     assert trusted("web1", report(entry(), created=created), max_age=limit) is expected
 
 
