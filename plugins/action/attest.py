@@ -8,21 +8,29 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
+import re
 import tempfile
 import urllib.parse
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ..plugin_utils.appraisal.case import Grounds
-from ..plugin_utils.appraisal.endorsement import load_authorities
 from ..plugin_utils.appraisal.errors import AppraisalError
-from ..plugin_utils.appraisal.policy import Naming, Status, Verdict
+from ..plugin_utils.appraisal.policy import Naming, Result, Status, Verdict
 from ..plugin_utils.appraisal.reference import load_reference
+from ..plugin_utils.appraisal.roads.choice import OFFERED, Allowed
+from ..plugin_utils.appraisal.roads.first_use import Approval
+from ..plugin_utils.appraisal.roads.trust import RoadName
 from ..plugin_utils.appraisal.rules import DEFAULT_PCRS
 from ..plugin_utils.attestation import Attestation, check_pcrs
+from ..plugin_utils.control_node import authorities_of, imported, small_file, told
 from ..plugin_utils.report import check_entry, entry, quoted, reasons, unjudged
+
+if TYPE_CHECKING:
+    from ..plugin_utils.ledger.ledger import Ledger
+    from ..plugin_utils.recording import Recorder
 
 ARGUMENTS = {
     "manifest": {"type": "path", "required": True},
@@ -30,6 +38,14 @@ ARGUMENTS = {
     "manifest_key": {"type": "path", "required": True, "no_log": False},
     "endorsement_ca": {"type": "list", "elements": "path", "default": []},
     "endorsement_key": {"type": "str", "no_log": False},
+    "roads": {
+        "type": "list",
+        "elements": "str",
+        "choices": [road.value for road in OFFERED],
+        "default": [RoadName.EK_CERTIFICATE.value],
+    },
+    "pinned_ek": {"type": "list", "elements": "str", "default": [], "no_log": False},
+    "ledger": {"type": "str"},
     "strategy": {"type": "str", "choices": ["clone", "overlay", "copy"]},
     "pcrs": {"type": "list", "elements": "int", "default": list(DEFAULT_PCRS)},
     "require": {"type": "str", "choices": ["trusted", "nothing"], "default": "trusted"},
@@ -41,8 +57,8 @@ ARGUMENTS = {
 }
 #: Passed on to the target as they are; left out, the module's own defaults hold.
 _SOURCES = ("tcti", "firmware_log", "userspace_log", "header")
-#: Manifests, keys and authorities are small; a larger file is a mistake.
-_FILE_LIMIT = 1024 * 1024
+#: A SHA-256 digest, or a TPM Name with its two bytes of algorithm, in hex.
+_PIN = re.compile(r"(000b)?[0-9a-f]{64}", re.IGNORECASE)
 
 
 class Unanswered(Exception):
@@ -55,46 +71,79 @@ class ActionModule(ActionBase):
     _supports_check_mode = True
     _supports_async = False
     _requires_connection = True
+    #: Whether a host that the ledger does not know becomes known.
+    _enrols = False
 
     def run(self, tmp: Optional[str] = None, task_vars: Optional[dict[str, Any]] = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
         del tmp
-        _validation, args = self.validate_argument_spec(argument_spec=ARGUMENTS)
+        args = self._arguments()
         variables = task_vars or {}
         host = str(variables.get("inventory_hostname", "this host"))
+        return self._judged(args, variables, host)
+
+    def _arguments(self) -> dict[str, Any]:
+        _validation, args = self.validate_argument_spec(argument_spec=ARGUMENTS)
+        return dict(args)
+
+    def _judged(self, args: dict[str, Any], variables: dict[str, Any], host: str) -> dict[str, Any]:
+        recorder = self._recorder(args, host)
         manifest = self._read(args["manifest"])
-        attestation = Attestation(self._grounds(args, manifest), self._pcrs(args))
+        signature = self._read(args["manifest_signature"] or f"{args['manifest']}.sig")
+        allowed = self._allowed(args, host, recorder)
+        attestation = Attestation(self._grounds(args, manifest, signature, allowed), self._pcrs(args))
         try:
-            judged = self._attest(attestation, args, variables, host, manifest)
+            self._hold(attestation, args, variables)
         except Unanswered as error:
-            judged = self._unjudged(host, Status.UNKNOWN, f"the machine did not answer: {error}")
+            judged = self._unjudged(host, Status.UNKNOWN, f"the machine did not answer: {error}", recorder)
         except AppraisalError as error:
-            judged = self._unjudged(host, Status.FAILED, error.reason)
-        judged["changed"] = False
+            judged = self._unjudged(host, Status.FAILED, error.reason, recorder)
+        else:
+            judged = self._concluded(attestation, args, host, manifest, signature, recorder)
+        judged.setdefault("changed", False)
         judged["failed"] = args["require"] == "trusted" and judged["verdict"] != Verdict.TRUSTED.value
         return judged
 
-    def _attest(
-        self, attestation: Attestation, args: dict[str, Any], variables: dict[str, Any], host: str, manifest: bytes
-    ) -> dict[str, Any]:
-        """Hold both rounds and return the task's result."""
+    def _hold(self, attestation: Attestation, args: dict[str, Any], variables: dict[str, Any]) -> None:
+        """Hold both rounds and have them judged."""
         sources = {name: str(args[name]) for name in _SOURCES if args.get(name) is not None}
         identity = self._ask(attestation.identity_request(), sources, variables)
         evidence = self._ask(attestation.evidence_request(identity), sources, variables)
-        result = attestation.judge(evidence)
+        attestation.judge(evidence)
+
+    def _concluded(
+        self,
+        attestation: Attestation,
+        args: dict[str, Any],
+        host: str,
+        manifest: bytes,
+        signature: bytes,
+        recorder: Optional[Recorder],
+    ) -> dict[str, Any]:
+        """Ask the ledger, if there is one, keep the evidence, and return the task's result."""
+        result, added = attestation.result, False
+        if recorder is not None:
+            with told():
+                result, added = recorder.judged(result, attestation.documents(manifest, signature))
         archive = attestation.archive(result, manifest)
-        judged: dict[str, Any] = {
+        judged = self._result(host, result, attestation)
+        judged["evidence_sha256"] = hashlib.sha256(archive).hexdigest()
+        judged["changed"] = self._enrols and added
+        if args["evidence_dir"] is not None and not self._task.check_mode:
+            judged["evidence_file"] = self._keep(str(args["evidence_dir"]), host, archive)
+        return judged
+
+    def _result(self, host: str, result: Result, attestation: Attestation) -> dict[str, Any]:
+        report = entry(host, result, attestation.hydration)
+        return {
             "verdict": result.verdict.value,
             "road": result.road,
             "checks": [check_entry(check) for check in result.checks],
             "claims": dict(result.claims),
-            "report": entry(host, result, attestation.hydration),
-            "evidence_sha256": hashlib.sha256(archive).hexdigest(),
+            "keys": None if result.keys is None else {"ek": result.keys.ek, "ak": result.keys.ak},
+            "report": report,
+            "msg": _message(report),
         }
-        judged["msg"] = _message(judged["report"])
-        if args["evidence_dir"] is not None and not self._task.check_mode:
-            judged["evidence_file"] = self._keep(str(args["evidence_dir"]), host, archive)
-        return judged
 
     def _ask(self, request: dict[str, Any], sources: dict[str, str], variables: dict[str, Any]) -> Any:
         result = self._execute_module(
@@ -104,38 +153,78 @@ class ActionModule(ActionBase):
             raise Unanswered(quoted(result.get("msg", "its module ended without an answer")))
         return result["answer"]
 
-    def _unjudged(self, host: str, status: Status, reason: str) -> dict[str, Any]:
+    def _unjudged(self, host: str, status: Status, reason: str, recorder: Optional[Recorder]) -> dict[str, Any]:
         found = unjudged(host, status, reason)
+        if recorder is not None:
+            with told():
+                recorder.unjudged(found)
         return {
             "verdict": found["verdict"],
             "road": found["road"],
             "checks": found["checks"],
             "claims": {},
+            "keys": None,
             "report": found,
             "msg": _message(found),
         }
 
-    def _grounds(self, args: dict[str, Any], manifest: bytes) -> Grounds:
+    def _recorder(self, args: dict[str, Any], host: str) -> Optional[Recorder]:
+        """Open the ledger before anybody is asked. One that is not there fails the task: it may have been taken."""
+        if args["ledger"] is None:
+            return None
+        recording = imported("recording")
+        return recording.Recorder(
+            self._ledger(args),
+            host,
+            enrol=self._enrols,
+            first_use=RoadName.FIRST_USE.value in args["roads"],
+            write=not self._task.check_mode,
+        )
+
+    def _ledger(self, args: dict[str, Any]) -> Ledger:
+        with told():
+            return imported("ledger.ledger").Ledger(self._where(args))
+
+    def _where(self, args: dict[str, Any]) -> str:
+        """Return the URL of the ledger, or its path; relative paths are those of the playbook."""
+        where = str(args["ledger"])
+        return where if "://" in where else str(self._loader.path_dwim(where))
+
+    def _allowed(self, args: dict[str, Any], host: str, recorder: Optional[Recorder]) -> Allowed:
+        """Read which roads are allowed, and the approval of the last one from the ledger."""
+        roads = tuple(dict.fromkeys(RoadName(road) for road in args["roads"]))
+        pins = tuple(str(pin) for pin in args["pinned_ek"])
+        if not roads:
+            raise AnsibleActionFail("roads: no road is allowed. Name one, or leave the option out")
+        if pins and RoadName.PINNED_EK not in roads:
+            raise AnsibleActionFail(
+                "pinned_ek: roads does not allow the road pinned-ek. Add it, or leave pinned_ek out"
+            )
+        if not all(_PIN.fullmatch(pin) for pin in pins):
+            raise AnsibleActionFail("pinned_ek: a pin is a SHA-256 digest of 64 hexadecimal digits. Name it in full")
+        approval = None
+        if RoadName.FIRST_USE in roads:
+            if recorder is None:
+                raise AnsibleActionFail("roads: first-use needs approvals. Name the ledger that they are in")
+            with told():
+                approval = _approval(recorder.ledger, host)
+        return Allowed(roads, host, pins, approval)
+
+    def _grounds(self, args: dict[str, Any], manifest: bytes, signature: bytes, allowed: Allowed) -> Grounds:
         """Read what is judged by. Whatever is wrong with it is the operator's mistake and fails the task."""
-        signature = self._read(args["manifest_signature"] or f"{args['manifest']}.sig")
         try:
             reference = load_reference(manifest, signature, self._read(args["manifest_key"]))
         except AppraisalError as error:
             raise AnsibleActionFail(
                 f"{args['manifest']}: {error.reason}. Seal the image again, or name the right files"
             ) from error
-        authorities = []
-        for path in args["endorsement_ca"]:
-            try:
-                authorities.extend(load_authorities(self._read(path)))
-            except AppraisalError as error:
-                raise AnsibleActionFail(f"{path}: {error.reason}. Name a file with certificates in PEM form") from error
         return Grounds(
             reference=reference,
-            authorities=tuple(authorities),
+            authorities=authorities_of(args["endorsement_ca"], self._read),
             now=datetime.datetime.now(datetime.timezone.utc),
             strategy=args["strategy"] and str(args["strategy"]),
             endorsement_key=args["endorsement_key"] and str(args["endorsement_key"]),
+            allowed=allowed,
         )
 
     def _pcrs(self, args: dict[str, Any]) -> list[int]:
@@ -147,17 +236,7 @@ class ActionModule(ActionBase):
 
     def _read(self, path: str) -> bytes:
         """Return the content of a small file of the control node; relative paths are those of the playbook."""
-        real = self._loader.path_dwim(str(path))
-        try:
-            with open(real, "rb") as file:
-                content = file.read(_FILE_LIMIT + 1)
-        except OSError as error:
-            raise AnsibleActionFail(
-                f"{real}: it cannot be read: {error.strerror}. Name a file on the control node"
-            ) from error
-        if len(content) > _FILE_LIMIT:
-            raise AnsibleActionFail(f"{real}: it is larger than {_FILE_LIMIT} bytes. Name the right file")
-        return content
+        return small_file(str(self._loader.path_dwim(str(path))))
 
     def _keep(self, folder: str, host: str, archive: bytes) -> str:
         """Write the evidence to its place at once or not at all, readable for its owner only."""
@@ -176,6 +255,14 @@ class ActionModule(ActionBase):
                 f"{real}: evidence cannot be kept there: {error.strerror}. Name another directory"
             ) from error
         return path
+
+
+def _approval(ledger: Ledger, host: str) -> Optional[Approval]:
+    found = ledger.approval(host)
+    if found is None:
+        return None
+    decision: Any = found.record
+    return Approval(host, decision.key, decision.operator, found.recorded)
 
 
 def _message(report: dict[str, Any]) -> str:

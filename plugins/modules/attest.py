@@ -40,16 +40,47 @@ options:
     description:
       - Files (PEM) with the authorities that may vouch for TPMs, on the control node. Every certificate in them is
         trusted as it is.
-      - Without one no machine is better than V(unknown).
+      - Without one no machine is better than V(unknown) on the road V(ek-certificate).
     type: list
     elements: path
     default: []
   endorsement_key:
     description:
       - The endorsement key that the machine is known by, as an earlier attestation returned it
-        (RV(claims.endorsement_key)).
+        (RV(claims.endorsement_key)). Its TPM Name, or the digest in that, is understood as well.
       - Without it any machine of the same image with a TPM of the same authorities passes for this one, and
         RV(claims.identity) is V(unpinned).
+    type: str
+  roads:
+    description:
+      - By which roads the attestation key may come to be trusted, see C(docs/roads-to-trust.md). They are
+        alternatives;
+        the first one that leads to the key counts.
+      - V(ek-certificate) takes one of O(endorsement_ca) to vouch for the endorsement key.
+      - V(pinned-ek) takes O(pinned_ek).
+      - V(first-use) takes an operator's approval, recorded in O(ledger) by M(cvm.fde.decision). It is the weakest
+        road.
+    type: list
+    elements: str
+    choices: [ek-certificate, pinned-ek, first-use]
+    default: [ek-certificate]
+  pinned_ek:
+    description:
+      - The endorsement keys that this machine may have, each as the SHA-256 digest of its SubjectPublicKeyInfo in
+        hexadecimal. A TPM Name, or the digest in it, is understood as well.
+      - Set it for each host in the inventory. It needs V(pinned-ek) among O(roads).
+      - Beside another road it is no restriction; O(endorsement_key) is one.
+    type: list
+    elements: str
+    default: []
+  ledger:
+    description:
+      - The ledger that the verdict is recorded in, with everything that it rests on. The path of a SQLite file or the
+        URL of a PostgreSQL database, on the control node, see C(docs/ledger.md).
+      - Two checks join the verdict. With C(identity) a host is trusted only if it was enrolled and its keys are those
+        that the ledger knows, and no other host's. With C(anchor_freshness) its anchor must not be behind the highest
+        one that was ever seen.
+      - It must exist; M(cvm.fde.enrol) can make one. In check mode it is asked, but nothing is recorded.
     type: str
   strategy:
     description: How the root must be assembled. By default what O(manifest) says.
@@ -70,7 +101,8 @@ options:
     default: trusted
   evidence_dir:
     description:
-      - A directory on the control node in which everything that the judgement rests on is kept, one file for each host.
+      - A directory on the control node in which everything that the judgement rests on is kept, one file for each
+        host.
       - It is made when it does not exist. Files have the mode 0600 and replace those of an earlier attestation.
       - In check mode nothing is kept.
     type: path
@@ -93,6 +125,7 @@ options:
     type: path
 requirements:
   - cryptography (on the control node)
+  - SQLAlchemy >= 2.0 (on the control node, with O(ledger))
   - tpm2-pytss (on the target)
 attributes:
   check_mode:
@@ -114,7 +147,12 @@ notes:
   - "What one machine can make the control node keep in memory is bounded: 4 MiB for each of four logs, 512 KiB for
     the evidence token, and what Ansible itself holds of a module's output."
 seealso:
+  - module: cvm.fde.enrol
+  - module: cvm.fde.decision
+  - module: cvm.fde.audit
   - module: cvm.fde.fleet_report
+  - plugin: cvm.fde.trusted
+    plugin_type: test
 """
 
 EXAMPLES = r"""
@@ -134,6 +172,22 @@ EXAMPLES = r"""
     require: nothing
     evidence_dir: evidence
   register: attested
+
+- name: Remember every verdict, and notice a TPM that went back or changed hosts
+  cvm.fde.attest:
+    manifest: build/manifest.json
+    manifest_key: keys/manifest.pem
+    endorsement_ca:
+      - authorities/vtpm-ca.pem
+    ledger: /var/lib/fde/ledger.db
+
+- name: Attest a machine whose TPM has no certificate, by the key that the platform's control plane names
+  cvm.fde.attest:
+    manifest: build/manifest.json
+    manifest_key: keys/manifest.pem
+    roads: [pinned-ek]
+    pinned_ek:
+      - 3f0c1a9d5d1c64c1f2a9e6b1a4d9c0c35b1f7cc6f6d3d8a6b8e8a1d1f6a7b2c4
 """
 
 RETURN = r"""
@@ -143,7 +197,7 @@ verdict:
   type: str
   sample: trusted
 road:
-  description: How the attestation key came to be trusted; V(none) when it did not.
+  description: How the attestation key came to be trusted, one of O(roads); V(none) when it did not.
   returned: when the machine was asked
   type: str
   sample: ek-certificate
@@ -165,12 +219,12 @@ claims:
       type: str
       returned: always
     endorsement_key:
-      description: What the machine's TPM is known by, SHA-256 of the public area of its endorsement key.
+      description: What the machine's TPM is known by, SHA-256 of its endorsement key's SubjectPublicKeyInfo.
       type: str
       returned: always
     attestation_key:
-      description: SHA-256 of the public area of the TPM's attestation key, which is the same whichever endorsement key
-        it shows.
+      description: SHA-256 of the SubjectPublicKeyInfo of the attestation key, which is the same whichever endorsement
+        key the TPM shows.
       type: str
       returned: always
     image:
@@ -209,6 +263,22 @@ claims:
       description: What the TPM remembers about the volume, and whether that fits everything else.
       type: dict
       returned: always
+keys:
+  description:
+    - What the keys are known by that the machine proved to hold in one TPM, SHA-256 of the SubjectPublicKeyInfo. Null
+      when it proved nothing.
+    - That the TPM is a genuine one is what RV(road) says.
+  returned: when the machine was asked
+  type: dict
+  contains:
+    ek:
+      description: The endorsement key. It is what an operator approves with M(cvm.fde.decision).
+      type: str
+      returned: success
+    ak:
+      description: The attestation key.
+      type: str
+      returned: success
 report:
   description: The host's entry in the fleet's report, see C(docs/reference-report.md).
   returned: when the machine was asked

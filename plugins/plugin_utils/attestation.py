@@ -19,6 +19,7 @@ from .appraisal.evidence import Hydration, Identity, parse_evidence, parse_ident
 from .appraisal.policy import Result, appraise
 from .appraisal.rules import REQUIRED_PCRS
 from .appraisal.structures import parse_public
+from .case_file import answer_documents, canonical, policy_document
 
 NONCE_SIZE = 32
 #: PCRs that anyone can set back to zero.
@@ -40,6 +41,14 @@ class Attestation:
         self._identity: Optional[Identity] = None
         self._answers: list[Any] = []
         self.hydration: Optional[Hydration] = None
+        self._result: Optional[Result] = None
+
+    @property
+    def result(self) -> Result:
+        """The verdict, once there is one."""
+        if self._result is None:
+            raise AppraisalError("malformed", "the machine was not judged yet")
+        return self._result
 
     def identity_request(self) -> dict[str, Any]:
         """Return what the machine is asked first."""
@@ -68,7 +77,8 @@ class Attestation:
         evidence = parse_evidence(answer)
         self._answers.append(answer)
         self.hydration = evidence.hydration
-        return appraise(self._identity, evidence, self._challenge, self._grounds)
+        self._result = appraise(self._identity, evidence, self._challenge, self._grounds)
+        return self._result
 
     def archive(self, result: Result, manifest: bytes) -> bytes:
         """Return everything that the verdict rests on, so that it can be judged again: canonical JSON."""
@@ -87,6 +97,28 @@ class Attestation:
             sort_keys=True,
             separators=(",", ":"),
         ).encode()
+
+    def documents(self, manifest: bytes, signature: bytes) -> dict[str, bytes]:
+        """Return what the verdict rests on, as the ledger keeps it: see `case_file`.
+
+        Only fields that were read, and hence are bounded, are kept. The parts that differ little from one attestation
+        to the next are documents of their own, so that the ledger keeps them once.
+        """
+        identity, evidence = self._answers
+        challenge = {
+            "version": 1,
+            "judged": self._grounds.now.isoformat(),
+            "nonce": base64.b64encode(self._challenge.nonce).decode(),
+            "secret": base64.b64encode(self._challenge.secret).decode(),
+            "pcrs": sorted(self._challenge.selection[BANK]),
+        }
+        return {
+            "manifest": manifest,
+            "manifest-signature": signature,
+            "challenge": canonical(challenge),
+            "policy": canonical(policy_document(self._grounds)),
+            **answer_documents(identity, evidence, self.hydration),
+        }
 
 
 def check_pcrs(pcrs: Sequence[int]) -> Optional[str]:

@@ -14,7 +14,7 @@ from ..errors import Refusal
 from ..tpm import anchor as anchors
 from ..tpm.anchor import Anchor
 from ..tpm.esys import opened
-from ..tpm.policy import bound_values
+from ..tpm.quote import read_pcrs
 from . import disks, partition, probe
 from .console import say
 from .decision import Action, Code, Decision, decide, refuse
@@ -25,7 +25,7 @@ from .opening import open_volume
 ROOT = f"/dev/mapper/{clone.NAMES.root}"
 #: Where systemd-stub measures what does not come from the image, and its values when there was nothing: systemd >= 261
 #: extends a separator into it before the agent runs.
-CONFIGURATION_PCR = 12
+CONFIGURATION_PCRS = (12, 13)
 UNCONFIGURED = (bytes(32), hashlib.sha256(bytes(32) + hashlib.sha256(b"os-separator").digest()).digest())
 
 
@@ -62,7 +62,7 @@ def check_environment(machine: Machine) -> None:
     """Raise ``Refusal`` unless Secure Boot is on and nothing but the signed image configured this boot.
 
     Without Secure Boot PCR 7 is the same for every system, and a first boot would bind the volume to nothing. What the
-    stub took from the host (words for the command line, credentials, extensions, add-ons) is in PCR 12.
+    stub took from the host is in PCR 12 (words for the command line, credentials, add-ons) and 13 (system extensions).
     """
     try:
         with open(machine.paths.secure_boot, "rb") as file:
@@ -73,9 +73,10 @@ def check_environment(machine: Machine) -> None:
     if secure_boot[4:] != b"\x01":
         raise refuse(Code.SECURE_BOOT_OFF, "the firmware")
     with opened(machine.tcti) as esys:
-        value = bound_values(esys)[CONFIGURATION_PCR]
-    if value not in UNCONFIGURED:
-        raise refuse(Code.CONFIGURATION_ADDED, f"PCR {CONFIGURATION_PCR}", value.hex())
+        values = read_pcrs(esys, {"sha256": CONFIGURATION_PCRS})["sha256"]
+    for pcr, value in values.items():
+        if value not in UNCONFIGURED:
+            raise refuse(Code.CONFIGURATION_ADDED, f"PCR {pcr}", value.hex())
 
 
 def check_image(machine: Machine) -> None:

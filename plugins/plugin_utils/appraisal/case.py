@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Optional, Sequence
@@ -14,10 +13,12 @@ from typing import Optional, Sequence
 from cryptography import x509
 
 from ...module_utils.tpm.anchor import Anchor, AnchorError
-from .errors import AppraisalError
+from .errors import AppraisalError, Undecided
 from .evidence import Creation, Evidence, Identity, Signed, parse_token
 from .reference import Reference
 from .replay import LogCache, Replay
+from .roads.choice import Allowed
+from .roads.trust import AkTrust, Attester
 from .structures import (
     NvAttest,
     PublicArea,
@@ -30,14 +31,6 @@ from .structures import (
 
 #: The PCR bank that everything is judged by.
 BANK = "sha256"
-
-
-class Undecided(Exception):
-    """A check that cannot be made, and why."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -57,8 +50,9 @@ class Grounds:
     authorities: Sequence[x509.Certificate]
     now: datetime.datetime
     strategy: Optional[str] = None
-    #: SHA-256 (hex) of the TPMT_PUBLIC of the endorsement key this machine is known by, where it is known.
+    #: The endorsement key this machine is known by, in one of the forms of ``roads.endorsement_key.names_key``.
     endorsement_key: Optional[str] = None
+    allowed: Allowed = field(default_factory=Allowed)
     cache: LogCache = field(default_factory=LogCache)
 
 
@@ -71,6 +65,8 @@ class Case:
         self.challenge = challenge
         self.grounds = grounds
         self.reference = grounds.reference
+        #: What the road established, once the check of that name passed.
+        self.trust: Optional[AkTrust] = None
 
     @cached_property
     def endorsement(self) -> PublicArea:
@@ -83,6 +79,10 @@ class Case:
     @cached_property
     def quote(self) -> QuoteAttest:
         return parse_quote(self.evidence.quote.attest)
+
+    @cached_property
+    def attester(self) -> Attester:
+        return Attester(self.attestation, self.quote.qualified_signer, self.challenge.nonce, self.evidence.values)
 
     @cached_property
     def replay(self) -> Replay:
@@ -124,8 +124,3 @@ class Case:
         if replayed is None:
             raise Undecided("the machine's firmware has no event log")
         return replayed
-
-
-def fingerprint(public: bytes) -> str:
-    """Return what a key is known by in reports: SHA-256 of its TPMT_PUBLIC, in hex."""
-    return hashlib.sha256(public).hexdigest()

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Callable, Mapping, Optional, Sequence, TypeVar
 
-from .case import Case, Challenge, Grounds, Undecided, fingerprint
-from .errors import AppraisalError
+from .case import Case, Challenge, Grounds
+from .errors import AppraisalError, Undecided
 from .evidence import Evidence, Identity
-from .rules import RULES, Rule
+from .roads.trust import RoadName, digest
+from .rules import Rule, rules_for
 
 _T = TypeVar("_T")
 
@@ -61,6 +62,26 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Keys:
+    """The keys that a machine proved to hold in one TPM, by the SHA-256 digests (hex) of their SubjectPublicKeyInfo.
+
+    That it is a genuine TPM is not in here: that is what a road establishes.
+    """
+
+    ek: str
+    ak: str
+
+
+@dataclass(frozen=True)
+class CertifiedAnchor:
+    """The anchor that the attestation key certified, and the TPM's own count of its resets."""
+
+    generation: int
+    state: int
+    reset_count: int
+
+
+@dataclass(frozen=True)
 class Result:
     """The verdict, the checks it follows from, and what the passed checks establish."""
 
@@ -68,6 +89,8 @@ class Result:
     road: str
     checks: tuple[Check, ...]
     claims: Mapping[str, object]
+    keys: Optional[Keys] = None
+    anchor: Optional[CertifiedAnchor] = None
 
 
 #: A failure of only these leaves genuine values without an explanation; any other failure contradicts.
@@ -78,11 +101,23 @@ def appraise(identity: Identity, evidence: Evidence, challenge: Challenge, groun
     """Judge one machine's answers to one challenge. Never raises for what the machine sent."""
     case = Case(identity, evidence, challenge, grounds)
     checks: dict[str, Check] = {}
-    for rule in RULES:
+    for rule in rules_for(grounds.allowed):
         checks[rule.name] = _judge(rule, case, checks)
     passed = frozenset(name for name, check in checks.items() if check.status is Status.PASSED)
-    road = "ek-certificate" if passed >= {"endorsement_certificate", "credential_activation"} else "none"
-    return Result(verdict_of(tuple(checks.values())), road, tuple(checks.values()), _claims(case, passed))
+    return Result(
+        verdict_of(tuple(checks.values())),
+        _road(case, passed),
+        tuple(checks.values()),
+        _claims(case, passed),
+        _keys(case, passed),
+        _certified(case, passed),
+    )
+
+
+def _road(case: Case, passed: frozenset[str]) -> str:
+    if case.trust is not None and "road" in passed:
+        return case.trust.road.value
+    return "ek-certificate" if passed >= {"endorsement_certificate", "credential_activation"} else "none"
 
 
 def _judge(rule: Rule, case: Case, checks: Mapping[str, Check]) -> Check:
@@ -116,13 +151,14 @@ def _claims(case: Case, passed: frozenset[str]) -> dict[str, object]:
     """
     activated = passed >= {"endorsement_key", "attestation_key", "credential_activation"}
     quoting = passed >= {"attestation_key", "quote_signature", "quote_nonce"}
+    named = case.grounds.endorsement_key is not None or _road(case, passed) == RoadName.PINNED_EK.value
     claims = case.creation.claims if passed >= {"evidence_claims", "evidence_phase"} else None
     anchor = _if_readable(lambda: case.anchor) if "anchor_policy" in passed else None
     secure_boot = _if_readable(case.replay.secure_boot) if "log_replay" in passed else None
     return {
-        "identity": (Naming.PINNED if activated and case.grounds.endorsement_key else Naming.UNPINNED).value,
-        "endorsement_key": fingerprint(case.identity.endorsement) if activated else None,
-        "attestation_key": fingerprint(case.identity.attestation) if quoting else None,
+        "identity": (Naming.PINNED if activated and named else Naming.UNPINNED).value,
+        "endorsement_key": digest(case.endorsement.key) if activated else None,
+        "attestation_key": digest(case.attestation.key) if quoting else None,
         "image": case.reference.name if passed >= {"pcr_11", "quote_nonce"} else None,
         "strategy": claims.strategy if claims else None,
         "root_hash": claims.root_hash if claims and "evidence_image" in passed else None,
@@ -137,6 +173,19 @@ def _claims(case: Case, passed: frozenset[str]) -> dict[str, object]:
             "matches": passed >= {"anchor_policy", "anchor_state", "evidence_anchor", "volume_key"},
         },
     }
+
+
+def _keys(case: Case, passed: frozenset[str]) -> Optional[Keys]:
+    if not passed >= {"endorsement_key", "attestation_key", "credential_activation", "quote_signature", "quote_nonce"}:
+        return None
+    return Keys(digest(case.endorsement.key), digest(case.attestation.key))
+
+
+def _certified(case: Case, passed: frozenset[str]) -> Optional[CertifiedAnchor]:
+    anchor = _if_readable(lambda: case.anchor) if "anchor_policy" in passed else None
+    if anchor is None:
+        return None
+    return CertifiedAnchor(anchor.generation, int(anchor.state), case.certification.clock.reset_count)
 
 
 def _if_readable(read: Callable[[], _T]) -> Optional[_T]:

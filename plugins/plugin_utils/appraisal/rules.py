@@ -20,11 +20,13 @@ from ...module_utils.agent.opening import VOLUME_KEY_PCR
 from ...module_utils.luks2.profile import AUTHENTICATED, LAYOUT
 from ...module_utils.tpm import templates
 from ...module_utils.tpm.anchor import INDEX, SIZE, State, anchor_name
-from .case import BANK, Case, Undecided, fingerprint
+from .case import BANK, Case
 from .endorsement import parse_certificate, verify_endorsement
-from .errors import AppraisalError
+from .errors import AppraisalError, Undecided
 from .reference import PHASE_INITRD, PHASE_READY, Reference
 from .replay import Replay, unexplained
+from .roads import choice
+from .roads.endorsement_key import Activation, names_key
 from .structures import PublicArea, QuoteAttest, Values, pcr_digest, qualified_name, same_selection, verify_by
 
 #: Quoted unless the operator says otherwise: everything but IMA's PCR 10 and the resettable 16 and 23.
@@ -55,7 +57,7 @@ def _endorsement_key(case: Case) -> str:
         raise AppraisalError("bad-endorsement-key", "the endorsement key was not made from a standard template")
     _tried = key.key
     known = case.grounds.endorsement_key
-    if known is not None and not hmac.compare_digest(known, fingerprint(key.raw)):
+    if known is not None and not names_key(known, key):
         raise AppraisalError("other-machine", "it is not the endorsement key that this machine is known by")
     return "it is a restricted storage key by a standard template"
 
@@ -74,6 +76,14 @@ def _credential_activation(case: Case) -> str:
     if not hmac.compare_digest(case.evidence.activated, case.challenge.secret):
         raise AppraisalError("not-activated", "the TPM did not return the secret that only it could decrypt")
     return "the attestation key is in the TPM of the endorsement key"
+
+
+def _road(case: Case) -> str:
+    activation = Activation(case.endorsement, case.attestation.name, case.challenge.secret, case.evidence.activated)
+    grounds = case.grounds
+    shown = choice.Shown(case.attester, activation, case.identity.endorsement_certificate)
+    case.trust = choice.walk(grounds.allowed, shown, grounds.authorities, grounds.now)
+    return f"the road {case.trust.road.value} leads to the attestation key"
 
 
 # --- the quote
@@ -372,3 +382,15 @@ RULES: tuple[Rule, ...] = (
     Rule("evidence_history", ("evidence_signature", "quote_signature"), _evidence_history),
     Rule("volume_key", ("evidence_claims", "log_replay", "anchor_state"), _volume_key),
 )
+
+#: Which road was taken, where an operator allows others than the default.
+ROAD = Rule("road", ("endorsement_key", "credential_activation", "quote_signature"), _road)
+
+
+def rules_for(allowed: choice.Allowed) -> tuple[Rule, ...]:
+    """Return the checks to make: those of `RULES`, with `ROAD` instead of the certificate where other roads count."""
+    if allowed.default:
+        return RULES
+    rules = [rule for rule in RULES if rule.name != "endorsement_certificate"]
+    place = 1 + max(number for number, rule in enumerate(rules) if rule.name in ROAD.needs)
+    return (*rules[:place], ROAD, *rules[place:])

@@ -35,6 +35,10 @@ _SQLITE_BUSY = frozenset({5, 6, 15})
 _POSTGRESQL_BUSY = "55P03"
 
 
+class NoLedger(FdeError):
+    """There is none at this place; whether there was one cannot be told."""
+
+
 class Database:
     """Connections to one ledger. ``name`` is how messages call it: its URL without the password."""
 
@@ -108,8 +112,8 @@ class Database:
     def _path(self) -> Path:
         return Path(self.url.database or "")
 
-    def _absent(self) -> FdeError:
-        return FdeError(
+    def _absent(self) -> NoLedger:
+        return NoLedger(
             self.name,
             "there is no ledger here",
             "Create it where hosts are enrolled. If there was one, it is gone together with the highest anchors seen: "

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Callable, Generic, Iterator, Mapping, Optional, Sequence, TypeVar, Union
+from typing import AbstractSet, Callable, Generic, Iterator, Mapping, Optional, Sequence, TypeVar, Union
 
 from sqlalchemy import Connection, Select, and_, func, or_, select
 
@@ -23,7 +23,7 @@ from . import documents as packing
 from .chain import EMPTY, Head, digest_of, link
 from .database import Database
 from .identities import Conflict, Register
-from .records import Action, Anchor, Decision, Entry, Identity, Kind, Record, columns_of, entry_of, text_of
+from .records import Action, Anchor, Attestation, Decision, Entry, Identity, Kind, Record, columns_of, entry_of, text_of
 from .schema import documents, entries
 
 _PAGE = 500
@@ -33,6 +33,31 @@ Submission = tuple[Record, Mapping[str, bytes]]
 _NONE: Mapping[str, bytes] = MappingProxyType({})
 #: A record, the digests of its documents by name, and the compressed documents by digest.
 _Packed = tuple[Record, dict[str, str], dict[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What is remembered at the moment in which a host is judged.
+
+    ``enrolled`` says whether the host showed a key before, ``new`` whether the one that it shows now is another one
+    or its first. ``conflicts`` are those that concern the host, with what it shows now taken into account.
+    """
+
+    enrolled: bool
+    new: bool
+    conflicts: tuple[Conflict, ...]
+    highest: Optional[Anchor]
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What is to be recorded of a host: the verdict, what it rests on besides what was seen, and whether its keys
+    are.
+    """
+
+    attestation: Attestation
+    documents: Mapping[str, bytes]
+    identity: Optional[Identity] = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +110,65 @@ class Ledger:
                 self._write(connection, packed)
                 register.note(identity)
         return register.conflicts(identity.host)
+
+    def conclude(
+        self,
+        host: str,
+        volume: str,
+        shown: Optional[Identity],
+        documents: Mapping[str, bytes],
+        judge: Callable[[Past], Conclusion],
+        record: bool = True,
+    ) -> Conclusion:
+        """Judge a host in the light of what is remembered, and record the verdict with what it rests on.
+
+        Nobody else writes between the two: of two hosts that show one key at the same time, the second is found out.
+        ``judge`` runs while all other writers wait. Without ``record`` the same is found and nothing is added.
+        """
+        names, packed = _pack_documents(documents)
+        with self.database.writing() if record else self.database.reading() as connection:
+            register = self._register(connection, shown or host)
+            enrolled, new = host in register.hosts(), shown is not None and not register.knows(shown)
+            if shown is not None:
+                register.note(shown)
+            highest = self._highest_anchor(connection, host, volume)
+            concluded = judge(Past(enrolled, new, register.conflicts(host), highest))
+            if record:
+                more, small = _pack_documents(concluded.documents)
+                identity = concluded.identity
+                known: list[_Packed] = [(identity, {}, {})] if identity is not None and new else []
+                self._write(connection, [*known, (concluded.attestation, {**names, **more}, {**packed, **small})])
+        return concluded
+
+    def approval(self, host: str) -> Optional[Entry]:
+        """Return the last approval of a key of this host since it was last retired, if an operator gave one."""
+        columns = entries.c
+        with self.database.reading() as connection:
+            query = select(entries).where(
+                columns.host == host,
+                columns.kind == Kind.DECISION.value,
+                columns.action == Action.APPROVE_IDENTITY.value,
+                columns.sequence > _began(connection, host),
+            )
+            row = connection.execute(query.order_by(columns.sequence.desc()).limit(1)).mappings().one_or_none()
+        return None if row is None else _entry(self.name, dict(row))
+
+    def stands(self, decision: Decision) -> bool:
+        """Tell whether deciding this would settle nothing, because the same was decided and still holds."""
+        if decision.action is Action.APPROVE_IDENTITY:
+            approved, register = self.approval(decision.host), self.register()
+            accepted, record = register.accepted(decision.host), approved.record if approved else None
+            settled = not any(conflict.host == decision.host for conflict in register.conflicts(decision.host))
+            named = isinstance(record, Decision) and record.key == decision.key
+            return named and settled and accepted is not None and accepted.key == decision.key
+        query = select(entries).where(entries.c.host == decision.host).order_by(entries.c.sequence.desc()).limit(1)
+        last = [entry.record for entry in self._page(query)]
+        return any(isinstance(one, Decision) and one.action is decision.action for one in last)
+
+    def check(self, decision: Decision) -> None:
+        """Raise the FdeError that `decide` would raise, and add nothing."""
+        with self.database.reading() as connection:
+            self._check_decision(connection, decision)
 
     def decide(self, decision: Decision, documents: Mapping[str, bytes] = _NONE) -> Entry:
         """Add an operator's decision; FdeError if there is nothing to decide."""
@@ -147,17 +231,8 @@ class Ledger:
         The parts only grow in the life of a volume, so the highest of each is what the last honest state has. A
         renewal of the volume or the retirement of the host, both an operator's decisions, begin a new life.
         """
-        columns = entries.c
         with self.database.reading() as connection:
-            generation, state, reset_count = connection.execute(
-                select(func.max(columns.generation), func.max(columns.state), func.max(columns.reset_count)).where(
-                    columns.host == host,
-                    columns.kind == Kind.ATTESTATION.value,
-                    columns.volume == volume,
-                    columns.sequence > _began(connection, host, volume),
-                )
-            ).one()
-        return None if generation is None else Anchor(int(generation), state, reset_count)
+            return self._highest_anchor(connection, host, volume)
 
     def hosts_of_volume_key(self, volume_key_id: str) -> frozenset[str]:
         """Return the hosts that showed a volume with this key and were not retired since. More than one: a clone."""
@@ -192,6 +267,18 @@ class Ledger:
         """
         for entry in self.entries(host, Kind.ATTESTATION, since):
             yield Reappraisal(entry, appraise(entry, self.documents(entry)))
+
+    def _highest_anchor(self, connection: Connection, host: str, volume: str) -> Optional[Anchor]:
+        columns = entries.c
+        generation, state, reset_count = connection.execute(
+            select(func.max(columns.generation), func.max(columns.state), func.max(columns.reset_count)).where(
+                columns.host == host,
+                columns.kind == Kind.ATTESTATION.value,
+                columns.volume == volume,
+                columns.sequence > _began(connection, host, volume),
+            )
+        ).one()
+        return None if generation is None else Anchor(int(generation), state, reset_count)
 
     def _page(self, query: Select[tuple[object, ...]]) -> list[Entry]:
         with self.database.reading() as connection:
@@ -282,11 +369,18 @@ def _pack(submissions: Sequence[Submission]) -> list[_Packed]:
     seen: set[str] = set()
     packed: list[_Packed] = []
     for record, contents in submissions:
-        names = {name: packing.digest_of(content) for name, content in contents.items()}
-        new = {digest: packing.pack(contents[name]) for name, digest in names.items() if digest not in seen}
+        names, new = _pack_documents(contents, seen)
         seen.update(new)
         packed.append((record, names, new))
     return packed
+
+
+def _pack_documents(
+    contents: Mapping[str, bytes], seen: AbstractSet[str] = frozenset()
+) -> tuple[dict[str, str], dict[str, bytes]]:
+    """Return the digests of documents by their names, and the compressed ones that were not seen by their digests."""
+    names = {name: packing.digest_of(content) for name, content in contents.items()}
+    return names, {digest: packing.pack(contents[name]) for name, digest in names.items() if digest not in seen}
 
 
 def _head(connection: Connection) -> Head:

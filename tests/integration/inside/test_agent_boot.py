@@ -417,14 +417,14 @@ def test_another_system_on_the_same_tpm_cannot_anchor_a_volume_of_its_own(instal
     assert refused(installed) == "anchor-foreign"
 
 
-@pytest.mark.parametrize("state", ["first boot", "later boot"])
+@pytest.mark.parametrize(("state", "pcr"), [("first boot", 12), ("first boot", 13), ("later boot", 12)])
 def test_what_the_host_adds_to_the_configuration_is_refused(
-    lab: Lab, state: str, request: pytest.FixtureRequest
+    lab: Lab, state: str, pcr: int, request: pytest.FixtureRequest
 ) -> None:
     instance = lab if state == "first boot" else request.getfixturevalue("installed")
     with instance.booting() as machine:
         with opened(instance.tcti) as esys:
-            extend(esys, b"init=/bin/sh", 12)
+            extend(esys, b"init=/bin/sh", pcr)
         with pytest.raises(Refusal) as caught:
             boot(machine)
     assert caught.value.code == "configuration-added"

@@ -106,7 +106,11 @@ def test_every_link_leads_to_a_file_that_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_module_role_and_playbook_that_is_named_exists(page: Path) -> None:
-    known = {path.stem for folder in ("plugins/modules", "playbooks") for path in (CHECKOUT / folder).iterdir()}
+    known = {
+        path.stem
+        for folder in ("plugins/modules", "plugins/test", "playbooks")
+        for path in (CHECKOUT / folder).iterdir()
+    }
     known |= {path.name for path in (CHECKOUT / "roles").iterdir()}
     named = set(re.findall(r"\bcvm\.fde\.([a-z0-9_]+)", page.read_text()))
     assert named - known == set()

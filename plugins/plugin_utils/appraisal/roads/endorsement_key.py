@@ -11,7 +11,6 @@ Source: TPM 2.0 Library part 1, section 24; TCG EK Credential Profile 2.5.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from ..endorsement import verify_endorsement
 from ..errors import AppraisalError
 from ..hardware.certificates import read_certificate
 from ..structures import PublicArea
-from .trust import NO_REVOCATION, AkTrust, Attester, Binding, Remark, RoadName, digest, few, fingerprints, spki
+from .trust import NO_REVOCATION, AkTrust, Attester, Binding, Remark, RoadName, digest, few, fingerprints
 
 
 @dataclass(frozen=True)
@@ -97,10 +96,7 @@ class PinnedEk:
     def establish(self, attester: Attester, now: datetime.datetime) -> AkTrust:
         """See `trust.Road`."""
         attester.require_attestation_key()
-        ek = self.activation.endorsement
-        legal = (ek.name.hex(), ek.name[2:].hex(), hashlib.sha256(spki(ek.key)).hexdigest())
-        pin = self.pin.lower().encode()
-        if not any(hmac.compare_digest(pin, known.encode()) for known in legal):
+        if not names_key(self.pin, self.activation.endorsement):
             raise AppraisalError("other-endorsement-key", "the endorsement key is not the one that was pinned")
         bindings = (
             self.activation.require_answer(attester),
@@ -108,6 +104,14 @@ class PinnedEk:
         )
         maker = Remark("tpm-maker", "nobody but the operator's pin says that the endorsement key is one of a TPM")
         return _trust(RoadName.PINNED_EK, self.activation, attester, bindings, now, (maker,))
+
+
+def names_key(text: str, key: PublicArea) -> bool:
+    """Tell whether an operator's text names this key: by the SHA-256 digest of its SubjectPublicKeyInfo, which is
+    what results and the ledger call it by, by its Name, or by the digest in the Name. All in hex.
+    """
+    legal = (digest(key.key), key.name.hex(), key.name[2:].hex())
+    return any(hmac.compare_digest(text.lower().encode(), known.encode()) for known in legal)
 
 
 def _trust(

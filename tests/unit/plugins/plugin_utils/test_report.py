@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import Hydration
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import Check, Result, Status, Verdict, verdict_of
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules import RULES
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules import ROAD, RULES
 from ansible_collections.cvm.fde.plugins.plugin_utils.report import (
     UNIQUE,
     entry,
@@ -160,7 +160,7 @@ def test_the_verdict_follows_from_the_checks(checks: list[Check], verdict: Verdi
 def test_the_documentation_lists_the_checks_in_the_order_of_judgement() -> None:
     text = (DOCS / "reference-report.md").read_text().split("## Checks")[1]
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == [rule.name for rule in RULES]
-    for name in (*UNIQUE.values(), "answers"):
+    for name in (*UNIQUE.values(), "answers", ROAD.name, "identity", "anchor_freshness"):
         assert f"`{name}`" in text
     for verdict in Verdict:
         assert f"| `{verdict.value}` |" in (DOCS / "reference-report.md").read_text()

@@ -27,6 +27,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement impo
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import parse_evidence, parse_identity
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import Status, Verdict
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import parse_manifest
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import digest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules import DEFAULT_PCRS, RULES
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
 
@@ -494,7 +495,7 @@ def test_a_machine_is_named_only_by_a_pin_that_it_proved_to_have(good: Answers) 
 
 
 def test_an_attestation_key_is_claimed_only_once_it_signed(good: Answers) -> None:
-    shown = hashlib.sha256(base64.b64decode(good.identity["attestation"])).hexdigest()
+    shown = digest(parse_public(base64.b64decode(good.identity["attestation"])).key)
     assert good.appraise().claims["attestation_key"] == shown
     old = replace(good, challenge=replace(good.challenge, nonce=bytes(32)))
     assert old.appraise().claims["attestation_key"] is None

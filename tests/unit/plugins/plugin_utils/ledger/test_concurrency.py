@@ -11,8 +11,8 @@ import signal
 from collections import Counter
 from multiprocessing.synchronize import Barrier
 
-from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Ledger, _pack
-from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import Anchor, Attestation, Identity
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Conclusion, Ledger, Past, _pack
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import Anchor, Attestation, Identity, Kind
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.verification import verify
 
 WRITERS = 50
@@ -46,6 +46,25 @@ def create_and_append(number: int, barrier: Barrier, where: str) -> None:
 def show_one_key(number: int, barrier: Barrier, ledger: Ledger) -> None:
     barrier.wait()
     ledger.identify(Identity(f"host{number}", "pinned", ek="ab" * 32))
+
+
+def enrol_with_one_key(number: int, barrier: Barrier, ledger: Ledger) -> None:
+    host = f"host{number}"
+    shown = Identity(host, "pinned", ek="ab" * 32)
+
+    def judge(past: Past) -> Conclusion:
+        verdict = "untrusted" if past.conflicts else "trusted"
+        return Conclusion(Attestation(host, verdict, "pinned"), {"result": verdict.encode()}, shown)
+
+    barrier.wait()
+    ledger.conclude(host, "fde-crypt", shown, {"quote": b"%d" % number}, judge)
+
+
+def test_of_fifty_forks_that_show_one_key_at_once_one_is_trusted(ledger: Ledger) -> None:
+    run_together(enrol_with_one_key, ledger)
+    verdicts = Counter(entry.record.verdict for entry in ledger.entries(kind=Kind.ATTESTATION))
+    assert verdicts == {"trusted": 1, "untrusted": WRITERS - 1}
+    assert verify(ledger).sound
 
 
 def test_fifty_forks_that_append_through_one_ledger_lose_nothing(ledger: Ledger) -> None:

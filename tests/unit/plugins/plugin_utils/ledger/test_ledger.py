@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.documents import DOCUMENT_LIMIT
-from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Ledger
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Conclusion, Ledger
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import (
     Action,
     Anchor,
@@ -184,3 +184,45 @@ def test_only_attestations_are_appraised_again(filled: Ledger) -> None:
 def test_an_appraisal_can_append_while_it_goes_through_the_past(filled: Ledger) -> None:
     list(filled.reappraise(lambda entry, kept: filled.append(decided(Action.RETIRE_HOST, entry.record.host))))
     assert verify(filled).entries == 10
+
+
+def test_a_conclusion_that_is_not_recorded_leaves_nothing(ledger: Ledger) -> None:
+    shown = Identity("web1", "pinned", ek=KEY1)
+    seen = []
+
+    def judge(past):
+        seen.append(past)
+        return Conclusion(attested(), {"result": b"{}"}, shown)
+
+    ledger.conclude("web1", "fde-crypt", shown, {"quote": b"q"}, judge, record=False)
+    assert ledger.head().sequence == 0
+    ledger.conclude("web1", "fde-crypt", shown, {"quote": b"q"}, judge)
+    ledger.conclude("web1", "fde-crypt", shown, {"quote": b"q"}, judge)
+    assert [(past.enrolled, past.new) for past in seen] == [(False, True), (False, True), (True, False)]
+    assert [entry.record for entry in ledger.entries()] == [shown, attested(), attested()]
+
+
+def test_a_judgement_that_fails_records_nothing(ledger: Ledger) -> None:
+    def judge(past):
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError):
+        ledger.conclude("web1", "fde-crypt", Identity("web1", "pinned", ek=KEY1), {"quote": b"q"}, judge)
+    assert ledger.head().sequence == 0
+
+
+def test_a_decision_stands_until_something_else_happens(ledger: Ledger) -> None:
+    approved = Decision("web1", Action.APPROVE_IDENTITY, "ann", "looked at it", key=KEY1)
+    ledger.identify(Identity("web1", "pinned", ek=KEY1))
+    assert not ledger.stands(approved)
+    ledger.decide(approved)
+    assert ledger.stands(approved)
+    ledger.identify(Identity("web1", "pinned", ek=KEY2))
+    assert not ledger.stands(approved)
+    retired = decided(Action.RETIRE_HOST)
+    assert not ledger.stands(retired)
+    ledger.decide(retired)
+    assert ledger.stands(retired)
+    assert ledger.approval("web1") is None
+    ledger.append(attested())
+    assert not ledger.stands(retired)

@@ -1,0 +1,248 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: enrol
+short_description: Attest a machine and make its TPM known to the ledger
+version_added: 0.1.0
+author:
+  - The cvm.fde authors (@cvm-fde)
+description:
+  - Attests a machine as M(cvm.fde.attest) does. When it is trusted, the keys of its TPM become those of this host
+    in the
+    ledger. From then on M(cvm.fde.attest) with that ledger notices another TPM behind this host, this TPM behind
+    another
+    host, and a TPM that went back.
+  - A machine that is not trusted is not enrolled and the task fails; the verdict is recorded all the same.
+  - A host that is enrolled already is attested again and nothing changes. One that shows another TPM is not trusted
+    until
+    an operator approves it by M(cvm.fde.decision).
+options:
+  manifest:
+    description: The manifest of the sealed image that the machine runs, on the control node.
+    type: path
+    required: true
+  manifest_signature:
+    description: The signature of O(manifest). By default the same path with the suffix C(.sig).
+    type: path
+  manifest_key:
+    description: The public key or certificate (PEM) that O(manifest) must be signed by, on the control node.
+    type: path
+    required: true
+  endorsement_ca:
+    description:
+      - Files (PEM) with the authorities that may vouch for TPMs, on the control node. Every certificate in them is
+        trusted as it is.
+      - Without one no machine is better than V(unknown) on the road V(ek-certificate).
+    type: list
+    elements: path
+    default: []
+  endorsement_key:
+    description:
+      - The endorsement key that the machine is known by, as an earlier attestation returned it
+        (RV(claims.endorsement_key)). Its TPM Name, or the digest in that, is understood as well.
+      - Without it any machine of the same image with a TPM of the same authorities passes for this one.
+    type: str
+  roads:
+    description:
+      - By which roads the attestation key may come to be trusted, see C(docs/roads-to-trust.md). They are
+        alternatives;
+        the first one that leads to the key counts.
+      - V(ek-certificate) takes one of O(endorsement_ca) to vouch for the endorsement key.
+      - V(pinned-ek) takes O(pinned_ek).
+      - V(first-use) takes an operator's approval, recorded in O(ledger) by M(cvm.fde.decision). It is the weakest
+        road. The first enrolment records the key and fails;
+        once the key is approved, the next one succeeds.
+    type: list
+    elements: str
+    choices: [ek-certificate, pinned-ek, first-use]
+    default: [ek-certificate]
+  pinned_ek:
+    description:
+      - The endorsement keys that this machine may have, each as the SHA-256 digest of its SubjectPublicKeyInfo in
+        hexadecimal. A TPM Name, or the digest in it, is understood as well.
+      - Set it for each host in the inventory. It needs V(pinned-ek) among O(roads).
+      - Beside another road it is no restriction; O(endorsement_key) is one.
+    type: list
+    elements: str
+    default: []
+  ledger:
+    description:
+      - The ledger that the machine is enrolled in, the path of a SQLite file or the URL of a PostgreSQL database,
+        on the
+        control node. See C(docs/ledger.md).
+    type: str
+    required: true
+  create:
+    description:
+      - Make the ledger where there is none.
+      - Only for the very first enrolment. A ledger that is gone took the memory of every anchor with it; a new one
+        in its
+        place would hide that.
+    type: bool
+    default: false
+  strategy:
+    description: How the root must be assembled. By default what O(manifest) says.
+    type: str
+    choices: [clone, overlay, copy]
+  pcrs:
+    description: The PCRs to ask for. 4, 7, 11, 12 and 15 must be among them; 16 and 23 must not, as anyone can reset
+      them.
+    type: list
+    elements: int
+    default: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15]
+  evidence_dir:
+    description:
+      - A directory on the control node in which everything that the judgement rests on is kept, one file for each
+        host.
+      - It is made when it does not exist. Files have the mode 0600 and replace those of an earlier attestation.
+    type: path
+  tcti:
+    description: How to reach the TPM on the target.
+    type: str
+    default: device:/dev/tpmrm0
+  firmware_log:
+    description: The firmware's event log on the target.
+    type: path
+    default: /sys/kernel/security/tpm0/binary_bios_measurements
+  userspace_log:
+    description: The event log of systemd on the target.
+    type: path
+    default: /run/log/systemd/tpm2-measure.log
+  header:
+    description:
+      - Where the header of the encrypted volume is read from on the target.
+      - By default the copy that the boot agent keeps in memory, or the partition with the label C(fde).
+    type: path
+requirements:
+  - cryptography (on the control node)
+  - SQLAlchemy >= 2.0 (on the control node)
+  - tpm2-pytss (on the target)
+attributes:
+  check_mode:
+    description: Can run in C(check_mode) and tell what it would change without changing it.
+    support: full
+    details:
+      - The machine is attested and the ledger is asked, but nothing is recorded and no ledger is made.
+  diff_mode:
+    description: Shows in C(diff) mode what it changes, or would change.
+    support: none
+  idempotent:
+    description: When run twice in a row with the same options, the second run changes nothing and says so.
+    support: full
+    details:
+      - Every verdict is recorded anew. A change is that the ledger knows a key which it did not know before.
+extends_documentation_fragment:
+  - cvm.fde.attributes
+  - cvm.fde.attributes.action
+seealso:
+  - module: cvm.fde.attest
+  - module: cvm.fde.decision
+  - module: cvm.fde.audit
+"""
+
+EXAMPLES = r"""
+- name: Enrol a machine
+  cvm.fde.enrol:
+    manifest: build/manifest.json
+    manifest_key: keys/manifest.pem
+    endorsement_ca:
+      - authorities/vtpm-ca.pem
+    ledger: /var/lib/fde/ledger.db
+"""
+
+RETURN = r"""
+verdict:
+  description: What became of the machine.
+  returned: when the machine was asked
+  type: str
+  sample: trusted
+road:
+  description: How the attestation key came to be trusted, one of O(roads); V(none) when it did not.
+  returned: when the machine was asked
+  type: str
+  sample: ek-certificate
+checks:
+  description: Every check in the order of judgement, with its name, its status (passed, failed or unknown) and the
+    reason.
+  returned: when the machine was asked
+  type: list
+  elements: dict
+  sample: [{"name": "quote_nonce", "status": "passed", "reason": "it answers the nonce of this round"}]
+claims:
+  description: What the passed checks establish; what none of them does is null.
+  returned: when the machine was asked
+  type: dict
+  contains:
+    endorsement_key:
+      description: What the machine's TPM is known by, SHA-256 of its endorsement key's SubjectPublicKeyInfo.
+      type: str
+      returned: always
+    image:
+      description: Name of the image in its manifest.
+      type: str
+      returned: always
+    strategy:
+      description: How the root was assembled when the volume was made.
+      type: str
+      returned: always
+    root_hash:
+      description: Root hash of the image that the volume was made from.
+      type: str
+      returned: always
+    volume_key_id:
+      description: What the key of the volume is known by. It says nothing about the key itself.
+      type: str
+      returned: always
+    luks_uuid:
+      description: UUID of the volume.
+      type: str
+      returned: always
+    partition_uuid:
+      description: UUID of the partition of the volume.
+      type: str
+      returned: always
+    secure_boot:
+      description: Whether Secure Boot was on in this boot.
+      type: bool
+      returned: always
+    pcr_policy:
+      description: Fingerprint of the key whose policies can write the anchor.
+      type: str
+      returned: always
+    anchor:
+      description: What the TPM remembers about the volume, and whether that fits everything else.
+      type: dict
+      returned: always
+keys:
+  description:
+    - What the keys are known by that the machine proved to hold in one TPM, SHA-256 of the SubjectPublicKeyInfo. Null
+      when it proved nothing.
+    - That the TPM is a genuine one is what RV(road) says.
+  returned: when the machine was asked
+  type: dict
+  contains:
+    ek:
+      description: The endorsement key. It is what an operator approves with M(cvm.fde.decision).
+      type: str
+      returned: success
+    ak:
+      description: The attestation key.
+      type: str
+      returned: success
+report:
+  description: The host's entry in the fleet's report, see C(docs/reference-report.md).
+  returned: when the machine was asked
+  type: dict
+evidence_file:
+  description: Where the evidence was kept on the control node.
+  returned: when O(evidence_dir) is given and the machine answered
+  type: str
+evidence_sha256:
+  description: SHA-256 of the kept evidence.
+  returned: when the machine answered
+  type: str
+"""

@@ -1,0 +1,166 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the ledger keeps of one attestation, written after it and read again to judge it once more.
+
+======================  =====================================================================
+``manifest``            the manifest, byte for byte, and ``manifest-signature``
+``challenge``           nonce, secret, PCRs, and the time of the judgement
+``policy``              authorities, roads, pins, approval, and what else the operator expected
+``identity``            the answer of the first round
+``evidence``            the answer of the second round but for the three parts below
+``firmware-log``        as the machine sent them: base64
+``userspace-log``
+``token``
+``result``              what came of it
+======================  =====================================================================
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from dataclasses import dataclass
+from typing import Any, Mapping, Optional, Sequence
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from .appraisal.case import BANK, Challenge, Grounds
+from .appraisal.documents import parse_json
+from .appraisal.endorsement import load_authorities
+from .appraisal.errors import AppraisalError
+from .appraisal.evidence import Fields, Hydration, parse_evidence, parse_identity
+from .appraisal.policy import Result, appraise
+from .appraisal.reference import load_reference, parse_manifest
+from .appraisal.roads.choice import Allowed
+from .appraisal.roads.first_use import Approval
+from .appraisal.roads.trust import RoadName
+from .ledger.documents import DOCUMENT_LIMIT
+
+_PARTS = {"firmware-log": "firmware_log", "userspace-log": "userspace_log", "token": "token"}
+_IDENTITY = ("endorsement", "endorsement_certificate", "attestation")
+_EVIDENCE = ("activated", "quote", "pcrs", "anchor", "userspace_log_complete")
+
+
+@dataclass(frozen=True)
+class Today:
+    """What an operator judges the past by; None takes what was recorded, which whoever wrote the ledger chose."""
+
+    manifest_keys: Optional[Sequence[bytes]] = None
+    authorities: Optional[Sequence[x509.Certificate]] = None
+
+
+def answer_documents(
+    identity: Mapping[str, Any], evidence: Mapping[str, Any], hydration: Optional[Hydration]
+) -> dict[str, bytes]:
+    """Return both answers as documents. They must have been parsed without complaint."""
+    small = {name: evidence[name] for name in _EVIDENCE if evidence.get(name) is not None}
+    if hydration is not None:
+        small["hydration"] = {"hydrated": hydration.hydrated, "total": hydration.total}
+    return {
+        "identity": canonical({name: identity[name] for name in _IDENTITY if identity.get(name) is not None}),
+        "evidence": canonical(small),
+        **{name: str(evidence[field]).encode() for name, field in _PARTS.items() if evidence.get(field) is not None},
+    }
+
+
+def policy_document(grounds: Grounds) -> dict[str, Any]:
+    """Return what the operator judged by, but for the manifest."""
+    allowed, approval = grounds.allowed, grounds.allowed.approval
+    return {
+        "version": 1,
+        "authorities": [authority.public_bytes(Encoding.PEM).decode() for authority in grounds.authorities],
+        "strategy": grounds.strategy,
+        "endorsement_key": grounds.endorsement_key,
+        "host": allowed.host,
+        "roads": [road.value for road in allowed.roads],
+        "pins": list(allowed.pins),
+        "approval": approval
+        and {"host": approval.host, "key": approval.key, "by": approval.by, "at": approval.at.isoformat()},
+    }
+
+
+def judge_again(documents: Mapping[str, bytes], today: Today) -> Result:
+    """Appraise kept documents by the rules of now, as of the time of then. Raises ``AppraisalError``.
+
+    A ledger is no better than whoever could write it: nothing in the documents is believed to be well-formed.
+    """
+    missing = {"manifest", "manifest-signature", "challenge", "policy", "identity", "evidence"} - set(documents)
+    if missing:
+        raise AppraisalError(
+            "no-documents", f"nothing was kept that could be judged again: {', '.join(sorted(missing))}"
+        )
+    try:
+        challenge, now = _challenge(documents["challenge"])
+        grounds = _grounds(documents, now, today)
+        evidence = dict(_read(documents["evidence"], "evidence"))
+        evidence.update((field, documents[name].decode()) for name, field in _PARTS.items() if name in documents)
+        identity = parse_identity(_read(documents["identity"], "identity"))
+        return appraise(identity, parse_evidence(evidence), challenge, grounds)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise AppraisalError("malformed", "what was kept is not what an attestation leaves behind") from error
+
+
+def canonical(found: object) -> bytes:
+    """Return canonical JSON: names sorted, no white space, ASCII."""
+    return json.dumps(found, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _read(raw: bytes, what: str) -> dict[str, Any]:
+    found = parse_json(raw, what, DOCUMENT_LIMIT)
+    if not isinstance(found, dict):
+        raise AppraisalError("malformed", f"the {what} is not an object")
+    return found
+
+
+def _challenge(raw: bytes) -> tuple[Challenge, datetime.datetime]:
+    found = _read(raw, "challenge")
+    fields = Fields(found, "challenge")
+    fields.only("version", "judged", "nonce", "secret", "pcrs")
+    pcrs = found["pcrs"]
+    if fields.number("version", 1) != 1 or not all(type(pcr) is int and 0 <= pcr < 24 for pcr in pcrs):
+        raise AppraisalError("unsupported", "the challenge is not one of version 1")
+    now = _moment(fields.text("judged", 40))
+    return Challenge(fields.binary("nonce", 64), fields.binary("secret", 64), {BANK: frozenset(pcrs)}), now
+
+
+def _grounds(documents: Mapping[str, bytes], now: datetime.datetime, today: Today) -> Grounds:
+    found = _read(documents["policy"], "policy")
+    approval = found["approval"]
+    if approval is not None:
+        approval = Approval(approval["host"], approval["key"], approval["by"], _moment(approval["at"]))
+    allowed = Allowed(
+        tuple(RoadName(road) for road in found["roads"]), str(found["host"]), tuple(map(str, found["pins"])), approval
+    )
+    authorities = today.authorities
+    if authorities is None:
+        authorities = [one for pem in found["authorities"] for one in load_authorities(pem.encode())]
+    return Grounds(
+        _reference(documents, today),
+        tuple(authorities),
+        now,
+        strategy=found["strategy"],
+        endorsement_key=found["endorsement_key"],
+        allowed=allowed,
+    )
+
+
+def _reference(documents: Mapping[str, bytes], today: Today) -> Any:
+    manifest = documents["manifest"]
+    if today.manifest_keys is None:
+        return parse_manifest(manifest)
+    refused = AppraisalError("bad-signature", "no key was given for the manifest")
+    for key in today.manifest_keys:
+        try:
+            return load_reference(manifest, documents["manifest-signature"], key)
+        except AppraisalError as error:
+            refused = error
+    raise refused
+
+
+def _moment(text: str) -> datetime.datetime:
+    moment = datetime.datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("a time without its zone")
+    return moment

@@ -1,0 +1,217 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Enrolment, attestation with a ledger, decisions and audit, run by Ansible over machines with TPMs of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Ledger
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import Kind
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.verification import verify
+
+CHECKOUT = Path(__file__).resolve().parents[4]
+PLAYBOOKS = CHECKOUT / "playbooks"
+
+
+@dataclass
+class Fleet:
+    """Hosts with the options of all playbooks, and a ledger that may not be there yet."""
+
+    folder: Path
+    values: dict[str, Any]
+    hosts: dict[str, dict[str, Any]]
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "ledger.db"
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.path)
+
+    def run(self, playbook: Path, *options: str, **extra: Any) -> tuple[int, str]:
+        (self.folder / "inventory.json").write_text(json.dumps({"all": {"hosts": self.hosts}}))
+        done = subprocess.run(
+            [Path(sys.executable).parent / "ansible-playbook", "-i", self.folder / "inventory.json", playbook]
+            + ["-e", json.dumps({**self.values, **extra}), *options],
+            capture_output=True,
+            text=True,
+            env={
+                **os.environ,
+                "ANSIBLE_LOCAL_TEMP": str(self.folder / "tmp"),
+                "ANSIBLE_HOME": str(self.folder / "home"),
+                "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / "build" / "collections"),
+            },
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    def play(self, *tasks: dict[str, Any], **extra: Any) -> tuple[int, str]:
+        path = self.folder / "play.json"
+        path.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": list(tasks)}]))
+        return self.run(path, **extra)
+
+    def report(self) -> dict[str, Any]:
+        hosts = json.loads((self.folder / "report.json").read_text())["hosts"]
+        return {host["host"]: host for host in hosts}
+
+
+def variables(machine: Any) -> dict[str, Any]:
+    sources = {
+        "tcti": machine.tcti,
+        "firmware_log": str(machine.firmware_log),
+        "userspace_log": str(machine.userspace_log),
+        "header": str(machine.write_header()),
+    }
+    return {
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        **{f"attest_{name}": value for name, value in sources.items()},
+        **{f"enrol_{name}": value for name, value in sources.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def machines(make_machine: Callable[..., Any]) -> list[dict[str, Any]]:
+    return [variables(make_machine(f"fleet{number}")) for number in range(2)]
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, image: Any, authority: Path, machines: list[dict[str, Any]]) -> Fleet:
+    manifest, key = image.signed_manifest(tmp_path)
+    values = {
+        "fde_manifest": str(manifest),
+        "fde_manifest_key": str(key),
+        "fde_manifest_keys": [str(key)],
+        "fde_endorsement_ca": [str(authority / "ca.pem")],
+        "fde_ledger": str(tmp_path / "ledger.db"),
+        "fde_report_path": str(tmp_path / "report.json"),
+    }
+    return Fleet(tmp_path, values, {f"web{number}": dict(found) for number, found in enumerate(machines)})
+
+
+@pytest.fixture
+def enrolled(fleet: Fleet) -> Fleet:
+    status, output = fleet.run(PLAYBOOKS / "enrol.yml", fde_create_ledger=True)
+    assert status == 0, output
+    return fleet
+
+
+def test_a_ledger_is_made_only_when_that_is_asked_for(fleet: Fleet) -> None:
+    for playbook in ("enrol.yml", "attest.yml", "audit.yml"):
+        status, output = fleet.run(PLAYBOOKS / playbook)
+        assert status != 0
+        assert "there is no ledger here" in " ".join(output.split())
+    status, output = fleet.run(PLAYBOOKS / "enrol.yml", "--check", fde_create_ledger=True)
+    assert status == 0, output
+    assert "changed=1" in output
+    assert not fleet.path.exists()
+
+
+def test_hosts_are_enrolled_once_attested_often_and_audited(enrolled: Fleet) -> None:
+    status, output = enrolled.run(PLAYBOOKS / "enrol.yml")
+    assert status == 0, output
+    assert "changed=1" not in output
+    head = str(enrolled.ledger.head())
+    status, output = enrolled.run(PLAYBOOKS / "attest.yml", "--forks", "8")
+    assert status == 0, output
+    assert {host["verdict"] for host in enrolled.report().values()} == {"trusted"}
+    checks = [check["name"] for check in enrolled.report()["web0"]["checks"]]
+    assert checks[-2:] == ["identity", "anchor_freshness"]
+    assert len(list(enrolled.ledger.entries(kind=Kind.ATTESTATION))) == 6
+    assert len(list(enrolled.ledger.entries(kind=Kind.IDENTITY))) == 2
+    assert verify(enrolled.ledger).sound
+    status, output = enrolled.run(PLAYBOOKS / "audit.yml", fde_ledger_head=head, fde_history="all")
+    assert status == 0, output
+    assert "6 attestations judged again" in output
+
+
+def test_two_hosts_that_swapped_their_machines_are_untrusted_until_an_operator_decides(enrolled: Fleet) -> None:
+    enrolled.hosts["web1"], enrolled.hosts["web2"] = enrolled.hosts["web0"], enrolled.hosts["web1"]
+    status, output = enrolled.run(PLAYBOOKS / "attest.yml")
+    assert status != 0, output
+    assert {name: host["verdict"] for name, host in enrolled.report().items()} == {
+        "web0": "untrusted",
+        "web1": "untrusted",
+        "web2": "untrusted",
+    }
+    status, output = enrolled.run(PLAYBOOKS / "audit.yml")
+    assert status != 0
+    assert "holds key" in output
+
+
+def test_first_use_waits_for_a_decision(fleet: Fleet) -> None:
+    fleet.hosts = {"web0": fleet.hosts["web0"]}
+    first = {"fde_roads": ["first-use"], "fde_endorsement_ca": []}
+    status, output = fleet.run(PLAYBOOKS / "enrol.yml", fde_create_ledger=True, **first)
+    assert status != 0
+    assert "no operator has approved" in " ".join(output.split())
+    (identity,) = fleet.ledger.entries(kind=Kind.IDENTITY)
+    decision = {"ledger": str(fleet.path), "decision": "approve-identity", "operator": "ann", "reason": "compared it"}
+    wrong = {"cvm.fde.decision": {**decision, "key": "00" * 32}}
+    assert fleet.play(wrong)[0] != 0
+    right = {"cvm.fde.decision": {**decision, "key": identity.record.ek}}
+    for changed in ("changed=1", "changed=0"):
+        status, output = fleet.play(right)
+        assert status == 0, output
+        assert changed in output
+    status, output = fleet.run(PLAYBOOKS / "attest.yml", **first)
+    assert status == 0, output
+    assert fleet.report()["web0"]["road"] == "first-use"
+
+
+def test_a_task_can_be_kept_for_trusted_hosts(enrolled: Fleet) -> None:
+    options = {name: f"{{{{ attest_{name} }}}}" for name in ("tcti", "firmware_log", "userspace_log", "header")}
+    attest = {
+        "cvm.fde.attest": {
+            **options,
+            "manifest": enrolled.values["fde_manifest"],
+            "manifest_key": enrolled.values["fde_manifest_key"],
+            "endorsement_ca": "{{ authorities[inventory_hostname] }}",
+            "require": "nothing",
+        },
+        "register": "attested",
+    }
+    guarded = {
+        "ansible.builtin.debug": {"msg": "secret of {{ inventory_hostname }}"},
+        "when": "inventory_hostname is cvm.fde.trusted(attested)",
+    }
+    by_result = {
+        "ansible.builtin.debug": {"msg": "also {{ inventory_hostname }}"},
+        "when": "attested is cvm.fde.trusted",
+    }
+    known = {"web0": enrolled.values["fde_endorsement_ca"], "web1": []}
+    status, output = enrolled.play(attest, guarded, by_result, authorities=known)
+    assert status == 0, output
+    for words in ("secret of", "also"):
+        assert f"{words} web0" in output
+        assert f"{words} web1" not in output
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "pin without road": ({"pinned_ek": ["00" * 32]}, "roads does not allow"),
+    "bad pin": ({"roads": ["pinned-ek"], "pinned_ek": ["{{ 'xyz' }}"]}, "64 hexadecimal digits"),
+    "no road": ({"roads": []}, "no road is allowed"),
+    "another road": ({"roads": ["aws-nitrotpm"]}, "value of roads must be"),
+    "first use without ledger": ({"roads": ["first-use"]}, "first-use needs approvals"),
+    "another ledger": ({"ledger": "mysql://db/fde"}, "neither the path of a file"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_of_the_operator_is_an_error_with_a_remedy(fleet: Fleet, name: str) -> None:
+    changes, message = MISTAKES[name]
+    fleet.hosts = {"web0": fleet.hosts["web0"]}
+    options = {"manifest": fleet.values["fde_manifest"], "manifest_key": fleet.values["fde_manifest_key"]}
+    status, output = fleet.play({"cvm.fde.attest": {**options, **changes}})
+    assert status != 0
+    assert message in " ".join(output.split())

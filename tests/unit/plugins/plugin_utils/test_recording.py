@@ -1,0 +1,351 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Roads, ledger and audit over real TPMs: what is recorded of a machine, and what the ledger makes of the next one."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Grounds
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import CertifiedAnchor, Result, Status, Verdict
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import parse_manifest
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice import Allowed
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.first_use import Approval
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules import DEFAULT_PCRS
+from ansible_collections.cvm.fde.plugins.plugin_utils.attestation import Attestation
+from ansible_collections.cvm.fde.plugins.plugin_utils.auditing import Doubt, audit
+from ansible_collections.cvm.fde.plugins.plugin_utils.case_file import Today, judge_again
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Ledger
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import Action, Decision, Identity, Kind
+from ansible_collections.cvm.fde.plugins.plugin_utils.recording import FRESHNESS, IDENTITY, Recorder
+
+CERTIFICATE, PINNED, FIRST_USE = RoadName.EK_CERTIFICATE, RoadName.PINNED_EK, RoadName.FIRST_USE
+
+
+@pytest.fixture(scope="module")
+def grounds(image: Any, authority: Path) -> Grounds:
+    now = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+    reference = parse_manifest(json.dumps(image.manifest()).encode())
+    return Grounds(reference, tuple(load_authorities((authority / "ca.pem").read_bytes())), now)
+
+
+@pytest.fixture(scope="module")
+def signed(image: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, bytes]:
+    """Manifest, signature and key."""
+    manifest, key = image.signed_manifest(tmp_path_factory.mktemp("manifest"))
+    return manifest.read_bytes(), manifest.with_name("manifest.json.sig").read_bytes(), key.read_bytes()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger.create(tmp_path / "ledger.db")
+
+
+@pytest.fixture(scope="module")
+def other(make_machine: Callable[..., Any]) -> Any:
+    return make_machine("other")
+
+
+def attest(machine: Any, grounds: Grounds, **evidence: Any) -> Attestation:
+    attestation = Attestation(grounds, DEFAULT_PCRS)
+    asked = attestation.evidence_request(rounds.identity(machine.sources))
+    request = rounds.Request(
+        base64.b64decode(asked["nonce"]),
+        {"sha256": tuple(asked["pcrs"])},
+        base64.b64decode(asked["credential"]),
+        base64.b64decode(asked["encrypted_seed"]),
+    )
+    attestation.judge({**rounds.evidence(machine.sources, request, machine.token), **evidence})
+    return attestation
+
+
+def allowing(grounds: Grounds, *roads: RoadName, **allowed: Any) -> Grounds:
+    return replace(grounds, allowed=Allowed(roads, "web1", **allowed))
+
+
+@pytest.fixture(scope="module")
+def honest(machine: Any, grounds: Grounds) -> Attestation:
+    return attest(machine, grounds)
+
+
+@pytest.fixture(scope="module")
+def ek(honest: Attestation) -> str:
+    assert honest.result.keys
+    return honest.result.keys.ek
+
+
+@pytest.fixture
+def record(ledger: Ledger, signed: tuple[bytes, bytes, bytes]) -> Callable[..., Result]:
+    def run(attestation: Attestation, host: str = "web1", result: Any = None, **options: Any) -> Result:
+        recorder = Recorder(ledger, host, **options)
+        return recorder.judged(result or attestation.result, attestation.documents(*signed[:2]))[0]
+
+    return run
+
+
+def status(result: Result, name: str) -> Status:
+    return next(check.status for check in result.checks if check.name == name)
+
+
+# --- roads
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_default_road_makes_the_checks_that_it_always_made(honest: Attestation) -> None:
+    names = [check.name for check in honest.result.checks]
+    assert "endorsement_certificate" in names
+    assert "road" not in names
+    assert honest.result.claims["endorsement_key"] == honest.result.keys.ek
+
+
+def test_a_pinned_key_is_trusted_without_any_authority(machine: Any, grounds: Grounds, ek: str) -> None:
+    pinned = replace(allowing(grounds, PINNED, pins=("00" * 32, ek.upper())), authorities=())
+    result = attest(machine, pinned).result
+    assert (result.verdict, result.road) == (Verdict.TRUSTED, "pinned-ek")
+
+
+def test_another_key_than_the_pinned_one_is_refused(machine: Any, grounds: Grounds) -> None:
+    result = attest(machine, allowing(grounds, PINNED, pins=("00" * 32,))).result
+    assert (result.verdict, result.road) == (Verdict.UNTRUSTED, "none")
+    assert status(result, "road") is Status.FAILED
+
+
+def test_a_pin_does_not_replace_the_proof_that_the_tpm_holds_the_key(machine: Any, grounds: Grounds, ek: str) -> None:
+    lying = attest(machine, allowing(grounds, PINNED, pins=(ek,)), activated=base64.b64encode(bytes(32)).decode())
+    assert lying.result.verdict is Verdict.UNTRUSTED
+    assert lying.result.road == "none"
+    assert lying.result.keys is None
+
+
+def test_without_pin_approval_or_authority_nothing_is_known(machine: Any, grounds: Grounds) -> None:
+    nothing = replace(allowing(grounds, CERTIFICATE, PINNED, FIRST_USE), authorities=())
+    result = attest(machine, nothing).result
+    assert (result.verdict, result.road) == (Verdict.UNKNOWN, "none")
+
+
+def test_roads_are_alternatives_in_the_operators_order(machine: Any, grounds: Grounds, ek: str) -> None:
+    both = attest(machine, allowing(grounds, PINNED, CERTIFICATE, pins=("00" * 32,))).result
+    assert (both.verdict, both.road) == (Verdict.TRUSTED, "ek-certificate")
+    first = attest(machine, allowing(grounds, PINNED, CERTIFICATE, pins=(ek,))).result
+    assert first.road == "pinned-ek"
+
+
+def test_a_road_that_no_machine_can_take_yet_leads_nowhere(machine: Any, grounds: Grounds) -> None:
+    result = attest(machine, allowing(grounds, RoadName.GCP_AK_CERTIFICATE)).result
+    assert (result.verdict, result.road) == (Verdict.UNKNOWN, "none")
+
+
+def test_first_use_takes_the_approval_of_this_host_and_key_only(machine: Any, grounds: Grounds, ek: str) -> None:
+    def verdict(approval: Approval) -> Verdict:
+        return attest(machine, allowing(grounds, FIRST_USE, approval=approval)).result.verdict
+
+    then = grounds.now - datetime.timedelta(hours=2)
+    assert verdict(Approval("web1", ek, "ann", then)) is Verdict.TRUSTED
+    assert verdict(Approval("web2", ek, "ann", then)) is Verdict.UNTRUSTED
+    assert verdict(Approval("web1", "00" * 32, "ann", then)) is Verdict.UNTRUSTED
+    assert verdict(Approval("web1", ek, "ann", grounds.now + datetime.timedelta(hours=1))) is Verdict.UNTRUSTED
+
+
+# --- the ledger
+# ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_host_that_was_never_enrolled_is_unknown_and_stays_so(
+    honest: Attestation, ledger: Ledger, record: Callable[..., Result]
+) -> None:
+    for _time in range(2):
+        result = record(honest)
+        assert result.verdict is Verdict.UNKNOWN
+        assert status(result, IDENTITY) is Status.UNKNOWN
+    assert list(ledger.entries(kind=Kind.IDENTITY)) == []
+    assert ledger.highest_anchor("web1", "fde-crypt") is None
+
+
+def test_an_enrolled_host_is_trusted_and_every_verdict_is_kept(
+    honest: Attestation, machine: Any, grounds: Grounds, ledger: Ledger, record: Callable[..., Result], ek: str
+) -> None:
+    assert record(honest, enrol=True).verdict is Verdict.TRUSTED
+    assert record(attest(machine, grounds)).verdict is Verdict.TRUSTED
+    (identity,) = ledger.entries(kind=Kind.IDENTITY)
+    assert identity.record == Identity("web1", "ek-certificate", ek, honest.result.keys.ak)
+    first, second = ledger.entries(kind=Kind.ATTESTATION)
+    assert first.record.anchor is not None
+    assert second.record.volume_key_id == machine.volume_key_id.hex()
+    assert second.record.reference_set == "debian-forky"
+    shared = {name for name in first.documents if first.documents[name] == second.documents[name]}
+    assert shared == {"manifest", "manifest-signature", "policy", "identity", "firmware-log", "userspace-log", "token"}
+
+
+def test_nothing_is_written_in_check_mode_but_the_verdict_is_the_same(
+    honest: Attestation, ledger: Ledger, record: Callable[..., Result]
+) -> None:
+    assert record(honest, enrol=True, write=False).verdict is Verdict.TRUSTED
+    Recorder(ledger, "web1", write=False).unjudged({"verdict": "unknown"})
+    assert ledger.head().sequence == 0
+
+
+def test_one_tpm_behind_two_hosts_makes_both_untrusted_until_it_is_approved(
+    honest: Attestation, machine: Any, grounds: Grounds, ledger: Ledger, record: Callable[..., Result], ek: str
+) -> None:
+    record(honest, enrol=True)
+    clone = record(attest(machine, grounds), "web2", enrol=True)
+    assert clone.verdict is Verdict.UNTRUSTED
+    assert status(clone, IDENTITY) is Status.FAILED
+    ledger.append(Identity("web2", "ek-certificate", ek))
+    assert record(attest(machine, grounds)).verdict is Verdict.UNTRUSTED
+    ledger.decide(Decision("web2", Action.RETIRE_HOST, "ann", "renamed"))
+    assert record(attest(machine, grounds)).verdict is Verdict.TRUSTED
+
+
+def test_another_tpm_behind_a_known_host_is_untrusted_until_it_is_approved(
+    honest: Attestation, other: Any, grounds: Grounds, ledger: Ledger, record: Callable[..., Result]
+) -> None:
+    record(honest, enrol=True)
+    stranger = attest(other, grounds)
+    assert stranger.result.verdict is Verdict.TRUSTED
+    for options in ({}, {"enrol": True}):
+        assert record(stranger, **options).verdict is Verdict.UNTRUSTED
+    assert [entry.record.anchor for entry in ledger.entries(kind=Kind.ATTESTATION)][1:] == [None, None]
+    ledger.decide(Decision("web1", Action.APPROVE_IDENTITY, "ann", "rebuilt", key=stranger.result.keys.ek))
+    ledger.decide(Decision("web1", Action.RENEW_VOLUME, "ann", "rebuilt", volume="fde-crypt"))
+    assert record(attest(other, grounds)).verdict is Verdict.TRUSTED
+
+
+@pytest.mark.parametrize("part", ["generation", "state", "reset_count"])
+def test_a_tpm_that_went_back_is_untrusted(
+    honest: Attestation, machine: Any, grounds: Grounds, ledger: Ledger, record: Callable[..., Result], part: str
+) -> None:
+    now = honest.result.anchor
+    assert now is not None
+    ahead = replace(now, **{part: getattr(now, part) + 1})
+    record(honest, enrol=True, result=replace(honest.result, anchor=ahead))
+    result = record(attest(machine, grounds))
+    assert result.verdict is Verdict.UNTRUSTED
+    assert status(result, FRESHNESS) is Status.FAILED
+
+
+def test_keys_and_anchor_that_were_not_proved_are_not_recorded(
+    machine: Any, grounds: Grounds, ledger: Ledger, record: Callable[..., Result], honest: Attestation
+) -> None:
+    lying = attest(machine, grounds, activated=base64.b64encode(bytes(32)).decode())
+    record(lying, "web2", enrol=True)
+    record(attest(machine, replace(grounds, authorities=())), "web3", enrol=True)
+    assert list(ledger.entries(kind=Kind.IDENTITY)) == []
+    record(honest, enrol=True)
+    record(honest, result=replace(honest.result, keys=None, anchor=CertifiedAnchor(2**64 - 1, 2, 9)))
+    highest = ledger.highest_anchor("web1", "fde-crypt")
+    assert highest is not None
+    assert highest.generation == 0
+
+
+def test_an_untrusted_machine_is_not_enrolled(
+    machine: Any, grounds: Grounds, ledger: Ledger, record: Callable[..., Result]
+) -> None:
+    assert record(attest(machine, replace(grounds, strategy="overlay")), enrol=True).verdict is Verdict.UNTRUSTED
+    assert list(ledger.entries(kind=Kind.IDENTITY)) == []
+
+
+def test_first_use_is_recorded_then_approved_then_trusted(
+    machine: Any, grounds: Grounds, ledger: Ledger, record: Callable[..., Result], ek: str
+) -> None:
+    bare = replace(allowing(grounds, FIRST_USE), authorities=())
+    assert record(attest(machine, bare), enrol=True, first_use=True).verdict is Verdict.UNKNOWN
+    (identity,) = ledger.entries(kind=Kind.IDENTITY)
+    assert (identity.record.road, identity.record.ek) == ("first-use", ek)
+    assert ledger.approval("web1") is None
+    ledger.decide(Decision("web1", Action.APPROVE_IDENTITY, "ann", "compared with the console", key=ek))
+    found = ledger.approval("web1")
+    assert found is not None
+    approval = Approval("web1", ek, "ann", found.recorded)
+    result = record(attest(machine, replace(bare, allowed=replace(bare.allowed, approval=approval))), first_use=True)
+    assert (result.verdict, result.road) == (Verdict.TRUSTED, "first-use")
+    ledger.decide(Decision("web1", Action.RETIRE_HOST, "ann", "gone"))
+    assert ledger.approval("web1") is None
+
+
+# --- judged again
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def today(signed: tuple[bytes, bytes, bytes], grounds: Grounds) -> Today:
+    return Today([signed[2]], grounds.authorities)
+
+
+def test_a_verdict_is_reached_again_from_the_ledger(
+    honest: Attestation, ledger: Ledger, record: Callable[..., Result], today: Today
+) -> None:
+    record(honest, enrol=True)
+    found = audit(ledger, today, ledger.head(), ["web1", "web9"])
+    assert (found.sound, found.judged, found.findings) == (True, 1, ())
+    assert found.inventory.new == ("web9",)
+    assert audit(ledger, Today(), hosts=[]).inventory.missing == ("web1",)
+
+
+def test_an_authority_that_is_trusted_no_more_shows_in_an_audit(
+    honest: Attestation, ledger: Ledger, record: Callable[..., Result], today: Today
+) -> None:
+    record(honest, enrol=True)
+    assert [finding.doubt for finding in audit(ledger, replace(today, authorities=())).findings] == [Doubt.VERDICT]
+    assert not audit(ledger, replace(today, manifest_keys=())).sound
+
+
+def test_a_copied_attestation_and_a_false_record_show_in_an_audit(
+    honest: Attestation, ledger: Ledger, record: Callable[..., Result], today: Today
+) -> None:
+    record(honest, enrol=True)
+    entry = ledger.latest("web1")
+    assert entry is not None
+    documents = ledger.documents(entry)
+    ledger.append(replace(entry.record, root_hash="00" * 32), documents)
+    ledger.append(replace(entry.record, host="web2"), {})
+    doubts = {finding.doubt for finding in audit(ledger, today, whole_history=True).findings}
+    assert doubts == {Doubt.COPIED, Doubt.RECORD, Doubt.VERDICT}
+
+
+@pytest.mark.parametrize("name", ["manifest", "manifest-signature", "challenge", "policy", "identity", "evidence"])
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{}", b'{"version":1}', b"\xff", b"[" * 100_000])
+def test_a_document_that_was_tampered_with_is_refused(
+    honest: Attestation, signed: tuple[bytes, bytes, bytes], today: Today, name: str, content: bytes
+) -> None:
+    documents = {**honest.documents(*signed[:2]), name: content}
+    with pytest.raises(AppraisalError):
+        judge_again(documents, today)
+
+
+def test_a_challenge_without_its_time_zone_or_with_other_pcrs_is_refused(
+    honest: Attestation, signed: tuple[bytes, bytes, bytes], today: Today
+) -> None:
+    documents = honest.documents(*signed[:2])
+    challenge = json.loads(documents["challenge"])
+    for changes in ({"judged": "2026-11-24T00:00:00"}, {"pcrs": [True]}, {"pcrs": 7}, {"nonce": 1}, {"more": 1}):
+        changed = json.dumps({**challenge, **changes}).encode()
+        with pytest.raises(AppraisalError):
+            judge_again({**documents, "challenge": changed}, today)
+
+
+@pytest.mark.parametrize(
+    "more", [{"more": "A" * 20_000_000}, {"hydration": {"hydrated": 1, "total": 2, "x": "B" * 100}}]
+)
+def test_an_answer_with_more_than_was_asked_for_is_not_kept(
+    machine: Any, grounds: Grounds, more: dict[str, Any]
+) -> None:
+    with pytest.raises(AppraisalError, match="does not belong there"):
+        attest(machine, grounds, **more)
+
+
+def test_what_is_kept_of_an_answer_is_small(machine: Any, grounds: Grounds, signed: tuple[bytes, bytes, bytes]) -> None:
+    documents = attest(machine, grounds).documents(*signed[:2])
+    assert sum(map(len, documents.values())) < 1_000_000
+    assert judge_again(documents, Today()).verdict is Verdict.TRUSTED

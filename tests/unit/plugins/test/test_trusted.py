@@ -1,0 +1,123 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What ``cvm.fde.trusted`` takes for trust, and everything that it does not."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from typing import Any
+
+import pytest
+from ansible_collections.cvm.fde.plugins.test.trusted import trusted
+from hypothesis import given
+from hypothesis import strategies as st
+
+NOW = datetime.datetime.now(datetime.timezone.utc)
+CHECKS = [{"name": "quote_nonce", "status": "passed", "reason": "it answers"}]
+
+
+def entry(host: str = "web1", **changes: Any) -> dict[str, Any]:
+    return {"host": host, "verdict": "trusted", "checks": copy.deepcopy(CHECKS), **changes}
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    return {"verdict": "trusted", "failed": False, "changed": False, "report": entry(), **changes}
+
+
+def report(*entries: Any, **changes: Any) -> dict[str, Any]:
+    return {"version": 1, "created": NOW.strftime("%Y-%m-%dT%H:%M:%SZ"), "hosts": list(entries), **changes}
+
+
+def test_a_registered_result_of_a_trusted_host_is_trusted() -> None:
+    assert trusted(result())
+    assert trusted("web1", result())
+
+
+def test_a_host_is_found_in_a_report_and_in_the_result_that_carries_it() -> None:
+    found = report(entry(), entry("web2", verdict="untrusted"))
+    assert trusted("web1", found)
+    assert trusted("web1", {"report": found, "failed": True})
+    assert not trusted("web2", found)
+
+
+UNTRUSTED: dict[str, Any] = {
+    "nothing": None,
+    "true": True,
+    "a word": "trusted",
+    "empty": {},
+    "only a verdict": {"verdict": "trusted"},
+    "another verdict": result(verdict="untrusted"),
+    "another verdict inside": result(report=entry(verdict="unknown")),
+    "skipped": result(skipped=True),
+    "failed": result(failed=True),
+    "unreachable": result(unreachable=True),
+    "another host's": result(report=entry("web2")),
+    "no checks": result(report=entry(checks=[])),
+    "checks as text": result(report=entry(checks="passed")),
+    "checks of other forms": result(report=entry(checks=["passed"])),
+    "a check that is unknown": result(report=entry(checks=[*CHECKS, {"name": "pcr_4", "status": "unknown"}])),
+    "a check that failed": result(report=entry(checks=[*CHECKS, {"name": "pcr_4", "status": "failed"}])),
+    "an empty report": report(),
+    "a host twice": report(entry(), entry()),
+    "a host twice, once distrusted": report(entry(), entry(verdict="untrusted")),
+    "an entry of another form": report(entry(), "web1"),
+    "a later version": report(entry(), version=2),
+    "hosts as an object": report(hosts={"web1": entry()}),
+    "a skipped report": {"report": report(entry()), "skipped": True},
+}
+
+
+@pytest.mark.parametrize("name", UNTRUSTED)
+def test_everything_else_is_not_trusted(name: str) -> None:
+    assert trusted("web1", UNTRUSTED[name]) is False
+
+
+@pytest.mark.parametrize("name", set(UNTRUSTED) - {"another host's"})
+def test_a_result_alone_is_looked_at_as_closely(name: str) -> None:
+    assert trusted(UNTRUSTED[name]) is False
+
+
+def test_a_host_without_a_result_is_not_trusted() -> None:
+    assert not trusted("web1")
+    assert not trusted("trusted")
+
+
+@pytest.mark.parametrize(
+    ("age", "limit", "expected"),
+    [(0, 60, True), (120, 60, False), (-3600, 60, False), (0, 0.0, False), (0, "60", False)],
+)
+def test_a_report_may_be_asked_for_its_age(age: int, limit: Any, expected: bool) -> None:
+    created = (datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=age)).strftime(
+        "%Y-%m-%dT%H:%M:%SZ"
+    )
+    assert trusted("web1", report(entry(), created=created), max_age=limit) is expected
+
+
+@pytest.mark.parametrize("created", [None, 1, "", "yesterday", "2026-11-23"])
+def test_a_report_without_a_time_has_no_age(created: Any) -> None:
+    assert not trusted("web1", report(entry(), created=created), max_age=1e9)
+
+
+def test_a_result_has_no_age() -> None:
+    assert not trusted("web1", result(), max_age=1e9)
+    assert not trusted(result(), max_age=1e9)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["web1", "trusted", "passed", "hosts"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["host", "hosts", "verdict", "report", "checks", "version"]), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(values, values)
+def test_anything_at_all_is_answered_and_never_trusted(found: Any, attested: Any) -> None:
+    # None of these has a check that passed: the word "status" is not among them.
+    assert trusted(found, attested) is False
