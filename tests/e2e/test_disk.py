@@ -97,6 +97,7 @@ def flip_in_kernel_image(guest: Guest) -> None:
 def replace_volume(guest: Guest) -> None:
     """An attacker's own LUKS2 volume, its key sealed by the guest's own TPM under the policy of the image."""
     secret = guest.folder / "attacker.key"
+    secret.touch(mode=0o600)
     secret.write_bytes(secrets.token_bytes(32))
     with open(guest.folder / "attacker.luks", "wb") as file:
         file.truncate(64 * MIB)
@@ -104,7 +105,7 @@ def replace_volume(guest: Guest) -> None:
     tpm = Background(guest.folder / "attacker.pid")
     tpm.start(
         [*tool("swtpm"), "socket", "--tpm2", "--tpmstate", "dir=tpm", "--flags", "not-need-init,startup-clear"]
-        + ["--server", "type=unixio,path=attacker.sock"],
+        + ["--server", "type=unixio,path=attacker.sock", "--ctrl", "type=unixio,path=attacker.sock.ctrl"],
         cwd=guest.folder,
         output=guest.folder / "attacker.log",
     )
@@ -160,7 +161,7 @@ def fates(asleep: Asleep, sealed: Sealed) -> Iterator[dict[str, str]]:
             Guest.create(guest.name, sealed.image)
         change(guest)
         begun = time.monotonic()
-        guest.start()
+        guest.start(once=True)
         try:
             # Nothing but the firmware's refusal leaves a guest on and silent, and then there is nothing to wait for.
             guest.wait_login(patience=45 if name == "kernel" else 180)

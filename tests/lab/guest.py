@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Iterable, Optional
+from typing import Callable, Iterable, Optional, Sequence
 
 from .cache import BUILD, remove
 from .keys import keys
@@ -125,10 +125,13 @@ class Guest:
 
     # Power
 
-    def start(self) -> None:
-        """Switch the guest on and wait until its firmware speaks; a machine that says nothing is tried once more."""
+    def start(self, once: bool = False) -> None:
+        """Switch the guest on and wait until its firmware speaks; a machine that says nothing is tried once more.
+
+        With ``once`` it goes off where it would start again by itself, as a kernel does that gave up.
+        """
         for last in (False, True):
-            self._start()
+            self._start(("-action", "reboot=shutdown") if once else ())
             try:
                 self._wait(lambda: bool(self.serial.boot()), "never said a word", FIRST_WORD)
                 return
@@ -138,7 +141,7 @@ class Guest:
                     raise
                 say(f"{self.name}: nothing on the serial line, trying once more")
 
-    def _start(self) -> None:
+    def _start(self, extra: Sequence[str]) -> None:
         if self.running:
             raise LabError(f"guest {self.name} is on already")
         self._tpm.stop()
@@ -147,7 +150,7 @@ class Guest:
         self._await_socket("tpm.sock", self._tpm)
         self.serial.begin_boot()
         self._machine.start(
-            [*words, "-name", f"{self.name},process={self.name}", *accelerator(), *devices(self.hardware)],
+            [*words, "-name", f"{self.name},process={self.name}", *accelerator(), *devices(self.hardware), *extra],
             cwd=self.folder,
             output=self.folder / "qemu.log",
             env=environment,
