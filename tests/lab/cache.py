@@ -11,7 +11,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Optional
 
 from .progress import step
 
@@ -49,10 +49,11 @@ def lock(name: str) -> Iterator[None]:
         yield
 
 
-def cached(what: str, name: str, recipe: str, make: Callable[[Path], None]) -> Path:
+def cached(what: str, name: str, recipe: str, make: Callable[[Path], None], keep: Optional[int] = None) -> Path:
     """Return ``build/NAME-RECIPE``, made first by ``make`` when it is not there.
 
     ``make`` gets a path of the same suffix that does not exist yet. It takes the final name only when it is complete.
+    With ``keep`` only that many of this name stay, the newest; the others belong to earlier states of the code.
     """
     stem, dot, suffix = name.partition(".")
     path = BUILD / f"{stem}-{recipe}{dot}{suffix}"
@@ -66,6 +67,10 @@ def cached(what: str, name: str, recipe: str, make: Callable[[Path], None]) -> P
         with step(f"building {what}"):
             make(partial)
         partial.rename(path)
+        if keep is not None:
+            known = sorted(BUILD.glob(f"{stem}-*{dot}{suffix}"), key=lambda each: each.stat().st_ctime, reverse=True)
+            for old in known[keep:]:
+                remove(old)
     return path
 
 

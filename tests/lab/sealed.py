@@ -50,7 +50,7 @@ class Sealed:
 def prepared_tree() -> Path:
     """Return the tree of the base image with the boot agent in it."""
     recipe = digest(base_tree().name, CORE, CHECKOUT / "roles/image/files", *PREPARES)
-    return cached("the tree with the boot agent", "prepared", recipe, _prepare)
+    return cached("the tree with the boot agent", "prepared", recipe, _prepare, keep=2)
 
 
 def sealed_image() -> Sealed:
@@ -58,7 +58,7 @@ def sealed_image() -> Sealed:
     tree = prepared_tree()
     enrolled = list(secure_boot_contents(keys()).values())
     recipe = digest(tree.name, tools_tree().name, COMMAND_LINE, Path(__file__), *SEALS, *enrolled)
-    return Sealed(cached("the sealed image", "sealed", recipe, lambda at: _seal(tree, at)))
+    return Sealed(cached("the sealed image", "sealed", recipe, lambda at: _seal(tree, at), keep=2))
 
 
 def _prepare(tree: Path) -> None:

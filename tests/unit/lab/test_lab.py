@@ -9,7 +9,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from ansible_collections.cvm.fde.tests.lab.cache import digest
+import pytest
+from ansible_collections.cvm.fde.tests.lab import cache
+from ansible_collections.cvm.fde.tests.lab.cache import cached, digest
 from ansible_collections.cvm.fde.tests.lab.process import Background
 from ansible_collections.cvm.fde.tests.lab.serial import SerialLog, Silence
 
@@ -65,6 +67,31 @@ def test_a_process_is_known_while_it_runs(tmp_path: Path) -> None:
     assert process.pid is not None and os.path.exists(f"/proc/{process.pid}")
     process.stop()
     assert process.pid is None
+
+
+def test_a_thing_is_built_once_and_only_the_newest_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "BUILD", tmp_path)
+    made: list[str] = []
+
+    def make(at: Path) -> None:
+        made.append(at.name)
+        at.write_text("content")
+
+    paths = [cached("a thing", "thing.raw", recipe, make, keep=2) for recipe in ("one", "two", "two", "three")]
+    assert len(made) == 3
+    assert [path.exists() for path in paths] == [False, True, True, True]
+
+
+def test_what_was_not_finished_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "BUILD", tmp_path)
+
+    def fail(at: Path) -> None:
+        at.write_text("half")
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        cached("a thing", "thing", "one", fail)
+    assert cached("a thing", "thing", "one", lambda at: at.mkdir() or None).is_dir()
 
 
 def test_a_recipe_changes_with_the_name_mode_and_content_of_its_files(tmp_path: Path) -> None:
