@@ -6,6 +6,7 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 # Images, device-mapper and guests need root.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
+APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -q
 # The newest Python that the machine has.
 HOST_PYTHON := $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
@@ -16,8 +17,8 @@ help: ## say what there is
 	@sed -n 's/^\([a-z0-9]*\):.* ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: ## install the Debian packages and the virtual environment that are missing
-	$(if $(HOST_PYTHON),,$(error Python >= 3.11 is needed: apt-get install python3))
-	@$(HOST_PYTHON) tests/lab/setup.py
+	$(if $(HOST_PYTHON),,@echo "setup: installing python3"; $(APT) update && $(APT) install --yes python3)
+	@$(or $(HOST_PYTHON),python3) tests/lab/setup.py
 
 demo: setup ## seal an image, boot two guests from it, attest them, show the fleet
 	@$(LAB) demo
