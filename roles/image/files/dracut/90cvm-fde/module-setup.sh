@@ -60,11 +60,13 @@ install() {
 _install_measurement() {
     local _unit
     for _unit in tpm2.target systemd-pcrphase-initrd.service systemd-pcrosseparator.service systemd-pcrextend.socket \
-        systemd-pcrextend@.service systemd-tpm2-setup-early.service; do
+        systemd-pcrextend@.service systemd-tpm2-setup-early.service systemd-pcrnvdone.service; do
         inst_multiple -o "$systemdsystemunitdir/$_unit" "$systemdsystemunitdir/$_unit.d/*.conf" \
             "$systemdsystemunitdir/initrd.target.wants/$_unit" "$systemdsystemunitdir/sysinit.target.wants/$_unit" \
             "$systemdsystemunitdir/sockets.target.wants/$_unit"
     done
+    # The NV indexes of systemd's further measurements can only be started here.
+    inst_multiple -o "/usr/lib/nvpcr/*.nvpcr"
 }
 
 _install_libraries() {
