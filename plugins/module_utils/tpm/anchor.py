@@ -34,6 +34,7 @@ _LAYOUT = struct.Struct(">4sBBHQQ32s32s32s32s")
 _MAGIC = b"CVFA"
 _VERSION = 1
 _CLEAN = 1
+_COMPLETE = 2
 SIZE = _LAYOUT.size
 
 
@@ -65,7 +66,10 @@ class AnchorError(FdeError):
 
 @dataclass(frozen=True)
 class Anchor:
-    """The content of the index; digests are 32 bytes, zero where nothing is pinned."""
+    """The content of the index; digests are 32 bytes, zero where nothing is pinned.
+
+    ``complete`` says that everything of the image is in the volume: what it was made from is never asked again.
+    """
 
     state: State
     header_current: bytes = bytes(32)
@@ -75,6 +79,7 @@ class Anchor:
     generation: int = 0
     reservation: int = 0
     clean: bool = False
+    complete: bool = False
 
     def marshal(self) -> bytes:
         """Return the 152 bytes of the NV index, big endian."""
@@ -82,7 +87,7 @@ class Anchor:
             _MAGIC,
             _VERSION,
             self.state,
-            _CLEAN if self.clean else 0,
+            (_CLEAN if self.clean else 0) | (_COMPLETE if self.complete else 0),
             self.generation,
             self.reservation,
             self.header_current,
@@ -99,9 +104,10 @@ class Anchor:
         magic, version, state, flags, generation, reservation, current, following, superblock, key = _LAYOUT.unpack(
             content
         )
-        if magic != _MAGIC or version != _VERSION or flags & ~_CLEAN or state not in tuple(State):
+        if magic != _MAGIC or version != _VERSION or flags & ~(_CLEAN | _COMPLETE) or state not in tuple(State):
             raise AnchorError("the anchor", "its content is not of a known version", _START_OVER)
-        return cls(State(state), current, following, key, superblock, generation, reservation, bool(flags & _CLEAN))
+        clean, complete = bool(flags & _CLEAN), bool(flags & _COMPLETE)
+        return cls(State(state), current, following, key, superblock, generation, reservation, clean, complete)
 
     def ready(self, header: bytes, volume_key_id: bytes) -> Anchor:
         """Return this anchor once the volume is complete."""

@@ -96,7 +96,7 @@ def test_a_signed_phase_writes_the_anchor_and_anyone_reads_it(esys: Any, signer:
     anchors.define(esys, key)
     first = Anchor(State.INITIALIZING)
     anchors.write(esys, key, signed(signer, b"enter-initrd"), first)
-    then = replace(first.ready(PHASE, bytes(range(32))), generation=7, clean=True)
+    then = replace(first.ready(PHASE, bytes(range(32))), generation=7, clean=True, complete=True)
     anchors.write(esys, key, signed(signer, b"enter-initrd"), then)
     assert anchors.probe(esys, key) == anchors.Found(
         Standing.OURS, then, anchors.anchor_name(key, policies.bound_values(esys))
