@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
+from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from instance import Lab, make_lab, make_sealed, run
 from software_tpm import Tpm
 
 RESULTS = Path("/exchange/results.jsonl")
@@ -86,3 +90,42 @@ def tpm(tmp_path: Path) -> Iterator[Tpm]:
     """A software TPM that lives as long as the test."""
     with Tpm.start(tmp_path / "tpm") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def signer() -> rsa.RSAPrivateKey:
+    """The key of the image builder that signs PCR policies."""
+    return rsa.generate_private_key(65537, 2048)
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A disk image with ESP, verity data and verity hashes, and its root hash."""
+    return make_sealed(tmp_path_factory.mktemp("sealed"))
+
+
+@pytest.fixture
+def lab(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> Lab:
+    """An instance that was never booted."""
+    return make_lab(tmp_path, sealed, signer)
+
+
+@pytest.fixture(scope="module")
+def installed_once(
+    tmp_path_factory: pytest.TempPathFactory, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
+) -> Path:
+    """The directory of an instance that has had its first boot."""
+    directory = tmp_path_factory.mktemp("installed")
+    instance = make_lab(directory, sealed, signer)
+    with instance.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+    return directory
+
+
+@pytest.fixture
+def installed(installed_once: Path, lab: Lab) -> Lab:
+    """An instance after its first boot, for one test: a copy of the disk and of the TPM's state."""
+    run("cp", "--sparse=always", str(installed_once / "disk"), str(lab.image))
+    for state in installed_once.glob("tpm2-*"):
+        run("cp", str(state), str(lab.directory))
+    return lab

@@ -1,0 +1,294 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A machine with a sealed image: a real disk image, a real device-mapper and a software TPM.
+
+A *boot* here is: reset the TPM, extend PCR 11 as systemd does in the initrd, set up the verity root, run the agent, and
+take everything down again. udev, systemd as process 1 and firmware are left to whole boots.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tpm2_pytss as tss
+from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
+from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine, Paths, this_machine
+from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
+from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
+from ansible_collections.cvm.fde.plugins.module_utils.dm import clone
+from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import PolicyKey, pcr_policy
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+
+MIB = 1 << 20
+DISK_SIZE = 640 * MIB
+ESP_ID, ESP_SIZE = uuid.UUID("0e5ba5e0-0000-4000-8000-000000000001"), 8 * MIB
+ROOT_SIZE, HASH_SIZE = 64 * MIB, 8 * MIB
+PLAINTEXT = b"this sentence stands in the image and must never reach the encrypted partition " * 64
+
+
+def run(*argv: str, **options: Any) -> bytes:
+    return subprocess.run(argv, check=True, stdout=subprocess.PIPE, **options).stdout
+
+
+@dataclass
+class Lab:
+    """A disk with a sealed image, a TPM and the files that systemd-stub would leave."""
+
+    directory: Path
+    root_hash: str
+    signer: rsa.RSAPrivateKey
+    device: str = ""
+
+    @property
+    def tcti(self) -> str:
+        return f"swtpm:path={self.directory}/tpm"
+
+    @property
+    def image(self) -> Path:
+        return self.directory / "disk"
+
+    @property
+    def partition(self) -> str:
+        return f"{self.device}p4"
+
+    @property
+    def machine(self) -> Machine:
+        paths = Paths(
+            command_line=str(self.directory / "cmdline"),
+            public_key=str(self.directory / "public.pem"),
+            signatures=str(self.directory / "signatures.json"),
+            state=self.directory / "state",
+            secure_boot=str(self.directory / "SecureBoot"),
+        )
+        environment = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}
+        return this_machine(SubprocessRunner(environment=environment), paths, self.tcti)
+
+    def anchor_exists(self) -> bool:
+        with self._tpm(), opened(self.tcti) as esys:
+            return anchors.probe(esys, self.machine.key).standing is not Standing.ABSENT
+
+    def anchor(self) -> anchors.Found:
+        with opened(self.tcti) as esys:
+            return anchors.probe(esys, self.machine.key)
+
+    @contextlib.contextmanager
+    def booting(self) -> Iterator[Machine]:
+        """Be in the initrd of one boot; afterwards nothing of it is left but disk and TPM."""
+        with self._tpm(), self._measurements(), self._disk():
+            yield self.machine
+
+    @contextlib.contextmanager
+    def _tpm(self) -> Iterator[None]:
+        address = f"{self.directory}/tpm"
+        process = subprocess.Popen(
+            [
+                "swtpm",
+                "socket",
+                "--tpm2",
+                "--tpmstate",
+                f"dir={self.directory}",
+                "--flags",
+                "not-need-init,startup-clear",
+            ]
+            + ["--server", f"type=unixio,path={address}", "--ctrl", f"type=unixio,path={address}.ctrl"]
+            + ["--pid", f"file={address}.pid"]
+        )
+        try:
+            wait_for(Path(f"{address}.pid"))
+            with opened(self.tcti) as esys:
+                extend(esys, b"enter-initrd")
+            yield
+        finally:
+            end(process)
+            for path in (address, f"{address}.ctrl", f"{address}.pid"):
+                Path(path).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _measurements(self) -> Iterator[None]:
+        """Serve systemd's socket for measurements, and start with an empty log."""
+        socket = Path("/run/systemd/io.systemd.PCRExtend")
+        Path(self.machine.paths.measurements).unlink(missing_ok=True)
+        server = subprocess.Popen(
+            ["systemd-socket-activate", "--accept", f"--listen={socket}", "--fdname=varlink"]
+            + ["-E", "SYSTEMD_FORCE_MEASURE=1"]
+            + ["/usr/lib/systemd/systemd-pcrextend", f"--tpm2-device={self.tcti}"],
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_for(socket)
+            yield
+        finally:
+            end(server)
+            socket.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        self.device = run("losetup", "--find", "--show", "--partscan", str(self.image)).decode().strip()
+        try:
+            data, hashes_ = f"{self.device}p2", f"{self.device}p3"
+            run("veritysetup", "open", data, "root", hashes_, self.root_hash)
+            yield
+        finally:
+            mapper = self.machine.mapper
+            clone.disassemble(mapper)
+            for name in ("fde-crypt", "fde-crypt_dif", "root"):
+                if mapper.find(name) is not None:
+                    mapper.remove(name)
+            run("losetup", "--detach", self.device)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+
+
+def wait_for(*paths: Path) -> None:
+    for _attempt in range(1000):
+        if all(path.exists() for path in paths):
+            return
+        time.sleep(0.01)
+    raise TimeoutError(str(paths))
+
+
+def extend(esys: Any, word: bytes, pcr: int = 11) -> None:
+    digest = tss.TPMT_HA(hashAlg=tss.TPM2_ALG.SHA256)
+    digest.digest.sha256 = hashlib.sha256(word).digest()
+    esys.pcr_extend(tss.ESYS_TR.PCR0 + pcr, tss.TPML_DIGEST_VALUES([digest]))
+
+
+def make_sealed(directory: Path) -> tuple[Path, str]:
+    """Make a disk image with ESP, verity data and verity hashes in ``directory``; return it and its root hash."""
+    data, tree, image = directory / "data", directory / "hash", directory / "disk"
+    content = directory / "content"
+    content.mkdir()
+    (content / "plaintext").write_bytes(PLAINTEXT)
+    for path, size in ((data, ROOT_SIZE), (tree, HASH_SIZE), (image, DISK_SIZE)):
+        with path.open("wb") as file:
+            file.truncate(size)
+    run("mkfs.ext4", "-q", "-b", "4096", "-d", str(content), str(data))
+    output = run("veritysetup", "format", str(data), str(tree)).decode()
+    root_hash = next(line.split()[-1] for line in output.splitlines() if line.startswith("Root hash"))
+    ids = uuid.UUID(root_hash[:32]), uuid.UUID(root_hash[32:])
+    places = (MIB, MIB + ESP_SIZE, MIB + ESP_SIZE + ROOT_SIZE)
+    table = gpt.new_table(
+        uuid.uuid4(),
+        DISK_SIZE,
+        (
+            gpt.Partition(1, gpt.ESP, ESP_ID, places[0], ESP_SIZE),
+            gpt.Partition(2, gpt.ROOT_X86_64, ids[0], places[1], ROOT_SIZE),
+            gpt.Partition(3, gpt.ROOT_VERITY_X86_64, ids[1], places[2], HASH_SIZE),
+        ),
+    )
+    with image.open("r+b") as disk:
+        for offset, block in gpt.encode_table(table):
+            disk.seek(offset)
+            disk.write(block)
+        for place, source in ((places[1], data), (places[2], tree)):
+            disk.seek(place)
+            disk.write(source.read_bytes())
+    return image, root_hash
+
+
+def make_lab(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey, strategy: str = "clone") -> Lab:
+    """Return an instance of the sealed image that was never booted."""
+    image, root_hash = sealed
+    run("cp", "--sparse=always", str(image), str(tmp_path / "disk"))
+    (tmp_path / "cmdline").write_text(f"roothash={root_hash} root=/dev/mapper/fde-root rw fde.strategy={strategy}\n")
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    pem = signer.public_key().public_bytes(serialization.Encoding.PEM, form)
+    (tmp_path / "public.pem").write_bytes(pem)
+    (tmp_path / "SecureBoot").write_bytes(b"\x06\0\0\0\x01")
+    value = hashlib.sha256(bytes(32) + hashlib.sha256(b"enter-initrd").digest()).digest()
+    digest = pcr_policy(11, value)
+    entry = {
+        "pcrs": [11],
+        "pkfp": PolicyKey.from_pem(pem).pkfp,
+        "pol": digest.hex(),
+        "sig": base64.b64encode(signer.sign(digest, padding.PKCS1v15(), hashes.SHA256())).decode(),
+    }
+    (tmp_path / "signatures.json").write_text(json.dumps({"sha256": [entry]}))
+    return Lab(tmp_path, root_hash, signer)
+
+
+def write_file(name: str, content: bytes) -> None:
+    with mounted() as root:
+        (root / name).write_bytes(content)
+
+
+@contextlib.contextmanager
+def mounted() -> Iterator[Path]:
+    root = Path("/run/mounted-root")
+    root.mkdir(exist_ok=True)
+    run("mount", "-t", "ext4", "/dev/mapper/fde-root", str(root))
+    try:
+        yield root
+    finally:
+        run("umount", str(root))
+
+
+class PowerCut(Exception):
+    """The machine lost power."""
+
+
+class CutRunner(SubprocessRunner):
+    """Loses power right before the first program whose arguments begin as ``before``."""
+
+    def __init__(self, before: tuple[str, ...], environment: dict[str, str]) -> None:
+        super().__init__(environment=environment)
+        self._before = before
+
+    def run(self, argv: Any, **options: Any) -> Any:
+        words = [os.path.basename(argv[0]), *argv[1:]]
+        if all(word in words for word in self._before):
+            raise PowerCut(" ".join(self._before))
+        return super().run(argv, **options)
+
+
+def refused(instance: Lab) -> str:
+    """Boot and return the code of the refusal; nothing may be open afterwards that was not before."""
+    with instance.booting() as machine:
+        with pytest.raises(Refusal) as caught:
+            boot(machine)
+        assert machine.mapper.find("fde-root") is None
+        return caught.value.code
+
+
+def change(instance: Lab, offset: int) -> None:
+    """Flip a bit of the encrypted partition, from the host's side."""
+    with instance.image.open("r+b") as disk:
+        table = gpt.read_table(disk, DISK_SIZE, "disk")
+        [partition] = table.of_type(gpt.FDE)
+        disk.seek(partition.offset + offset)
+        [byte] = disk.read(1)
+        disk.seek(partition.offset + offset)
+        disk.write(bytes([byte ^ 1]))
+
+
+def add_partition(instance: Lab, kind: uuid.UUID) -> None:
+    """Add a partition behind the others, from the host's side."""
+    with instance.image.open("r+b") as disk:
+        table = gpt.read_table(disk, DISK_SIZE, "disk")
+        start = max(one.end for one in table.partitions) + 64 * MIB
+        added = gpt.Partition(len(table.partitions) + 1, kind, uuid.uuid4(), start, 64 * MIB)
+        for offset, block in gpt.encode_table(replace(table, partitions=(*table.partitions, added))):
+            disk.seek(offset)
+            disk.write(block)
