@@ -203,7 +203,7 @@ def test_the_contents_of_an_index_that_was_never_defined_are_absent(esys: Any, s
         b"CVFB" + Anchor(State.READY).marshal()[4:],
         b"CVFA\x01\x00" + bytes(146),
         b"CVFA\x01\x03" + bytes(146),
-        b"CVFA\x01\x02\x00\x02" + bytes(144),
+        b"CVFA\x01\x02\x00\x04" + bytes(144),
         bytes(152),
     ],
 )
