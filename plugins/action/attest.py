@@ -18,12 +18,12 @@ from ansible.plugins.action import ActionBase
 
 from ..plugin_utils.appraisal.case import Grounds
 from ..plugin_utils.appraisal.errors import AppraisalError
-from ..plugin_utils.appraisal.policy import Naming, Result, Status, Verdict
+from ..plugin_utils.appraisal.judgement import Naming, Result, Status, Verdict
 from ..plugin_utils.appraisal.reference import load_reference
 from ..plugin_utils.appraisal.roads.choice import OFFERED, Allowed
 from ..plugin_utils.appraisal.roads.first_use import Approval
 from ..plugin_utils.appraisal.roads.trust import RoadName
-from ..plugin_utils.appraisal.rules import DEFAULT_PCRS
+from ..plugin_utils.appraisal.rules.table import DEFAULT_PCRS
 from ..plugin_utils.attestation import Attestation, check_pcrs
 from ..plugin_utils.control_node import authorities_of, imported, small_file, told
 from ..plugin_utils.report import check_entry, entry, quoted, reasons, unjudged

@@ -16,8 +16,8 @@ from .appraisal.case import BANK, Challenge, Grounds
 from .appraisal.credential import SECRET_SIZE, make_credential
 from .appraisal.errors import AppraisalError
 from .appraisal.evidence import Hydration, Identity, parse_evidence, parse_identity
-from .appraisal.policy import Result, appraise
-from .appraisal.rules import REQUIRED_PCRS
+from .appraisal.judgement import Result, appraise
+from .appraisal.rules.table import REQUIRED_PCRS
 from .appraisal.structures import parse_public
 from .case_file import answer_documents, canonical, policy_document
 

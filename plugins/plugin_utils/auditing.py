@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Iterable, Iterator, Mapping, Optional, Sequence
 
 from .appraisal.errors import AppraisalError
-from .appraisal.policy import Result, Status, Verdict
+from .appraisal.judgement import Result, Status, Verdict
 from .case_file import Today, judge_again
 from .ledger.chain import Head
 from .ledger.ledger import Ledger

@@ -31,7 +31,7 @@ from .appraisal.documents import parse_json
 from .appraisal.endorsement import load_authorities
 from .appraisal.errors import AppraisalError
 from .appraisal.evidence import Fields, Hydration, parse_evidence, parse_identity
-from .appraisal.policy import Result, appraise
+from .appraisal.judgement import Result, appraise
 from .appraisal.reference import load_reference, parse_manifest
 from .appraisal.roads.choice import Allowed
 from .appraisal.roads.first_use import Approval

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Mapping, Optional
 
 from ..module_utils.agent.machine import VOLUME
-from .appraisal.policy import Check, Naming, Result, Status, Verdict, verdict_of
+from .appraisal.judgement import Check, Naming, Result, Status, Verdict, verdict_of
 from .appraisal.roads.trust import RoadName
 from .ledger.ledger import Conclusion, Ledger, Past
 from .ledger.records import TEXT_LIMIT, Anchor, Attestation, Identity

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from .appraisal.evidence import Hydration
-from .appraisal.policy import Check, Naming, Result, Status, Verdict
+from .appraisal.judgement import Check, Naming, Result, Status, Verdict
 
 VERSION = 1
 #: What no two machines may share, and the check that fails when they do.

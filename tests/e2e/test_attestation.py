@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import Result, Verdict
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Result, Verdict
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import load_reference
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules import DEFAULT_PCRS
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS
 from ansible_collections.cvm.fde.plugins.plugin_utils.attestation import Attestation
 from ansible_collections.cvm.fde.tests.lab.ansible import LOCAL, inventory, playbook
 from ansible_collections.cvm.fde.tests.lab.guest import Guest

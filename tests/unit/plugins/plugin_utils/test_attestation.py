@@ -23,9 +23,9 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import 
     parse_identity,
     parse_token,
 )
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import Verdict
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Verdict
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import parse_manifest
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules import DEFAULT_PCRS
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS
 from ansible_collections.cvm.fde.plugins.plugin_utils.attestation import Attestation, check_pcrs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

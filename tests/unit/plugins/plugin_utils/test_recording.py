@@ -17,12 +17,17 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import CertifiedAnchor, Result, Status, Verdict
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import (
+    CertifiedAnchor,
+    Result,
+    Status,
+    Verdict,
+)
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import parse_manifest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice import Allowed
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.first_use import Approval
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules import DEFAULT_PCRS
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS
 from ansible_collections.cvm.fde.plugins.plugin_utils.attestation import Attestation
 from ansible_collections.cvm.fde.plugins.plugin_utils.auditing import Doubt, audit
 from ansible_collections.cvm.fde.plugins.plugin_utils.case_file import Today, judge_again

@@ -13,8 +13,14 @@ from typing import Any
 
 import pytest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import Hydration
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import Check, Result, Status, Verdict, verdict_of
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules import ROAD, RULES
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import (
+    Check,
+    Result,
+    Status,
+    Verdict,
+    verdict_of,
+)
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import ROAD, RULES
 from ansible_collections.cvm.fde.plugins.plugin_utils.report import (
     UNIQUE,
     entry,

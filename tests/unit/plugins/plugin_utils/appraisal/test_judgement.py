@@ -20,15 +20,15 @@ import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import policy
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import judgement
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Challenge, Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential import make_credential
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import parse_evidence, parse_identity
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import Status, Verdict
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Status, Verdict
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import parse_manifest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import digest
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules import DEFAULT_PCRS, RULES
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS, RULES
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
 
 NONCE = bytes(range(32))
@@ -46,8 +46,8 @@ class Answers:
     challenge: Challenge
     grounds: Grounds
 
-    def appraise(self) -> policy.Result:
-        return policy.appraise(
+    def appraise(self) -> judgement.Result:
+        return judgement.appraise(
             parse_identity(self.identity), parse_evidence(self.evidence), self.challenge, self.grounds
         )
 
@@ -86,11 +86,11 @@ def good(machine: Any, grounds: Grounds) -> Answers:
     return ask(machine, grounds)
 
 
-def failed(result: policy.Result) -> set[str]:
+def failed(result: judgement.Result) -> set[str]:
     return {check.name for check in result.checks if check.status is Status.FAILED}
 
 
-def reason(result: policy.Result, name: str) -> str:
+def reason(result: judgement.Result, name: str) -> str:
     return next(check.reason for check in result.checks if check.name == name)
 
 

@@ -17,7 +17,8 @@ from .case import Case, Challenge, Grounds
 from .errors import AppraisalError, Undecided
 from .evidence import Evidence, Identity
 from .roads.trust import RoadName, digest
-from .rules import Rule, rules_for
+from .rules.rule import Rule
+from .rules.table import rules_for
 
 _T = TypeVar("_T")
 

@@ -1,0 +1,52 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The anchor: does the TPM remember the volume, in a place that only the image can write."""
+
+from __future__ import annotations
+
+import hmac
+
+from ....module_utils.tpm.anchor import SIZE, State, anchor_name
+from ..case import BANK, Case
+from ..errors import AppraisalError
+from ..structures import qualified_name, verify_by
+from .rule import Rule
+
+
+def _anchor_signature(case: Case) -> str:
+    verify_by(case.attestation, case.certified.signature, case.certification.raw)
+    if case.certification.qualified_signer != qualified_name(case.attestation):
+        raise AppraisalError(
+            "other-signer", "the certification of the anchor names another signer than the attestation key"
+        )
+    if not hmac.compare_digest(case.certification.extra_data, case.challenge.nonce):
+        raise AppraisalError("other-nonce", "the certification of the anchor answers another nonce")
+    now, then = case.quote.clock, case.certification.clock
+    if (now.reset_count, now.restart_count) != (then.reset_count, then.restart_count):
+        raise AppraisalError("other-boot", "quote and certification of the anchor are not from the same boot")
+    return "the attestation key certified it under the nonce of this round"
+
+
+def _anchor_policy(case: Case) -> str:
+    expected = anchor_name(case.reference.policy_key, case.evidence.values[BANK])
+    if not hmac.compare_digest(case.certification.index_name, expected):
+        raise AppraisalError(
+            "foreign-anchor", "what is at the anchor's place is not an anchor of this image, booted as in this boot"
+        )
+    if case.certification.offset != 0 or len(case.certification.contents) != SIZE:
+        raise AppraisalError("foreign-anchor", "the certification does not cover the whole anchor")
+    return "only signed phases of the image, booted as in this boot, can have written it"
+
+
+def _anchor_state(case: Case) -> str:
+    if case.anchor.state is not State.READY:
+        raise AppraisalError("anchor-not-ready", "the volume's creation was never finished")
+    return f"it is ready, at generation {case.anchor.generation}"
+
+
+RULES = (
+    Rule("anchor_signature", ("attestation_key", "quote_signature"), _anchor_signature),
+    Rule("anchor_policy", ("anchor_signature", "quote_digest", "pcr_7", "pcr_12"), _anchor_policy),
+    Rule("anchor_state", ("anchor_policy",), _anchor_state),
+)

@@ -1,0 +1,82 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The boot: do the logs explain the PCRs, and are those the image's."""
+
+from __future__ import annotations
+
+from ..case import Case
+from ..errors import AppraisalError, Undecided
+from ..reference import PHASE_READY, Reference
+from ..replay import Replay
+from ..structures import Values
+from .rule import SIGNED, Rule, enforced, explain, listed
+
+
+def _firmware_log(case: Case) -> str:
+    log = case.grounds.cache.firmware(case.evidence.firmware_log)
+    if log is None:
+        raise Undecided("the machine's firmware has no event log")
+    return f"{len(log.events)} events up to and after leaving the boot services (event {log.boundary})"
+
+
+def _userspace_log(case: Case) -> str:
+    log = case.grounds.cache.userspace(case.evidence.userspace_log)
+    if log is None:
+        raise Undecided("the machine has no log of systemd's measurements")
+    if not case.evidence.userspace_complete:
+        raise Undecided("systemd's log is marked incomplete: a writer died")
+    return f"{len(log.records)} measurements"
+
+
+def _log_replay(case: Case) -> str:
+    return explain(case.replay, case.evidence.values)
+
+
+def _secure_boot(case: Case) -> str:
+    return enforced(case.replay)
+
+
+def _pcr_4(case: Case) -> str:
+    return listed(case.evidence.values, 4, case.reference.pcr_4)
+
+
+def _pcr_7(case: Case) -> str:
+    return secure_boot_configuration(case.evidence.values, case.replay, case.reference)
+
+
+def secure_boot_configuration(values: Values, replay: Replay, reference: Reference) -> str:
+    if reference.pcr_7 is not None:
+        return listed(values, 7, reference.pcr_7)
+    if reference.signer is None:
+        raise Undecided("the manifest lists no value of PCR 7 and names no Secure Boot certificate")
+    if replay.secure_boot().authorities != {reference.signer}:
+        raise AppraisalError(
+            "pcr-7", "the image was not admitted by the certificate that the manifest names, and it alone"
+        )
+    return "only the certificate that the manifest names admitted what was started"
+
+
+def _pcr_11(case: Case) -> str:
+    return listed(case.evidence.values, 11, frozenset((case.reference.pcr_11[PHASE_READY],)))
+
+
+def _pcr_12(case: Case) -> str:
+    return listed(case.evidence.values, 12, case.reference.pcr_12)
+
+
+def _pcr_13(case: Case) -> str:
+    return listed(case.evidence.values, 13, case.reference.pcr_13)
+
+
+RULES = (
+    Rule("firmware_log", (), _firmware_log),
+    Rule("userspace_log", (), _userspace_log),
+    Rule("log_replay", (*SIGNED, "firmware_log", "userspace_log"), _log_replay),
+    Rule("secure_boot", ("log_replay",), _secure_boot),
+    Rule("pcr_4", SIGNED, _pcr_4),
+    Rule("pcr_7", ("log_replay",), _pcr_7),
+    Rule("pcr_11", SIGNED, _pcr_11),
+    Rule("pcr_12", SIGNED, _pcr_12),
+    Rule("pcr_13", SIGNED, _pcr_13),
+)

@@ -1,0 +1,135 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The volume: where its key was made, of what, and whether that key opened it in this boot."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from ....module_utils.agent.evidence import QUOTED_PCRS
+from ....module_utils.agent.machine import VOLUME
+from ....module_utils.agent.opening import VOLUME_KEY_PCR
+from ....module_utils.luks2.profile import AUTHENTICATED, LAYOUT
+from ....module_utils.tpm.anchor import INDEX, anchor_name
+from ..case import BANK, Case
+from ..errors import AppraisalError
+from ..reference import PHASE_INITRD
+from ..structures import qualified_name, same_selection, verify_by
+from .boot import secure_boot_configuration
+from .rule import Rule, enforced, explain, listed, match_digest
+
+
+def _evidence_signature(case: Case) -> str:
+    if not hmac.compare_digest(case.creation.attestation, case.attestation.raw):
+        raise AppraisalError("other-attestation-key", "the volume was made on another TPM")
+    verify_by(case.attestation, case.creation.quote.signature, case.creation_quote.raw)
+    if case.creation_quote.qualified_signer != qualified_name(case.attestation):
+        raise AppraisalError("other-signer", "the quote of the volume's creation names another signer")
+    return "the same attestation key signed it"
+
+
+def _evidence_claims(case: Case) -> str:
+    if not hmac.compare_digest(case.creation_quote.extra_data, hashlib.sha256(case.creation.claims.raw).digest()):
+        raise AppraisalError("other-claims", "the quote of the volume's creation was made for other claims")
+    return "the quote was made for these claims"
+
+
+def _evidence_pcrs(case: Case) -> str:
+    if not same_selection(case.creation_quote.selection, QUOTED_PCRS):
+        raise AppraisalError("other-selection", "the quote of the volume's creation covers other PCRs than the agent's")
+    match_digest(case.creation_quote, case.creation.values, case.attestation)
+    return "the PCR values are those that were quoted"
+
+
+def _evidence_replay(case: Case) -> str:
+    return explain(case.creation_replay, case.creation.values)
+
+
+def _evidence_phase(case: Case) -> str:
+    if case.creation.values[BANK][11] != case.reference.pcr_11[PHASE_INITRD]:
+        raise AppraisalError("other-phase", "the volume was not made in the initrd of this image")
+    return "it was made in the initrd of this image"
+
+
+def _evidence_boot(case: Case) -> str:
+    enforced(case.creation_replay)
+    listed(case.creation.values, 4, case.reference.pcr_4)
+    listed(case.creation.values, 12, case.reference.pcr_12)
+    return secure_boot_configuration(case.creation.values, case.creation_replay, case.reference)
+
+
+def _evidence_image(case: Case) -> str:
+    claims, expected = case.creation.claims, case.grounds.strategy or case.reference.strategy
+    if not hmac.compare_digest(claims.root_hash, case.reference.root_hash):
+        raise AppraisalError("other-root", "the volume was made from another root than the manifest's")
+    if claims.strategy != expected or case.reference.strategy != expected:
+        raise AppraisalError("other-strategy", "the root is not assembled by the strategy that is expected")
+    return "it holds the root of the manifest, by the strategy that is expected"
+
+
+def _evidence_encryption(case: Case) -> str:
+    claims = case.creation.claims
+    required = (VOLUME, AUTHENTICATED.encryption, AUTHENTICATED.integrity, LAYOUT.sector_size)
+    if (claims.volume, claims.cipher, claims.integrity, claims.sector_size) != required:
+        raise AppraisalError(
+            "weak-volume", "the volume was not made with the authenticated encryption that is required"
+        )
+    return "it is encrypted and authenticated as required"
+
+
+def _evidence_anchor(case: Case) -> str:
+    claims = case.creation.claims
+    then = anchor_name(case.reference.policy_key, case.creation.values[BANK])
+    names = (claims.anchor_name, case.certification.index_name)
+    if not all(hmac.compare_digest(name, then) for name in names) or claims.anchor_index.lower() != f"0x{INDEX:08x}":
+        raise AppraisalError("other-anchor", "the volume was made for another anchor")
+    return "it was made for this anchor"
+
+
+def _evidence_history(case: Case) -> str:
+    now, then = case.quote.clock, case.creation_quote.clock
+    same_boot = (now.reset_count, now.restart_count) == (then.reset_count, then.restart_count)
+    if now.reset_count < then.reset_count or (same_boot and now.safe and then.safe and now.clock < then.clock):
+        raise AppraisalError(
+            "tpm-rolled-back", "the TPM is older now than when the volume was made: its state went back"
+        )
+    return f"the TPM was reset {now.reset_count - then.reset_count} times since"
+
+
+def _volume_key(case: Case) -> str:
+    """Find the key in PCR 15 by its place, which the replay proves: what a record says of its digest is not measured.
+
+    The first measurement is made before anything of the volume runs. Whoever has another volume opened comes too late
+    for it, whatever is extended and said afterwards.
+    """
+    claims, userspace = case.creation.claims, case.replay.userspace
+    if any(event.pcr == VOLUME_KEY_PCR for event in case.replay.firmware.events):
+        raise AppraisalError("volume-key", f"the firmware measured something into PCR {VOLUME_KEY_PCR}")
+    first = userspace.digests(VOLUME_KEY_PCR, BANK)[:1] if userspace else ()
+    if not first or not hmac.compare_digest(first[0], claims.volume_key_id):
+        raise AppraisalError("volume-key", f"the first measurement in PCR {VOLUME_KEY_PCR} is not that of this volume")
+    measured = userspace.volume_keys(claims.volume, claims.luks_uuid, BANK, VOLUME_KEY_PCR) if userspace else ()
+    if len(measured) != 1:
+        raise AppraisalError("volume-key", f"the key of this volume was measured {len(measured)} times instead of once")
+    if not hmac.compare_digest(measured[0], claims.volume_key_id):
+        raise AppraisalError("volume-key", "the volume was opened with another key than it was made with")
+    if not hmac.compare_digest(case.anchor.volume_key_id, claims.volume_key_id):
+        raise AppraisalError("volume-key", "the anchor remembers another key than the volume was made with")
+    return "made with it, anchored with it, opened with it in this boot"
+
+
+RULES = (
+    Rule("evidence_signature", ("attestation_key",), _evidence_signature),
+    Rule("evidence_claims", ("evidence_signature",), _evidence_claims),
+    Rule("evidence_pcrs", ("evidence_signature",), _evidence_pcrs),
+    Rule("evidence_replay", ("evidence_pcrs",), _evidence_replay),
+    Rule("evidence_phase", ("evidence_pcrs",), _evidence_phase),
+    Rule("evidence_boot", ("evidence_pcrs", "evidence_replay"), _evidence_boot),
+    Rule("evidence_image", ("evidence_claims", "evidence_phase"), _evidence_image),
+    Rule("evidence_encryption", ("evidence_claims", "evidence_phase"), _evidence_encryption),
+    Rule("evidence_anchor", ("evidence_claims", "evidence_pcrs", "anchor_policy"), _evidence_anchor),
+    Rule("evidence_history", ("evidence_signature", "quote_signature"), _evidence_history),
+    Rule("volume_key", ("evidence_claims", "log_replay", "anchor_state"), _volume_key),
+)
