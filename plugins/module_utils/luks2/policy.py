@@ -13,22 +13,40 @@ from __future__ import annotations
 
 import base64
 import re
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any, Iterator, Mapping
 
-from ..errors import Refusal
-from ..tpm.policy import BOUND_PCRS
 from . import fields
+from .expectation import (
+    MAX_KEYSLOTS,
+    Expectation,
+    Judgement,
+    Reason,
+    TokenType,
+    Tpm2Binding,
+    Violation,
+    data_volume,
+    root_volume,
+)
 from .fields import is_count, shown
 from .header import Header
-from .profile import AUTHENTICATED, LAYOUT, Layout, Profile
+from .method import same_key
+
+__all__ = [
+    "Expectation",
+    "Judgement",
+    "Reason",
+    "TokenType",
+    "Tpm2Binding",
+    "Violation",
+    "data_volume",
+    "judge",
+    "root_volume",
+]
 
 #: Bytes of a stretched keyslot are a multiple of this, as are the places of areas.
 _BLOCK = 4096
 _STRIPES = 4000
 _HASHES = ("sha256", "sha512")
-_MAX_KEYSLOTS = 8
 #: Key derivation must not become a way to stop a machine: about ten seconds and one GiB at the most.
 _PBKDF2_MAXIMUM = 20_000_000
 _PBKDF2_MINIMUM_BOUND = 1_000
@@ -36,148 +54,6 @@ _PBKDF2_MINIMUM_PASSPHRASE = 100_000
 _ARGON2_MEMORY = range(32 << 10, (1 << 20) + 1)
 _ARGON2_TIME = range(4, 65)
 _ARGON2_CPUS = range(1, 5)
-
-
-class Reason(str, Enum):
-    """Why a sound header is refused."""
-
-    UNKNOWN_FIELD = "unknown-field"
-    MISSING_FIELD = "missing-field"
-    MALFORMED_FIELD = "malformed-field"
-    UUID = "uuid"
-    LABEL = "label"
-    METADATA_SIZE = "metadata-size"
-    NULL_CIPHER = "null-cipher"
-    KEYSLOT_COUNT = "keyslot-count"
-    KEYSLOT_TYPE = "keyslot-type"
-    KEYSLOT_KEY_SIZE = "keyslot-key-size"
-    KEYSLOT_CIPHER = "keyslot-cipher"
-    KEYSLOT_SPLITTER = "keyslot-splitter"
-    REENCRYPTION = "reencryption"
-    AREA_TYPE = "area-type"
-    AREA_BOUNDS = "area-bounds"
-    AREA_OVERLAP = "area-overlap"
-    KDF_TYPE = "kdf-type"
-    KDF_COST = "kdf-cost"
-    SEGMENT_COUNT = "segment-count"
-    SEGMENT_TYPE = "segment-type"
-    SEGMENT_BOUNDS = "segment-bounds"
-    SEGMENT_CIPHER = "segment-cipher"
-    SEGMENT_SECTOR_SIZE = "segment-sector-size"
-    SEGMENT_FLAGS = "segment-flags"
-    INTEGRITY = "integrity"
-    DIGEST_COUNT = "digest-count"
-    DIGEST_TYPE = "digest-type"
-    DIGEST_COVERAGE = "digest-coverage"
-    REQUIREMENTS = "requirements"
-    CONFIG_FLAGS = "config-flags"
-    CONFIG_SIZES = "config-sizes"
-    TOKEN_TYPE = "token-type"
-    TOKEN_COUNT = "token-count"
-    TOKEN_BINDING = "token-binding"
-    TOKEN_POLICY = "token-policy"
-
-
-class TokenType(str, Enum):
-    """The tokens that are known here; the value is the type in the header."""
-
-    TPM2 = "systemd-tpm2"
-    RECOVERY = "systemd-recovery"
-    EVIDENCE = "cvm-fde"
-
-
-@dataclass(frozen=True)
-class Tpm2Binding:
-    """What a TPM keyslot must be bound to. ``public_key`` is PEM, None accepts any."""
-
-    pcrs: tuple[int, ...] = (7,)
-    public_key_pcrs: tuple[int, ...] = (11,)
-    public_key: Optional[bytes] = None
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """What the header of one volume must say.
-
-    ``tokens`` gives the least and the most of each known type; a type that is not named must be absent.
-    ``passphrases`` does the same for the keyslots without a token. None stands for "any": ``layout.offset`` has no
-    such value, since the data must start where the caller's copy of the header area ended.
-    """
-
-    profile: Profile = AUTHENTICATED
-    layout: Layout = LAYOUT
-    uuid: Optional[str] = None
-    tokens: Mapping[TokenType, tuple[int, int]] = field(default_factory=dict)
-    passphrases: tuple[int, int] = (0, 0)
-    tpm2: Optional[Tpm2Binding] = None
-    flags: frozenset[str] = frozenset()
-
-
-def root_volume(
-    *,
-    uuid: Optional[str] = None,
-    public_key: Optional[bytes] = None,
-    profile: Profile = AUTHENTICATED,
-    layout: Layout = LAYOUT,
-) -> Expectation:
-    """Return what the root volume that the boot agent made must look like: one TPM keyslot, one evidence token."""
-    return Expectation(
-        profile=profile,
-        layout=layout,
-        uuid=uuid,
-        tokens={TokenType.TPM2: (1, 1), TokenType.EVIDENCE: (1, 1)},
-        tpm2=Tpm2Binding(pcrs=BOUND_PCRS, public_key=public_key),
-    )
-
-
-def data_volume(
-    *, uuid: Optional[str] = None, profile: Profile = AUTHENTICATED, layout: Layout = LAYOUT
-) -> Expectation:
-    """Return what any data volume must look like, by whatever it is unlocked: TPM, recovery key or passphrase."""
-    some = (0, _MAX_KEYSLOTS)
-    return Expectation(
-        profile=profile,
-        layout=layout,
-        uuid=uuid,
-        tokens={TokenType.TPM2: some, TokenType.RECOVERY: some},
-        passphrases=some,
-    )
-
-
-@dataclass(frozen=True)
-class Violation:
-    """One deviation: why, where in the JSON, and what was found."""
-
-    reason: Reason
-    where: str
-    found: str
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """All deviations of a header, in the order of the header."""
-
-    violations: tuple[Violation, ...]
-
-    @property
-    def accepted(self) -> bool:
-        return not self.violations
-
-    @property
-    def reasons(self) -> tuple[Reason, ...]:
-        """The distinct reasons, in order."""
-        return tuple(dict.fromkeys(violation.reason for violation in self.violations))
-
-    def require(self, subject: str) -> None:
-        """Raise ``Refusal`` with the code ``luks2-policy``, naming every reason, unless the header is accepted."""
-        if self.violations:
-            named = ", ".join(f"{violation.reason.value} at {violation.where}" for violation in self.violations)
-            raise Refusal(
-                "luks2-policy",
-                subject,
-                f"its LUKS2 header is not one this collection makes: {named}",
-                "Somebody changed it, or another program made it; do not open it",
-            )
 
 
 def judge(header: Header, expectation: Expectation) -> Judgement:
@@ -232,9 +108,11 @@ class _Judge:
         end = 2 * self._binary.size + int(config["keyslots_size"])
         if int(config["keyslots_size"]) % _BLOCK or end > self._expected.layout.offset:
             yield Violation(Reason.CONFIG_SIZES, "config.keyslots_size", config["keyslots_size"])
-        for flag in config.get("flags", []):
-            if flag not in self._expected.flags:
-                yield Violation(Reason.CONFIG_FLAGS, "config.flags", flag)
+        found, needed = set(config.get("flags", [])), self._expected.flags
+        for flag in sorted(found - needed - self._expected.optional_flags):
+            yield Violation(Reason.CONFIG_FLAGS, "config.flags", shown(flag))
+        for flag in sorted(needed - found):
+            yield Violation(Reason.CONFIG_FLAGS, "config.flags", f"no {flag}")
 
     def _segments(self, segments: Mapping[str, Any]) -> Iterator[Violation]:
         if list(segments) != ["0"]:
@@ -277,7 +155,7 @@ class _Judge:
             yield Violation(Reason.INTEGRITY, f"{where}.key_size", shown(integrity["key_size"]))
 
     def _keyslots(self, keyslots: Mapping[str, Any]) -> Iterator[Violation]:
-        if not 1 <= len(keyslots) <= _MAX_KEYSLOTS:
+        if not 1 <= len(keyslots) <= MAX_KEYSLOTS:
             yield Violation(Reason.KEYSLOT_COUNT, "keyslots", str(len(keyslots)))
         for name, keyslot in keyslots.items():
             yield from self._keyslot(name, keyslot)
@@ -403,23 +281,10 @@ class _Judge:
         return self._users(keyslot) > 0
 
     def _tpm2(self, where: str, token: Mapping[str, Any]) -> Iterator[Violation]:
-        binding = self._expected.tpm2
-        if binding is None:
-            return
-        expected = {
-            "tpm2-pcrs": sorted(binding.pcrs),
-            "tpm2_pubkey_pcrs": sorted(binding.public_key_pcrs),
-            "tpm2-pcr-bank": "sha256",
-        }
-        for name, value in expected.items():
-            if token.get(name) != value:
-                yield Violation(Reason.TOKEN_POLICY, f"{where}.{name}", shown(token.get(name)))
-        for name in ("tpm2-pin", "tpm2_pcrlock"):
-            if token.get(name, False):
-                yield Violation(Reason.TOKEN_POLICY, f"{where}.{name}", "true")
-        key = base64.b64decode(token.get("tpm2_pubkey", ""))
-        if not key or (binding.public_key is not None and _der(key) != _der(binding.public_key)):
-            yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2_pubkey", "another key" if key else "no key")
+        """Name what is wrong by the binding that fits best: one that fits is all a token needs."""
+        if self._expected.tpm2 is not None:
+            found = [list(_tpm2_deviations(where, token, binding)) for binding in self._expected.tpm2]
+            yield from min(found, key=len, default=[])
 
 
 def _fields(where: str, found: Mapping[str, Any], shape: fields.Shape) -> Iterator[Violation]:
@@ -450,7 +315,22 @@ def _evidence(where: str, token: Mapping[str, Any]) -> Iterator[Violation]:
         yield Violation(Reason.MALFORMED_FIELD, f"{where}.version", str(token["version"]))
 
 
-def _der(pem: bytes) -> bytes:
-    """The content of a PEM block, so that line breaks do not matter; what is no PEM equals only itself."""
-    match = re.fullmatch(rb"\s*-----BEGIN ([A-Z ]+)-----([A-Za-z0-9+/=\s]+)-----END \1-----\s*", pem)
-    return b"".join(match[2].split()) if match else pem
+def _tpm2_deviations(where: str, token: Mapping[str, Any], binding: Tpm2Binding) -> Iterator[Violation]:
+    signed = bool(binding.public_key_pcrs)
+    expected = {
+        "tpm2-pcrs": sorted(binding.pcrs),
+        "tpm2_pubkey_pcrs": sorted(binding.public_key_pcrs) if signed else None,
+        "tpm2-pcr-bank": "sha256",
+        "tpm2-pin": False,
+        "tpm2_pcrlock": binding.pcrlock,
+    }
+    for name, value in expected.items():
+        default = False if isinstance(value, bool) else None
+        if token.get(name, default) != value:
+            yield Violation(Reason.TOKEN_POLICY, f"{where}.{name}", shown(token.get(name)))
+    key = base64.b64decode(token.get("tpm2_pubkey", ""))
+    if not signed:
+        if key:
+            yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2_pubkey", "a key")
+    elif not key or (binding.public_key is not None and not same_key(key, binding.public_key)):
+        yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2_pubkey", "another key" if key else "no key")

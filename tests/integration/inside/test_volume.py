@@ -152,7 +152,7 @@ def _sealed(runner: Runner, device: str, tpm: Tpm, policy_key: PolicyKey) -> tup
     expected = Expectation(
         uuid=UUID,
         tokens={TokenType.TPM2: (1, 1), TokenType.EVIDENCE: (1, 1)},
-        tpm2=Tpm2Binding(public_key=policy_key.public_key.read_bytes()),
+        tpm2=(Tpm2Binding(public_key=policy_key.public_key.read_bytes()),),
     )
     return volume_key_id(volume_key, "fde-crypt", UUID), expected
 

@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from dataclasses import replace
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import Header, HeaderError
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Passphrase, Recovery, Tpm2
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.policy import (
     Expectation,
     Reason,
-    TokenType,
+    data_volume,
     judge,
     root_volume,
 )
@@ -57,10 +60,20 @@ def _tpm2(metadata):
     return metadata["tokens"]["0"]
 
 
-def _second_slot(metadata, **changes):
-    metadata["keyslots"]["2"] = json.loads(json.dumps(_slot(metadata)))
-    metadata["keyslots"]["2"]["area"].update(offset="1294336", **changes)
-    _digest(metadata)["keyslots"].append("2")
+def _second_slot(metadata, number="2", offset="1294336"):
+    metadata["keyslots"][number] = json.loads(json.dumps(_slot(metadata)))
+    metadata["keyslots"][number]["area"].update(offset=offset)
+    _digest(metadata)["keyslots"].append(number)
+
+
+def _recovery(metadata):
+    _second_slot(metadata)
+    metadata["tokens"]["2"] = {"type": "systemd-recovery", "keyslots": ["2"]}
+
+
+def _second_tpm2(metadata, **changes):
+    _second_slot(metadata)
+    metadata["tokens"]["2"] = {**json.loads(json.dumps(_tpm2(metadata))), "keyslots": ["2"], **changes}
 
 
 def _argon2(metadata, **changes):
@@ -257,19 +270,32 @@ ATTACKS = {
     ),
     "a second TPM token for the same keyslot": (
         lambda m: m["tokens"].update({"2": dict(_tpm2(m))}),
+        [Reason.TOKEN_BINDING],
+    ),
+    "a third TPM token": (
+        lambda m: m["tokens"].update({"2": dict(_tpm2(m)), "3": dict(_tpm2(m))}),
         [Reason.TOKEN_BINDING, Reason.TOKEN_COUNT],
+    ),
+    "a third piece of evidence": (
+        lambda m: m["tokens"].update({"2": dict(m["tokens"]["1"]), "3": dict(m["tokens"]["1"])}),
+        [Reason.TOKEN_COUNT],
     ),
     "evidence that is bound to a keyslot": (
         lambda m: m["tokens"]["1"].update(keyslots=["1"]),
         [Reason.TOKEN_BINDING],
     ),
     "no evidence": (lambda m: m["tokens"].pop("1"), [Reason.TOKEN_COUNT]),
-    "a recovery key": (
+    "a second recovery key": (
         lambda m: (
-            _second_slot(m),
-            m["tokens"].update({"2": {"type": "systemd-recovery", "keyslots": ["2"]}}),
+            _recovery(m),
+            _second_slot(m, number="3", offset="1679360"),
+            m["tokens"].update({"3": {"type": "systemd-recovery", "keyslots": ["3"]}}),
         ),
         [Reason.TOKEN_COUNT],
+    ),
+    "a recovery token for the TPM's keyslot": (
+        lambda m: m["tokens"].update({"2": {"type": "systemd-recovery", "keyslots": ["1"]}}),
+        [Reason.TOKEN_BINDING],
     ),
     "a TPM policy without PCR 7": (lambda m: _tpm2(m).update({"tpm2-pcrs": []}), [Reason.TOKEN_POLICY]),
     "a TPM policy without signed PCRs": (
@@ -347,11 +373,67 @@ def test_what_a_forger_writes_never_reaches_the_console_as_it_is(forger, expecte
     assert len(str(caught.value)) < 1000
 
 
-def test_more_tokens_are_accepted_where_they_are_expected(forger, public_key, expected):
-    edit, _reasons = ATTACKS["a recovery key"]
-    tokens = {**expected.tokens, TokenType.RECOVERY: (0, 1)}
-    wider = Expectation(uuid=UUID, tokens=tokens, tpm2=expected.tpm2)
-    assert judge(Header.parse(forger.edited(edit)), wider).accepted
+@pytest.mark.parametrize(
+    "edit",
+    [
+        _recovery,
+        _second_tpm2,
+        lambda m: m["tokens"].update({"2": dict(m["tokens"]["1"])}),
+    ],
+    ids=["a recovery key", "a second TPM keyslot", "the evidence of a recovery"],
+)
+def test_what_a_root_volume_may_have_besides_is_accepted(forger, expected, edit):
+    assert judge(Header.parse(forger.edited(edit)), expected).violations == ()
+
+
+def test_a_second_tpm_keyslot_may_be_bound_to_a_further_key_of_the_image_and_to_no_other(forger, public_key):
+    other = public_key.replace(b"A", b"B", 1)
+    header = Header.parse(forger.edited(lambda m: _second_tpm2(m, tpm2_pubkey=base64.b64encode(other).decode())))
+    assert judge(header, root_volume(public_key=public_key)).reasons == (Reason.TOKEN_POLICY,)
+    assert judge(header, root_volume(public_key=public_key, further_keys=[other])).accepted
+
+
+def _data(forger, methods, edit=lambda metadata: None, **options):
+    header = Header.parse(forger.edited(edit, forger.genuine("2.8.8-authenticated")))
+    return judge(header, data_volume(methods=methods, **options)).reasons
+
+
+def test_a_data_volume_has_exactly_the_unlock_methods_that_are_wanted(forger):
+    assert _data(forger, None) == ()
+    assert _data(forger, [Passphrase()]) == ()
+    assert _data(forger, []) == (Reason.KEYSLOT_COUNT,)
+    assert _data(forger, [Passphrase(), Recovery()]) == (Reason.TOKEN_COUNT,)
+    assert _data(forger, [Tpm2()]) == (Reason.TOKEN_COUNT, Reason.KEYSLOT_COUNT)
+
+
+def _methods(forger, public_key, changes, *methods):
+    """Judge the root's header as that of a data volume whose TPM token was changed."""
+
+    def edit(metadata):
+        metadata["tokens"].pop("1")
+        for name, value in changes.items():
+            _tpm2(metadata).update({name: value}) if value is not None else _tpm2(metadata).pop(name)
+
+    return judge(Header.parse(forger.edited(edit)), data_volume(methods=methods)).reasons
+
+
+def test_the_tpm_keyslot_of_a_data_volume_is_bound_as_it_is_wanted(forger, public_key):
+    signed = Tpm2(pcrs=(7, 12), public_key=public_key)
+    assert _methods(forger, public_key, {}, signed) == ()
+    for other in (Tpm2(pcrs=(7,), public_key=public_key), Tpm2(pcrs=(7, 12)), replace(signed, pcrlock=True)):
+        assert _methods(forger, public_key, {}, other) == (Reason.TOKEN_POLICY,)
+    unsigned = {"tpm2_pubkey": None, "tpm2_pubkey_pcrs": None}
+    assert _methods(forger, public_key, unsigned, Tpm2(pcrs=(7, 12))) == ()
+    assert _methods(forger, public_key, {"tpm2_pcrlock": True}, replace(signed, pcrlock=True)) == ()
+
+
+def test_a_volume_without_a_journal_says_so_in_its_header(forger):
+    def edit(metadata):
+        metadata["config"]["flags"] = ["no-journal"]
+
+    assert _data(forger, None, edit) == _data(forger, None, edit, journal=False) == ()
+    assert _data(forger, None, edit, journal=True) == (Reason.CONFIG_FLAGS,)
+    assert _data(forger, None, journal=False) == (Reason.CONFIG_FLAGS,)
 
 
 _PATHS = st.lists(st.integers(0, 30), min_size=1, max_size=5)
