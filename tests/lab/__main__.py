@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 from .demo import demo
-from .guest import GIB, Guest, boot, guests, together
+from .disks import BY_ID, GIB, SECTORS, DataDisk
+from .guest import Guest, boot, guests, together
 from .images import base_image
 from .process import LabError
 from .sealed import prepared_tree, sealed_image
-from .trees import base_tree, tools_tree
+from .trees import SUITE, SUITES, base_tree, tools_tree
 
 
 def main(argv: list[str]) -> int:
@@ -29,12 +30,21 @@ def main(argv: list[str]) -> int:
 
 
 def _up(args: argparse.Namespace) -> None:
-    image = args.image or base_image()
+    image = args.image or base_image(args.suite, args.sector)
     known = {guest.name for guest in guests()}
 
     def one(guest: Guest) -> None:
         if guest.name not in known or args.new:
-            Guest.create(guest.name, image, size=args.size * GIB, cpus=args.cpus, memory=args.memory)
+            Guest.create(
+                guest.name,
+                image,
+                size=args.size * GIB,
+                cpus=args.cpus,
+                memory=args.memory,
+                interface=args.interface,
+                sector=args.sector,
+                disks=[DataDisk.parse(text) for text in args.disk],
+            )
         if not guest.running:
             boot(guest, args.until)
 
@@ -62,7 +72,19 @@ def _console(args: argparse.Namespace) -> int:
 
 def _list(_: argparse.Namespace) -> None:
     for guest in guests():
-        print(f"{guest.name:12} {'on' if guest.running else 'off':4} ssh port {guest.hardware.port:<6} {guest.folder}")
+        try:
+            port = str(guest.hardware.port)
+        except LabError:
+            port = "?"
+        print(f"{guest.name:12} {'on' if guest.running else 'off':4} ssh port {port:<6} {guest.folder}")
+
+
+def _sealed(args: argparse.Namespace) -> Path:
+    return sealed_image(args.suite, args.strategy, args.recovery, args.sector).image
+
+
+def _suite(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--suite", choices=SUITES, default=SUITE, help=f"release of Debian (default: {SUITE})")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,9 +95,19 @@ def _parser() -> argparse.ArgumentParser:
 
     up = commands.add_parser("up", help="make and boot guests, all at once, until ssh answers")
     up.add_argument("names", nargs="+", metavar="NAME")
-    up.add_argument("--image", type=Path, help="raw image (default: the general-purpose base image)")
+    up.add_argument("--image", type=Path, help="raw image (default: the general-purpose base image of the suite)")
+    _suite(up)
     up.add_argument("--new", action="store_true", help="replace guests that exist")
     up.add_argument("--size", type=int, default=8, help="size of the disk, GiB")
+    up.add_argument("--interface", choices=BY_ID, default="virtio", help="how the root disk is attached")
+    up.add_argument("--sector", type=int, choices=SECTORS, default=512, help="logical sectors of the root disk, bytes")
+    up.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        metavar="SIZE[,interface=NAME][,sector=BYTES][,serial=TEXT]",
+        help="a further disk, as in 2G or 512M,interface=nvme,sector=4096 (more than one: repeat it)",
+    )
     up.add_argument("--cpus", type=int, default=2)
     up.add_argument("--memory", type=int, default=1536, help="MiB")
     up.add_argument("--until", metavar="REGEX", help="wait for this on the serial line, not for ssh")
@@ -102,14 +134,22 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("list", help="list the guests").set_defaults(run=_list)
     for name, what, path in (
-        ("tools", "tree of tools", tools_tree),
-        ("tree", "tree of the base image", base_tree),
-        ("image", "base image", base_image),
-        ("prepared", "tree with the boot agent", prepared_tree),
-        ("sealed", "sealed image", lambda: sealed_image().image),
+        ("tools", "tree of tools", lambda _: tools_tree()),
+        ("tree", "tree of the base image", lambda args: base_tree(args.suite)),
+        ("image", "base image", lambda args: base_image(args.suite, args.sector)),
+        ("prepared", "tree with the boot agent", lambda args: prepared_tree(args.suite, args.strategy)),
+        ("sealed", "sealed image", _sealed),
     ):
         command = commands.add_parser(name, help=f"build the {what} when it is missing, and print its path")
-        command.set_defaults(run=lambda _, path=path: print(path()))
+        command.set_defaults(run=lambda args, path=path: print(path(args)))
+        if name != "tools":
+            _suite(command)
+        if name in ("image", "sealed"):
+            command.add_argument("--sector", type=int, choices=SECTORS, default=512, help="sectors of its disks, bytes")
+        if name in ("prepared", "sealed"):
+            command.add_argument("--strategy", help="the variable image_strategy of the role image")
+        if name == "sealed":
+            command.add_argument("--recovery", help="the variable image_recovery of the role image")
 
     commands.add_parser(
         "demo", help="seal an image, boot two guests from it, attest them, show the fleet"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Callable, Iterable, Optional, Sequence
 
 from .cache import BUILD, remove
+from .disks import GIB, DataDisk, Disk
 from .keys import keys
 from .machine import Hardware, accelerator, devices, qemu, swtpm, variables
 from .process import Background, LabError, run
@@ -25,7 +26,6 @@ from .serial import SerialLog, Silence
 from .tpm import manufacture
 
 GUESTS = BUILD / "guests"
-GIB = 1 << 30
 #: Seconds without a byte on the serial line after which a guest counts as hung.
 PATIENCE = 180.0
 #: Seconds until the firmware must have said something.
@@ -62,11 +62,25 @@ class Guest:
         object.__setattr__(self, "folder", GUESTS / self.name)
 
     @classmethod
-    def create(cls, name: str, image: Path, *, size: int = 8 * GIB, cpus: int = 2, memory: int = 1536) -> Guest:
+    def create(
+        cls,
+        name: str,
+        image: Path,
+        *,
+        size: int = 8 * GIB,
+        cpus: int = 2,
+        memory: int = 1536,
+        interface: str = "virtio",
+        sector: int = 512,
+        disks: Sequence[DataDisk] = (),
+    ) -> Guest:
         """Make a guest that is off: a copy of ``image`` on a disk of ``size`` bytes, a new TPM, the lab's firmware.
 
-        A guest of that name that exists already is stopped and replaced.
+        ``interface`` and ``sector`` say how the root disk is attached; the image must be one for such sectors.
+        ``disks`` are further, empty disks. A guest of that name that exists already is stopped and replaced.
         """
+        named = [disk if disk.serial else replace(disk, serial=f"data-{n}") for n, disk in enumerate(disks, 1)]
+        hardware = Hardware(cpus, memory, _free_port(), Disk(size, interface, sector, "fde-lab"), tuple(named))
         guest = cls(name)
         guest.delete()
         guest.folder.mkdir(parents=True)
@@ -75,17 +89,21 @@ class Guest:
             os.truncate(guest.disk, size)
         guest.variables.write_bytes(variables(keys()).read_bytes())
         manufacture(guest.folder, keys())
-        guest._describe(Hardware(cpus=cpus, memory=memory, port=_free_port()))
+        for disk in named:
+            with open(guest.data_disk(disk.serial), "wb") as file:
+                file.truncate(disk.size)
+        guest._describe(hardware)
         return guest
 
     def copy(self, name: str) -> Guest:
-        """Make another guest of this one's disk, firmware variables and TPM, while this one is off."""
+        """Make another guest of this one's disks, firmware variables and TPM, while this one is off."""
         if self.running:
             raise LabError(f"guest {self.name} is on: its disk and its TPM can only be copied while it is off")
         twin = Guest(name)
         twin.delete()
         twin.folder.mkdir(parents=True)
-        run(["cp", "-a", "--sparse=always", "--reflink=auto", self.disk, self.variables, self.tpm_state, twin.folder])
+        files = [self.disk, *(self.data_disk(disk.serial) for disk in self.hardware.disks)]
+        run(["cp", "-a", "--sparse=always", "--reflink=auto", *files, self.variables, self.tpm_state, twin.folder])
         twin._describe(replace(self.hardware, port=_free_port()))
         return twin
 
@@ -96,6 +114,10 @@ class Guest:
     def disk(self) -> Path:
         """The raw disk; change it only while the guest is off."""
         return self.folder / "disk.raw"
+
+    def data_disk(self, serial: str) -> Path:
+        """The raw further disk of this serial number; change it only while the guest is off."""
+        return self.folder / f"{serial}.raw"
 
     @property
     def variables(self) -> Path:
@@ -117,7 +139,11 @@ class Guest:
             known = json.loads((self.folder / "guest.json").read_text())
         except FileNotFoundError as error:
             raise LabError(f"there is no guest {self.name}; 'up' makes one, 'list' shows them") from error
-        return Hardware(**known)
+        except ValueError as error:
+            raise LabError(
+                f"{self.folder / 'guest.json'} is not readable; 'down --delete {self.name}' helps"
+            ) from error
+        return Hardware.read(known)
 
     @property
     def running(self) -> bool:

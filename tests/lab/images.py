@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 from .cache import cached, digest
 from .keys import Keys, keys
 from .process import LabError, run
-from .trees import base_tree, run_in, tools_tree
+from .trees import SUITE, base_tree, run_in, tools_tree, variant
 
 MIB = 1 << 20
-ESP_START, ESP_SIZE = 1 * MIB, 256 * MIB
-ROOT_START = ESP_START + ESP_SIZE
+ESP_START = 1 * MIB
+#: By the size of the disk's sectors. FAT32 has at least 65525 clusters, and none is smaller than a sector.
+ESP_SIZES = {512: 256 * MIB, 4096: 288 * MIB}
 ROOT_SIZE = 1536 * MIB
 #: Room after the last partition for the second copy of the partition table.
 TAIL = 1 * MIB
@@ -29,15 +31,43 @@ COMMAND_LINE = (
 )
 
 
-def base_image() -> Path:
+@dataclass(frozen=True)
+class Layout:
+    """Where the partitions of an image lie, for a disk with logical sectors of ``sector`` bytes."""
+
+    sector: int
+
+    @property
+    def esp_size(self) -> int:
+        return ESP_SIZES[self.sector]
+
+    @property
+    def root_start(self) -> int:
+        return ESP_START + self.esp_size
+
+    def table(self, root_id: str, esp_id: str) -> str:
+        """Return the script for sfdisk."""
+        return (
+            f"label: gpt\nsector-size: {self.sector}\n"
+            f'{self._span(ESP_START, self.esp_size)}, type={ESP_TYPE}, uuid={esp_id}, name="esp"\n'
+            f'{self._span(self.root_start, ROOT_SIZE)}, type={ROOT_TYPE}, uuid={root_id}, name="root"\n'
+        )
+
+    def _span(self, start: int, size: int) -> str:
+        return f"start={start // self.sector}, size={size // self.sector}"
+
+
+def base_image(suite: str = SUITE, sector: int = 512) -> Path:
     """Return the general-purpose image, the stand-in for what a cloud's marketplace offers."""
-    tree = base_tree()
-    recipe = digest(tree.name, Path(__file__), keys().certificate("db").read_text())
-    return cached("the base image", "base.raw", recipe, lambda at: pack(tree, at))
+    tree = base_tree(suite)
+    recipe = digest(tree.name, Path(__file__), keys().certificate("db").read_text(), sector)
+    name = variant("base.raw", suite, "4k" if sector == 4096 else "")
+    return cached(f"the base image ({suite})", name, recipe, lambda at: pack(tree, at, sector))
 
 
-def pack(tree: Path, image: Path) -> None:
+def pack(tree: Path, image: Path, sector: int = 512) -> None:
     """Write a bootable raw image of ``tree``; the tree gets an ``/etc/fstab`` as cloud images have one."""
+    layout = Layout(sector)
     root_id, esp_id = str(uuid.uuid4()), str(uuid.uuid4())
     (tree / "etc/fstab").write_text(
         f"PARTUUID={root_id} / ext4 rw,errors=remount-ro 0 1\nPARTUUID={esp_id} /boot/efi vfat defaults,nofail 0 2\n"
@@ -45,34 +75,31 @@ def pack(tree: Path, image: Path) -> None:
     (tree / "boot/efi").mkdir(exist_ok=True)
     image.unlink(missing_ok=True)
     with open(image, "wb") as file:
-        file.truncate(ROOT_START + ROOT_SIZE + TAIL)
-    _partition(image, root_id, esp_id)
-    options = f"offset={ROOT_START},lazy_itable_init=0,lazy_journal_init=0"
-    run(["mkfs.ext4", "-q", "-L", "root", "-d", tree, "-E", options, image, f"{ROOT_SIZE // 1024}k"])
-    kernel_image, esp = image.with_suffix(".efi"), image.with_suffix(".esp")
+        file.truncate(layout.root_start + ROOT_SIZE + TAIL)
+    script, kernel_image, esp = (image.with_suffix(suffix) for suffix in (".sfdisk", ".efi", ".esp"))
+    script.write_text(layout.table(root_id, esp_id))
+    _partition(image, script, sector)
+    options = f"offset={layout.root_start},lazy_itable_init=0,lazy_journal_init=0"
+    run(["mkfs.ext4", "-q", "-L", "root", "-d", tree, "-b", "4096", "-E", options, image, f"{ROOT_SIZE // 4096}"])
     _kernel_image(tree, f"root=PARTUUID={root_id} rw {COMMAND_LINE}", keys(), kernel_image)
-    _system_partition(kernel_image, esp)
+    _system_partition(kernel_image, esp, layout)
     run(["dd", f"if={esp}", f"of={image}", "bs=1M", f"seek={ESP_START // MIB}", "conv=notrunc,sparse", "status=none"])
-    kernel_image.unlink()
-    esp.unlink()
+    for file in (script, kernel_image, esp):
+        file.unlink()
 
 
-def _system_partition(kernel_image: Path, esp: Path) -> None:
+def _partition(image: Path, script: Path, sector: int) -> None:
+    # Only newer programs than Debian 12's make a table of other sectors than the file's.
+    command = f'exec sfdisk --quiet --sector-size {sector} "/mnt/$0" < "/mnt/$1"'
+    run_in(tools_tree(), ["sh", "-c", command, image.name, script.name], work=image.parent)
+
+
+def _system_partition(kernel_image: Path, esp: Path, layout: Layout) -> None:
     esp.unlink(missing_ok=True)
-    run(["mkfs.vfat", "-C", "-F", "32", "-n", "ESP", esp, str(ESP_SIZE // 1024)])
+    size = str(layout.esp_size // 1024)
+    run(["mkfs.vfat", "-C", "-F", "32", "-S", str(layout.sector), "-s", "1", "-n", "ESP", esp, size])
     run(["mmd", "-i", esp, "::/EFI", "::/EFI/BOOT"])
     run(["mcopy", "-i", esp, kernel_image, "::/EFI/BOOT/BOOTX64.EFI"])
-
-
-def _partition(image: Path, root_id: str, esp_id: str) -> None:
-    script = image.with_suffix(".sfdisk")
-    script.write_text(
-        "label: gpt\nsector-size: 512\n"
-        f'start={ESP_START // 512}, size={ESP_SIZE // 512}, type={ESP_TYPE}, uuid={esp_id}, name="esp"\n'
-        f'start={ROOT_START // 512}, size={ROOT_SIZE // 512}, type={ROOT_TYPE}, uuid={root_id}, name="root"\n'
-    )
-    run(["sh", "-c", 'exec sfdisk --quiet "$0" < "$1"', image, script])
-    script.unlink()
 
 
 def _kernel_image(tree: Path, command_line: str, lab: Keys, target: Path) -> None:

@@ -9,12 +9,13 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Mapping, Sequence
 
 from .cache import BUILD, cached, digest
+from .disks import GIB, DataDisk, Disk, attach
 from .keys import Keys, keys
 from .process import Background, Word, run
 from .progress import say
@@ -22,7 +23,6 @@ from .trees import LIBRARIES, tool, tools_tree
 
 FIRMWARE = "usr/share/OVMF/OVMF_CODE_4M.secboot.fd"
 VARIABLES = "usr/share/OVMF/OVMF_VARS_4M.fd"
-SECURE_BOOT_VARIABLES = ("PK", "KEK", "db", "dbx")
 SECURE_BOOT_VARIABLES = ("PK", "KEK", "db", "dbx")
 VARIABLES_TOOL = (sys.executable, "-m", "virt.firmware.vars", "--loglevel", "error")
 #: Five-level page tables only make emulation slower.
@@ -41,6 +41,16 @@ class Hardware:
     """MiB"""
     port: int = 0
     """TCP port of the host's loopback that leads to the guest's ssh port."""
+    root: Disk = Disk(8 * GIB, serial="fde-lab")
+    disks: tuple[DataDisk, ...] = ()
+
+    @classmethod
+    def read(cls, known: Mapping[str, Any]) -> Hardware:
+        """Read what ``asdict`` wrote, be it an older or a newer lab's: what is missing is as it was by default then."""
+        own = {field.name: known[field.name] for field in fields(cls) if field.name in known}
+        if "root" in own:
+            own["root"] = Disk(**own["root"])
+        return cls(**{**own, "disks": tuple(DataDisk(**disk) for disk in own.get("disks", ()))})
 
 
 def qemu() -> tuple[list[Word], dict[str, str]]:
@@ -69,9 +79,7 @@ def devices(hardware: Hardware) -> list[Word]:
         *board(),
         *("-drive", "if=pflash,unit=1,format=raw,file=variables.fd"),
         *("-smp", str(hardware.cpus), "-m", f"{hardware.memory}M"),
-        *("-blockdev", "driver=file,node-name=file,filename=disk.raw,aio=threads,discard=unmap,cache.no-flush=on"),
-        *("-blockdev", "driver=raw,node-name=disk,file=file,discard=unmap,cache.no-flush=on"),
-        *("-device", "virtio-blk-pci,drive=disk,bootindex=1,serial=fde-lab"),
+        *attach([(hardware.root, "disk.raw"), *((disk, f"{disk.serial}.raw") for disk in hardware.disks)]),
         *("-netdev", f"user,id=net,hostfwd=tcp:127.0.0.1:{hardware.port}-:22"),
         *("-device", "virtio-net-pci,netdev=net,romfile="),
         *("-device", "virtio-rng-pci"),

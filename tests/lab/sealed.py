@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Mapping, Optional
 
 from .ansible import LOCAL, inventory, playbook
 from .cache import CHECKOUT, cached, digest
@@ -15,12 +16,12 @@ from .images import COMMAND_LINE, pack
 from .keys import keys
 from .machine import secure_boot_contents
 from .process import LabError
-from .trees import base_tree, copy_tree, tools_tree
+from .trees import SUITE, base_tree, copy_tree, tools_tree, variant
 
 #: What of the collection decides what a sealed image is.
 CORE = CHECKOUT / "plugins/module_utils"
 PREPARES = [CHECKOUT / "plugins/modules/image_prepare.py", CHECKOUT / "plugins/action/image_prepare.py"]
-SEALS = [CHECKOUT / "plugins/modules/image_seal.py", CHECKOUT / "roles/image/tasks/seal.yml"]
+SEALS = [CHECKOUT / "plugins/modules/image_seal.py", CHECKOUT / "roles/image/tasks", CHECKOUT / "roles/image/defaults"]
 PREPARE_PLAYBOOK = Path(__file__).with_name("prepare.yml")
 
 
@@ -47,29 +48,46 @@ class Sealed:
         }
 
 
-def prepared_tree() -> Path:
-    """Return the tree of the base image with the boot agent in it."""
-    recipe = digest(base_tree().name, CORE, CHECKOUT / "roles/image/files", *PREPARES)
-    return cached("the tree with the boot agent", "prepared", recipe, _prepare, keep=2)
+def prepared_tree(suite: str = SUITE, strategy: Optional[str] = None) -> Path:
+    """Return the tree of the base image with the boot agent in it; parameters as in ``sealed_image``."""
+    recipe = digest(base_tree(suite).name, CORE, CHECKOUT / "roles/image/files", *PREPARES, strategy)
+    name = variant("prepared", suite, strategy or "")
+    what = f"the tree with the boot agent ({suite})"
+    return cached(what, name, recipe, lambda at: _prepare(suite, at, _variables(strategy=strategy)), keep=2)
 
 
-def sealed_image() -> Sealed:
-    """Return the sealed image, made first when there is none for this state of the checkout."""
-    tree = prepared_tree()
+def sealed_image(
+    suite: str = SUITE, strategy: Optional[str] = None, recovery: Optional[str] = None, sector: int = 512
+) -> Sealed:
+    """Return the sealed image, made first when there is none for this state of the checkout.
+
+    ``strategy`` and ``recovery`` are the variables ``image_strategy`` and ``image_recovery`` of the role ``image``;
+    None is what the role does by default. ``sector`` is the size of its disks' sectors, in bytes.
+    """
+    tree = prepared_tree(suite, strategy)
     enrolled = list(secure_boot_contents(keys()).values())
-    recipe = digest(tree.name, tools_tree().name, COMMAND_LINE, Path(__file__), *SEALS, *enrolled)
-    return Sealed(cached("the sealed image", "sealed", recipe, lambda at: _seal(tree, at), keep=2))
+    wanted = _variables(strategy=strategy, recovery=recovery)
+    recipe = digest(tree.name, tools_tree().name, COMMAND_LINE, Path(__file__), *SEALS, *enrolled, wanted, sector)
+    words = (suite, strategy or "", f"recovery-{recovery}" if recovery else "", "4k" if sector == 4096 else "")
+    what = f"the sealed image ({' '.join(word for word in words if word)})"
+    name = variant("sealed", *words)
+    return Sealed(cached(what, name, recipe, lambda at: _seal(tree, at, wanted, sector), keep=2))
 
 
-def _prepare(tree: Path) -> None:
-    copy_tree(base_tree(), tree)
+def _variables(**wanted: Optional[str]) -> dict[str, str]:
+    """Return variables of the role ``image``, without those that are left to the role."""
+    return {f"image_{name}": value for name, value in wanted.items() if value is not None}
+
+
+def _prepare(suite: str, tree: Path, wanted: Mapping[str, str]) -> None:
+    copy_tree(base_tree(suite), tree)
     log, resolver = tree.with_suffix(".log"), tree / "etc/resolv.conf"
     hosts = inventory(tree.with_suffix(".json"), {"image_builders": {"localhost": LOCAL}})
     link = resolver.readlink()
     resolver.unlink()
     shutil.copy("/etc/resolv.conf", resolver)
     try:
-        playbook(str(PREPARE_PLAYBOOK), hosts, {"image_root": str(tree)}, log=log)
+        playbook(str(PREPARE_PLAYBOOK), hosts, {"image_root": str(tree), **wanted}, log=log)
     finally:
         resolver.unlink()
         resolver.symlink_to(link)
@@ -77,14 +95,15 @@ def _prepare(tree: Path) -> None:
     log.unlink()
 
 
-def _seal(tree: Path, folder: Path) -> None:
+def _seal(tree: Path, folder: Path, wanted: Mapping[str, str], sector: int) -> None:
     folder.mkdir()
     raw = folder / "prepared.raw"
-    pack(tree, raw)
+    pack(tree, raw, sector)
     lab = keys()
     enrolled = [{"variable": name, "content": str(file)} for name, file in secure_boot_contents(lab).items()]
     builder = {
         **LOCAL,
+        **wanted,
         "image_src": str(raw),
         "image_dest": str(folder / "sealed.raw"),
         "image_name": "cvm.fde lab",

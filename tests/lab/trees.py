@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Directory trees of Debian forky: the tools that hosts are too old for, and the image that is going to be sealed."""
+"""Directory trees of Debian: the tools that hosts are too old for, and the images that are going to be sealed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from .cache import cached, digest, remove
 from .keys import keys
 from .process import run
 
+#: The suite of the tools, and of an image for which nothing else is asked: systemd 262, Linux 7.2, cryptsetup 2.8.
 SUITE = "forky"
+#: What images there are. trixie is what Debian's users have: systemd 257, Linux 6.12, Python 3.13.
+SUITES = (SUITE, "trixie")
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 MIRROR = os.environ.get("FDE_LAB_MIRROR", "http://deb.debian.org/debian")
 #: forky's Release file may be past its valid-until date.
@@ -49,11 +52,17 @@ def tools_tree() -> Path:
     return cached("the tree of tools", "tools", recipe, lambda at: _debian(at, TOOLS))
 
 
-def base_tree() -> Path:
+def base_tree(suite: str = SUITE) -> Path:
     """Return the unpacked general-purpose image; copy it before you change it (``copy_tree``)."""
     authorized = keys().ssh.with_suffix(".pub").read_text()
-    recipe = digest(SUITE, MIRROR, IMAGE, APT_OPTIONS, MASKED, OVERLAY, authorized)
-    return cached("the tree of the base image", "base", recipe, lambda at: _base(at, authorized))
+    recipe = digest(suite, MIRROR, IMAGE, APT_OPTIONS, MASKED, OVERLAY, authorized)
+    what = f"the tree of the base image ({suite})"
+    return cached(what, variant("base", suite), recipe, lambda at: _base(at, suite, authorized))
+
+
+def variant(name: str, *words: str) -> str:
+    """Return a name of what is built: a variant is named by its words, except by what is asked for by default."""
+    return "-".join([*(word for word in words if word and word != SUITE), name])
 
 
 def copy_tree(source: Path, target: Path) -> None:
@@ -79,8 +88,8 @@ def run_in(tree: Path, argv: Sequence[Union[str, Path]], work: Optional[Path] = 
     return run(["unshare", "--mount", "--propagation", "private", "sh", "-c", script, tree, *argv])
 
 
-def _base(tree: Path, authorized: str) -> None:
-    _debian(tree, IMAGE)
+def _base(tree: Path, suite: str, authorized: str) -> None:
+    _debian(tree, IMAGE, suite)
     for key in (tree / "etc/ssh").glob("ssh_host_*"):
         key.unlink()
     (tree / "etc/machine-id").write_text("")
@@ -92,9 +101,9 @@ def _base(tree: Path, authorized: str) -> None:
     run_in(tree, ["systemctl", "mask", *MASKED])
 
 
-def _debian(tree: Path, packages: Iterable[str]) -> None:
+def _debian(tree: Path, packages: Iterable[str], suite: str = SUITE) -> None:
     run(
         ["mmdebstrap", "--quiet", "--mode=root", "--variant=apt", f"--include={','.join(packages)}"]
         + [f"--aptopt={option}" for option in APT_OPTIONS]
-        + [SUITE, str(tree), MIRROR]
+        + [suite, str(tree), MIRROR]
     )

@@ -5,15 +5,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+from dataclasses import asdict
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from ansible_collections.cvm.fde.tests.lab import cache
+from ansible_collections.cvm.fde.tests.lab import cache, guest
 from ansible_collections.cvm.fde.tests.lab.cache import cached, digest
-from ansible_collections.cvm.fde.tests.lab.process import Background
+from ansible_collections.cvm.fde.tests.lab.disks import GIB, DataDisk, Disk, attach
+from ansible_collections.cvm.fde.tests.lab.images import Layout
+from ansible_collections.cvm.fde.tests.lab.machine import Hardware
+from ansible_collections.cvm.fde.tests.lab.process import Background, LabError
 from ansible_collections.cvm.fde.tests.lab.serial import SerialLog, Silence
+from ansible_collections.cvm.fde.tests.lab.trees import variant
 
 WAITING = b"\r\x1b[K[   \x1b[0;31m*\x1b[0;1;31m*\x1b[0m] (1 of 2) Job dev-x.device/start running (25s / no limit)\r\n"
 
@@ -105,3 +112,66 @@ def test_a_recipe_changes_with_the_name_mode_and_content_of_its_files(tmp_path: 
     file.rename(tmp_path / "elsewhere")
     seen.append(digest(tmp_path))
     assert len(set(seen)) == 4
+
+
+@pytest.mark.parametrize("interface", ["virtio", "nvme", "scsi"])
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_a_disk_is_attached_as_it_was_asked_for(interface: str, sector: int) -> None:
+    words = [str(word) for word in attach([(Disk(GIB), "disk.raw"), (Disk(GIB, interface, sector, "one"), "one.raw")])]
+    (device,) = [word for word in words if "serial=one" in word]
+    assert device.startswith({"virtio": "virtio-blk", "nvme": "nvme,", "scsi": "scsi-hd"}[interface])
+    assert f"logical_block_size={sector}" in device
+    assert ("virtio-scsi-pci,id=scsi" in words) == (interface == "scsi")
+    assert [word for word in words if "bootindex" in word] == [word for word in words if "drive=disk0" in word]
+
+
+def test_a_disk_is_described_by_one_word() -> None:
+    assert DataDisk.parse("2G") == DataDisk(2 * GIB)
+    described = DataDisk.parse("512M,serial=a-1,interface=nvme,sector=4096")
+    assert described == DataDisk(GIB // 2, "nvme", 4096, "a-1")
+    assert described.by_id == "/dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_a-1"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "G", "2", "2G,", "2G,colour=red", "2G,sector=1024", "2G,interface=ide", "2G,serial=a/b"]
+)
+def test_what_is_no_disk_is_refused_by_a_sentence(text: str) -> None:
+    with pytest.raises(LabError, match="disk|serial number"):
+        DataDisk.parse(text)
+
+
+def test_guests_of_other_states_of_the_lab_are_still_guests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest, "GUESTS", tmp_path)
+    for name, content in (
+        ("older", '{"cpus": 1, "memory": 512, "port": 7}'),
+        ("newer", '{"port": 8, "colour": "red"}'),
+        ("broken", "{"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "guest.json").write_text(content)
+    assert [each.name for each in guest.guests()] == ["broken", "newer", "older"]
+    assert guest.Guest("older").hardware == Hardware(1, 512, 7)
+    assert guest.Guest("newer").hardware == Hardware(port=8)
+    with pytest.raises(LabError, match="not readable"):
+        assert guest.Guest("broken").hardware
+
+
+def test_what_a_guest_is_made_of_is_remembered(tmp_path: Path) -> None:
+    hardware = Hardware(root=Disk(GIB, "nvme", 4096, "root"), disks=(DataDisk(GIB, "scsi", 512, "one"),), port=9)
+    assert Hardware.read(json.loads(json.dumps(asdict(hardware)))) == hardware
+
+
+def test_a_variant_of_what_is_built_never_pushes_out_another_one() -> None:
+    names = [
+        variant("sealed", *words) for words in (("forky",), ("trixie",), ("forky", "overlay"), ("trixie", "overlay"))
+    ]
+    assert names == ["sealed", "trixie-sealed", "overlay-sealed", "trixie-overlay-sealed"]
+    assert not [(a, b) for a in names for b in names if a != b and fnmatch(f"{a}-0123", f"{b}-*")]
+
+
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_partitions_begin_and_end_at_sectors_of_the_disk(sector: int) -> None:
+    layout = Layout(sector)
+    assert layout.root_start % sector == layout.esp_size % sector == 0
+    assert f"sector-size: {sector}\nstart={(1 << 20) // sector}," in layout.table("root", "esp")
+    assert layout.esp_size // sector > 65525 + 512, "FAT32 has more clusters"
