@@ -10,11 +10,11 @@ import hashlib
 import os
 import re
 import tempfile
+import time
 import urllib.parse
 from typing import TYPE_CHECKING, Any, Optional
 
 from ansible.errors import AnsibleActionFail
-from ansible.plugins.action import ActionBase
 
 from ..plugin_utils.appraisal.case import Grounds
 from ..plugin_utils.appraisal.errors import AppraisalError
@@ -24,9 +24,10 @@ from ..plugin_utils.appraisal.roads.choice import OFFERED, Allowed
 from ..plugin_utils.appraisal.roads.first_use import Approval
 from ..plugin_utils.appraisal.roads.trust import RoadName
 from ..plugin_utils.appraisal.rules.table import DEFAULT_PCRS
+from ..plugin_utils.asking import AskingAction, Unanswered
 from ..plugin_utils.attestation import Attestation, check_pcrs
 from ..plugin_utils.control_node import authorities_of, imported, small_file, told
-from ..plugin_utils.report import check_entry, entry, quoted, reasons, unjudged
+from ..plugin_utils.report import check_entry, entry, reasons, unjudged
 
 if TYPE_CHECKING:
     from ..plugin_utils.ledger.ledger import Ledger
@@ -50,22 +51,20 @@ ARGUMENTS = {
     "pcrs": {"type": "list", "elements": "int", "default": list(DEFAULT_PCRS)},
     "require": {"type": "str", "choices": ["trusted", "nothing"], "default": "trusted"},
     "evidence_dir": {"type": "path"},
+    "timeout": {"type": "int", "default": 300},
     "tcti": {"type": "str"},
     "firmware_log": {"type": "path"},
     "userspace_log": {"type": "path"},
     "header": {"type": "path"},
 }
+_MODULE = "cvm.fde.attest_round"
 #: Passed on to the target as they are; left out, the module's own defaults hold.
 _SOURCES = ("tcti", "firmware_log", "userspace_log", "header")
 #: A SHA-256 digest, or a TPM Name with its two bytes of algorithm, in hex.
 _PIN = re.compile(r"(000b)?[0-9a-f]{64}", re.IGNORECASE)
 
 
-class Unanswered(Exception):
-    """The module failed on the target; the text is the target's own, made harmless."""
-
-
-class ActionModule(ActionBase):
+class ActionModule(AskingAction):
     """Attests one machine."""
 
     _supports_check_mode = True
@@ -87,6 +86,8 @@ class ActionModule(ActionBase):
         return dict(args)
 
     def _judged(self, args: dict[str, Any], variables: dict[str, Any], host: str) -> dict[str, Any]:
+        if args["timeout"] < 1:
+            raise AnsibleActionFail("timeout: nobody answers in less than a second. Leave the option out for 300")
         recorder = self._recorder(args, host)
         manifest = self._read(args["manifest"])
         signature = self._read(args["manifest_signature"] or f"{args['manifest']}.sig")
@@ -106,9 +107,10 @@ class ActionModule(ActionBase):
 
     def _hold(self, attestation: Attestation, args: dict[str, Any], variables: dict[str, Any]) -> None:
         """Hold both rounds and have them judged."""
+        self.deadline = time.monotonic() + args["timeout"]
         sources = {name: str(args[name]) for name in _SOURCES if args.get(name) is not None}
-        identity = self._ask(attestation.identity_request(), sources, variables)
-        evidence = self._ask(attestation.evidence_request(identity), sources, variables)
+        identity = self.ask(_MODULE, {**attestation.identity_request(), **sources}, variables)
+        evidence = self.ask(_MODULE, {**attestation.evidence_request(identity), **sources}, variables)
         attestation.judge(evidence)
 
     def _concluded(
@@ -144,14 +146,6 @@ class ActionModule(ActionBase):
             "report": report,
             "msg": _message(report),
         }
-
-    def _ask(self, request: dict[str, Any], sources: dict[str, str], variables: dict[str, Any]) -> Any:
-        result = self._execute_module(
-            module_name="cvm.fde.attest_round", module_args={**request, **sources}, task_vars=variables
-        )
-        if result.get("unreachable") or result.get("failed") or "answer" not in result:
-            raise Unanswered(quoted(result.get("msg", "its module ended without an answer")))
-        return result["answer"]
 
     def _unjudged(self, host: str, status: Status, reason: str, recorder: Optional[Recorder]) -> dict[str, Any]:
         found = unjudged(host, status, reason)

@@ -100,6 +100,14 @@ options:
         host.
       - It is made when it does not exist. Files have the mode 0600 and replace those of an earlier attestation.
     type: path
+  timeout:
+    description:
+      - How many seconds the machine has for all its answers. One that takes longer is V(unknown), and its connection
+        is given up.
+      - However much a machine sends, the process that asks it allocates no more than 128 MiB for that, and refuses an
+        answer of more than 4 MiB.
+    type: int
+    default: 300
   tcti:
     description: How to reach the TPM on the target.
     type: str
