@@ -147,6 +147,7 @@ TPM2_TOKEN = Shape(
         "tpm2_pubkey_pcrs": _is_pcrs,
         "tpm2_pubkey": _is_base64,
         "tpm2_srk": _is_base64,
+        "tpm2_pcrlock_nv": _is_base64,
     },
 )
 RECOVERY_TOKEN = Shape({"type": _is_text, "keyslots": _is_texts})

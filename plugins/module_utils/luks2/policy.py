@@ -11,11 +11,17 @@ a named reason.
 
 from __future__ import annotations
 
-import base64
 import re
 from typing import Any, Iterator, Mapping
 
-from . import fields
+from . import fields, stretching
+from .deviation import (
+    cipher_deviation,
+    evidence_deviations,
+    pbkdf2_deviations,
+    shape_deviations,
+    tpm2_deviations,
+)
 from .expectation import (
     MAX_KEYSLOTS,
     Expectation,
@@ -29,7 +35,6 @@ from .expectation import (
 )
 from .fields import is_count, shown
 from .header import Header
-from .method import same_key
 
 __all__ = [
     "Expectation",
@@ -47,13 +52,6 @@ __all__ = [
 _BLOCK = 4096
 _STRIPES = 4000
 _HASHES = ("sha256", "sha512")
-#: Key derivation must not become a way to stop a machine: about ten seconds and one GiB at the most.
-_PBKDF2_MAXIMUM = 20_000_000
-_PBKDF2_MINIMUM_BOUND = 1_000
-_PBKDF2_MINIMUM_PASSPHRASE = 100_000
-_ARGON2_MEMORY = range(32 << 10, (1 << 20) + 1)
-_ARGON2_TIME = range(4, 65)
-_ARGON2_CPUS = range(1, 5)
 
 
 def judge(header: Header, expectation: Expectation) -> Judgement:
@@ -97,7 +95,7 @@ class _Judge:
             yield Violation(Reason.METADATA_SIZE, "hdr_size", str(self._binary.size))
 
     def _config(self, config: Mapping[str, Any]) -> Iterator[Violation]:
-        shape = list(_fields("config", config, fields.CONFIG))
+        shape = list(shape_deviations("config", config, fields.CONFIG))
         yield from shape
         if "requirements" in config:
             yield Violation(Reason.REQUIREMENTS, "config.requirements", shown(config["requirements"]))
@@ -122,13 +120,13 @@ class _Judge:
 
     def _segment(self, where: str, segment: Mapping[str, Any]) -> Iterator[Violation]:
         profile = self._expected.profile
-        shape = list(_fields(where, segment, fields.SEGMENT))
+        shape = list(shape_deviations(where, segment, fields.SEGMENT))
         yield from shape
         if segment.get("type") != "crypt":
             yield Violation(Reason.SEGMENT_TYPE, f"{where}.type", shown(segment.get("type")))
         if segment.get("flags"):
             yield Violation(Reason.SEGMENT_FLAGS, f"{where}.flags", shown(segment["flags"]))
-        yield from _cipher(f"{where}.encryption", segment, profile.encryption, Reason.SEGMENT_CIPHER)
+        yield from cipher_deviation(f"{where}.encryption", segment, profile.encryption, Reason.SEGMENT_CIPHER)
         yield from self._integrity(f"{where}.integrity", segment.get("integrity"))
         if shape:
             return
@@ -146,7 +144,7 @@ class _Judge:
             return
         if not isinstance(integrity, dict):
             return
-        yield from _fields(where, integrity, fields.INTEGRITY)
+        yield from shape_deviations(where, integrity, fields.INTEGRITY)
         expected = {"type": profile.integrity, "journal_encryption": "none", "journal_integrity": "none"}
         for name, value in expected.items():
             if integrity.get(name) != value:
@@ -171,7 +169,7 @@ class _Judge:
             yield Violation(Reason.REENCRYPTION, f"{where}.type", "reencrypt")
         elif keyslot["type"] != "luks2":
             yield Violation(Reason.KEYSLOT_TYPE, f"{where}.type", shown(keyslot["type"]))
-        yield from _fields(where, keyslot, fields.KEYSLOT)
+        yield from shape_deviations(where, keyslot, fields.KEYSLOT)
         if keyslot.get("key_size") != self._expected.profile.volume_key_size:
             yield Violation(Reason.KEYSLOT_KEY_SIZE, f"{where}.key_size", shown(keyslot.get("key_size")))
         if isinstance(splitter := keyslot.get("af"), dict):
@@ -182,17 +180,17 @@ class _Judge:
             yield from self._kdf(f"{where}.kdf", kdf, bound=self._is_bound(name))
 
     def _splitter(self, where: str, splitter: Mapping[str, Any]) -> Iterator[Violation]:
-        yield from _fields(where, splitter, fields.SPLITTER)
+        yield from shape_deviations(where, splitter, fields.SPLITTER)
         sound = splitter.get("type") == "luks1" and splitter.get("stripes") == _STRIPES
         if not sound or splitter.get("hash") not in _HASHES:
             yield Violation(Reason.KEYSLOT_SPLITTER, where, shown(splitter))
 
     def _area(self, where: str, area: Mapping[str, Any]) -> Iterator[Violation]:
-        shape = list(_fields(where, area, fields.AREA))
+        shape = list(shape_deviations(where, area, fields.AREA))
         yield from shape
         if area.get("type") != "raw":
             yield Violation(Reason.AREA_TYPE, f"{where}.type", shown(area.get("type")))
-        yield from _cipher(f"{where}.encryption", area, "aes-xts-plain64", Reason.KEYSLOT_CIPHER)
+        yield from cipher_deviation(f"{where}.encryption", area, "aes-xts-plain64", Reason.KEYSLOT_CIPHER)
         if area.get("key_size") != 64:
             yield Violation(Reason.KEYSLOT_CIPHER, f"{where}.key_size", shown(area.get("key_size")))
         if shape:
@@ -207,13 +205,12 @@ class _Judge:
     def _kdf(self, where: str, kdf: Mapping[str, Any], *, bound: bool) -> Iterator[Violation]:
         """The key of a bound keyslot is random and long, that of another may be a person's passphrase."""
         if kdf.get("type") == "pbkdf2":
-            yield from _fields(where, kdf, fields.PBKDF2)
-            least = _PBKDF2_MINIMUM_BOUND if bound else _PBKDF2_MINIMUM_PASSPHRASE
-            yield from _pbkdf2_cost(where, kdf, least)
+            yield from shape_deviations(where, kdf, fields.PBKDF2)
+            least = stretching.BOUND_MINIMUM if bound else stretching.PASSPHRASE_MINIMUM
+            yield from pbkdf2_deviations(where, kdf, least)
         elif kdf.get("type") == "argon2id":
-            yield from _fields(where, kdf, fields.ARGON2)
-            allowed = {"memory": _ARGON2_MEMORY, "time": _ARGON2_TIME, "cpus": _ARGON2_CPUS}
-            for name, values in allowed.items():
+            yield from shape_deviations(where, kdf, fields.ARGON2)
+            for name, values in stretching.ARGON2.items():
                 if not is_count(kdf.get(name)) or kdf[name] not in values:
                     yield Violation(Reason.KDF_COST, f"{where}.{name}", shown(kdf.get(name)))
         else:
@@ -224,10 +221,10 @@ class _Judge:
             yield Violation(Reason.DIGEST_COUNT, "digests", ", ".join(digests))
         for name, digest in digests.items():
             where = f"digests.{name}"
-            yield from _fields(where, digest, fields.DIGEST)
+            yield from shape_deviations(where, digest, fields.DIGEST)
             if digest["type"] != "pbkdf2":
                 yield Violation(Reason.DIGEST_TYPE, f"{where}.type", shown(digest["type"]))
-            yield from _pbkdf2_cost(where, digest, _PBKDF2_MINIMUM_BOUND)
+            yield from pbkdf2_deviations(where, digest, stretching.BOUND_MINIMUM)
             covered = {"keyslots": set(self._metadata["keyslots"]), "segments": set(self._metadata["segments"])}
             for part, names in covered.items():
                 listed = digest.get(part)
@@ -244,13 +241,13 @@ class _Judge:
                 yield Violation(Reason.TOKEN_TYPE, f"{where}.type", shown(token["type"]))
                 continue
             found[kind] += 1
-            shape = list(_fields(where, token, _TOKENS[kind]))
+            shape = list(shape_deviations(where, token, _TOKENS[kind]))
             yield from shape
             yield from self._binding(where, kind, token.get("keyslots"))
             if not shape and kind is TokenType.TPM2:
                 yield from self._tpm2(where, token)
             if not shape and kind is TokenType.EVIDENCE:
-                yield from _evidence(where, token)
+                yield from evidence_deviations(where, token)
         for kind, count in found.items():
             least, most = self._expected.tokens.get(kind, (0, 0))
             if not least <= count <= most:
@@ -283,54 +280,5 @@ class _Judge:
     def _tpm2(self, where: str, token: Mapping[str, Any]) -> Iterator[Violation]:
         """Name what is wrong by the binding that fits best: one that fits is all a token needs."""
         if self._expected.tpm2 is not None:
-            found = [list(_tpm2_deviations(where, token, binding)) for binding in self._expected.tpm2]
+            found = [list(tpm2_deviations(where, token, binding)) for binding in self._expected.tpm2]
             yield from min(found, key=len, default=[])
-
-
-def _fields(where: str, found: Mapping[str, Any], shape: fields.Shape) -> Iterator[Violation]:
-    for flaw, place, value in fields.deviations(where, found, shape):
-        yield Violation(Reason(flaw.value), place, value)
-
-
-def _cipher(where: str, found: Mapping[str, Any], expected: str, reason: Reason) -> Iterator[Violation]:
-    encryption = found.get("encryption")
-    if encryption != expected:
-        null = isinstance(encryption, str) and "null" in encryption.lower()
-        yield Violation(Reason.NULL_CIPHER if null else reason, where, shown(encryption))
-
-
-def _pbkdf2_cost(where: str, kdf: Mapping[str, Any], least: int) -> Iterator[Violation]:
-    if kdf.get("hash") not in _HASHES:
-        yield Violation(Reason.KDF_TYPE, f"{where}.hash", shown(kdf.get("hash")))
-    iterations = kdf.get("iterations")
-    if not is_count(iterations) or not least <= int(iterations or 0) <= _PBKDF2_MAXIMUM:
-        yield Violation(Reason.KDF_COST, f"{where}.iterations", shown(iterations))
-
-
-def _evidence(where: str, token: Mapping[str, Any]) -> Iterator[Violation]:
-    """Only the form; what the evidence is worth is the verifier's question."""
-    yield from _fields(f"{where}.quote", token["quote"], fields.QUOTE)
-    yield from _fields(f"{where}.pcrs", token["pcrs"], fields.PCRS)
-    if token["version"] != 1:
-        yield Violation(Reason.MALFORMED_FIELD, f"{where}.version", str(token["version"]))
-
-
-def _tpm2_deviations(where: str, token: Mapping[str, Any], binding: Tpm2Binding) -> Iterator[Violation]:
-    signed = bool(binding.public_key_pcrs)
-    expected = {
-        "tpm2-pcrs": sorted(binding.pcrs),
-        "tpm2_pubkey_pcrs": sorted(binding.public_key_pcrs) if signed else None,
-        "tpm2-pcr-bank": "sha256",
-        "tpm2-pin": False,
-        "tpm2_pcrlock": binding.pcrlock,
-    }
-    for name, value in expected.items():
-        default = False if isinstance(value, bool) else None
-        if token.get(name, default) != value:
-            yield Violation(Reason.TOKEN_POLICY, f"{where}.{name}", shown(token.get(name)))
-    key = base64.b64decode(token.get("tpm2_pubkey", ""))
-    if not signed:
-        if key:
-            yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2_pubkey", "a key")
-    elif not key or (binding.public_key is not None and not same_key(key, binding.public_key)):
-        yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2_pubkey", "another key" if key else "no key")

@@ -14,6 +14,15 @@ from contextlib import contextmanager
 from typing import Iterator
 
 
+def random_secret(size: int) -> bytearray:
+    """Return ``size`` bytes of the kernel's random generator; the caller wipes them."""
+    secret = bytearray(size)
+    with open("/dev/urandom", "rb", buffering=0) as source:
+        if source.readinto(secret) != size:
+            raise OSError("the kernel's random generator gave too little")
+    return secret
+
+
 def wipe(secret: bytearray) -> None:
     """Overwrite a secret in place."""
     secret[:] = bytes(len(secret))

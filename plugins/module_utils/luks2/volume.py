@@ -79,15 +79,19 @@ def enrol_tpm2(
     *,
     unlock_key: bytearray,
     tpm2_device: str = "auto",
-    public_key: str,
+    public_key: Optional[str],
     public_key_pcrs: Sequence[int] = (11,),
     pcrs: Sequence[int] = (7,),
+    pcrlock_policy: Optional[str] = None,
     wipe_keyslot: Optional[int] = TEMPORARY_KEYSLOT,
+    pass_fds: Sequence[int] = (),
 ) -> None:
-    """Add a keyslot that the TPM opens under a signed PCR policy and literal PCR values, and wipe the one it replaces.
+    """Add a keyslot that the TPM opens under literal PCR values, a signed PCR policy and the machine's pcrlock policy.
 
-    ``public_key`` is the path of the PEM file that verifies the signatures of ``public_key_pcrs``. Both sets are
-    explicit because systemd's default is an empty policy since version 258. Raises ``CommandError``.
+    ``public_key`` is the path of the PEM file that verifies the signatures of ``public_key_pcrs``, ``pcrlock_policy``
+    that of systemd-pcrlock's; None asks for neither. ``wipe_keyslot`` is replaced by the new one. Every part is
+    explicit because systemd's defaults depend on what lies in the file system, and since version 258 on nothing else.
+    Raises ``CommandError``.
     """
     with memory_file(unlock_key) as unlock:
         runner.run(
@@ -95,15 +99,15 @@ def enrol_tpm2(
                 "systemd-cryptenroll",
                 f"--unlock-key-file={descriptor_path(unlock)}",
                 f"--tpm2-device={tpm2_device}",
-                f"--tpm2-public-key={public_key}",
-                f"--tpm2-public-key-pcrs={_pcr_list(public_key_pcrs)}",
+                f"--tpm2-public-key={public_key or ''}",
+                *([f"--tpm2-public-key-pcrs={_pcr_list(public_key_pcrs)}"] if public_key is not None else []),
                 f"--tpm2-pcrs={_pcr_list(pcrs)}",
-                "--tpm2-pcrlock=",
+                f"--tpm2-pcrlock={pcrlock_policy or ''}",
                 "--tpm2-with-pin=no",
                 *([] if wipe_keyslot is None else [f"--wipe-slot={wipe_keyslot}"]),
                 device,
             ],
-            pass_fds=(unlock,),
+            pass_fds=(unlock, *pass_fds),
         )
 
 
@@ -125,22 +129,24 @@ def attach(
     *,
     header: str,
     tpm2_device: str = "auto",
-    signature: str,
+    signature: Optional[str],
     volume_key_id: Optional[str] = None,
+    measure: bool = True,
     env: Optional[Mapping[str, str]] = None,
 ) -> None:
     """Open ``device`` as /dev/mapper/``name`` by the TPM, from the header copy at ``header``; nobody is ever asked.
 
-    ``signature`` is the path of the PCR signatures (JSON). A volume key with another id than ``volume_key_id`` is
-    refused by systemd 260 and newer; older versions ignore it. The volume key id is measured into PCR 15 where the
-    machine was booted by systemd's stub. Raises ``CommandError``; afterwards call ``check_active``.
+    ``signature`` is the path of the PCR signatures (JSON), None where no policy is signed. A volume key with another
+    id than ``volume_key_id`` is refused by systemd 260 and newer; older versions ignore it. With ``measure`` the volume
+    key id is measured into PCR 15 where the machine was booted by systemd's stub. Raises ``CommandError``; afterwards
+    call ``check_active``.
     """
     options = [
         "luks",
         f"header={_option(header)}",
         f"tpm2-device={_option(tpm2_device)}",
-        f"tpm2-signature={_option(signature)}",
-        "tpm2-measure-pcr=yes",
+        *([f"tpm2-signature={_option(signature)}"] if signature is not None else []),
+        *(["tpm2-measure-pcr=yes"] if measure else []),
         "headless=yes",
         "tries=1",
         *([f"fixate-volume-key={volume_key_id}"] if volume_key_id is not None else []),
@@ -148,13 +154,32 @@ def attach(
     runner.run([_systemd_cryptsetup(runner), "attach", name, device, "-", ",".join(options)], env=env)
 
 
-def attach_with_key(runner: Runner, name: str, device: str, *, header: str, volume_key: bytearray) -> None:
-    """Open ``device`` with the volume key itself, from the header copy at ``header``."""
+def attach_with_key(
+    runner: Runner, name: str, device: str, *, header: str, volume_key: bytearray, journal: bool = True
+) -> None:
+    """Open ``device`` with the volume key itself, from the header copy at ``header``.
+
+    Without ``journal`` the copy is changed: dm-integrity then keeps no journal, now and whenever it is opened again.
+    Only so can a header be told, as no format does it; afterwards the copy is the header to store.
+    """
     with memory_file(volume_key) as key:
         runner.run(
             [
                 *("cryptsetup", "open", "--type", "luks2", "--header", header),
+                *(() if journal else ("--integrity-no-journal", "--persistent")),
                 *("--volume-key-file", descriptor_path(key), device, name),
+            ],
+            pass_fds=(key,),
+        )
+
+
+def attach_with_secret(runner: Runner, name: str, device: str, *, header: str, secret: bytearray) -> None:
+    """Open ``device`` by a recovery key, a passphrase or a key file's content, from the header copy at ``header``."""
+    with memory_file(secret) as key:
+        runner.run(
+            [
+                *("cryptsetup", "open", "--type", "luks2", "--disable-external-tokens", "--header", header),
+                *("--key-file", descriptor_path(key), device, name),
             ],
             pass_fds=(key,),
         )

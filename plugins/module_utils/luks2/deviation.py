@@ -1,0 +1,65 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Deviations of single parts of a header, as the allow-list names them."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Iterator, Mapping
+
+from . import fields, stretching
+from .expectation import Reason, Tpm2Binding, Violation
+from .fields import is_count, shown
+from .method import same_key
+
+_HASHES = ("sha256", "sha512")
+
+
+def shape_deviations(where: str, found: Mapping[str, Any], shape: fields.Shape) -> Iterator[Violation]:
+    for flaw, place, value in fields.deviations(where, found, shape):
+        yield Violation(Reason(flaw.value), place, value)
+
+
+def cipher_deviation(where: str, found: Mapping[str, Any], expected: str, reason: Reason) -> Iterator[Violation]:
+    encryption = found.get("encryption")
+    if encryption != expected:
+        null = isinstance(encryption, str) and "null" in encryption.lower()
+        yield Violation(Reason.NULL_CIPHER if null else reason, where, shown(encryption))
+
+
+def pbkdf2_deviations(where: str, kdf: Mapping[str, Any], least: int) -> Iterator[Violation]:
+    if kdf.get("hash") not in _HASHES:
+        yield Violation(Reason.KDF_TYPE, f"{where}.hash", shown(kdf.get("hash")))
+    iterations = kdf.get("iterations")
+    if not is_count(iterations) or not least <= int(iterations or 0) <= stretching.MAXIMUM:
+        yield Violation(Reason.KDF_COST, f"{where}.iterations", shown(iterations))
+
+
+def evidence_deviations(where: str, token: Mapping[str, Any]) -> Iterator[Violation]:
+    """Only the form; what the evidence is worth is the verifier's question."""
+    yield from shape_deviations(f"{where}.quote", token["quote"], fields.QUOTE)
+    yield from shape_deviations(f"{where}.pcrs", token["pcrs"], fields.PCRS)
+    if token["version"] != 1:
+        yield Violation(Reason.MALFORMED_FIELD, f"{where}.version", str(token["version"]))
+
+
+def tpm2_deviations(where: str, token: Mapping[str, Any], binding: Tpm2Binding) -> Iterator[Violation]:
+    signed = bool(binding.public_key_pcrs)
+    expected = {
+        "tpm2-pcrs": sorted(binding.pcrs),
+        "tpm2_pubkey_pcrs": sorted(binding.public_key_pcrs) if signed else None,
+        "tpm2-pcr-bank": "sha256" if signed or binding.pcrs else None,
+        "tpm2-pin": False,
+        "tpm2_pcrlock": binding.pcrlock,
+    }
+    for name, value in expected.items():
+        default = False if isinstance(value, bool) else None
+        if token.get(name, default) != value:
+            yield Violation(Reason.TOKEN_POLICY, f"{where}.{name}", shown(token.get(name)))
+    key = base64.b64decode(token.get("tpm2_pubkey", ""))
+    if not signed:
+        if key:
+            yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2_pubkey", "a key")
+    elif not key or (binding.public_key is not None and not same_key(key, binding.public_key)):
+        yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2_pubkey", "another key" if key else "no key")
