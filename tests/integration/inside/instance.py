@@ -18,10 +18,10 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import tpm2_pytss as tss
@@ -29,7 +29,6 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine, Paths, this_machine
 from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
-from ansible_collections.cvm.fde.plugins.module_utils.dm import clone
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing
@@ -55,8 +54,9 @@ class Lab:
 
     directory: Path
     root_hash: str
-    signer: rsa.RSAPrivateKey
     device: str = ""
+    #: Devices of device-mapper that a boot does not own.
+    kept: ClassVar[tuple[str, ...]] = ()
 
     @property
     def tcti(self) -> str:
@@ -98,24 +98,23 @@ class Lab:
 
     @contextlib.contextmanager
     def _tpm(self) -> Iterator[None]:
-        address = f"{self.directory}/tpm"
+        with self._tpm_at(f"{self.directory}/tpm"):
+            with opened(self.tcti) as esys:
+                extend(esys, b"enter-initrd")
+            yield
+
+    @contextlib.contextmanager
+    def _tpm_at(self, address: str) -> Iterator[None]:
+        """Run the software TPM on its state in the directory; it listens at ``address``."""
         process = subprocess.Popen(
-            [
-                "swtpm",
-                "socket",
-                "--tpm2",
-                "--tpmstate",
-                f"dir={self.directory}",
-                "--flags",
-                "not-need-init,startup-clear",
-            ]
-            + ["--server", f"type=unixio,path={address}", "--ctrl", f"type=unixio,path={address}.ctrl"]
-            + ["--pid", f"file={address}.pid"]
+            ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.directory}"]
+            + ["--flags", "not-need-init,startup-clear", "--pid", f"file={address}.pid"]
+            + ["--server", f"type=unixio,path={address}", "--ctrl", f"type=unixio,path={address}.ctrl"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         try:
             wait_for(Path(f"{address}.pid"))
-            with opened(self.tcti) as esys:
-                extend(esys, b"enter-initrd")
             yield
         finally:
             end(process)
@@ -142,18 +141,35 @@ class Lab:
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
-        self.device = run("losetup", "--find", "--show", "--partscan", str(self.image)).decode().strip()
-        try:
+        with self._attached():
             data, hashes_ = f"{self.device}p2", f"{self.device}p3"
             run("veritysetup", "open", data, "root", hashes_, self.root_hash)
+            try:
+                yield
+            finally:
+                take_down(*self.kept)
+
+    @contextlib.contextmanager
+    def _attached(self) -> Iterator[None]:
+        """Attach the disk as ``device``, with its partitions."""
+        self.device = run("losetup", "--find", "--show", "--partscan", str(self.image)).decode().strip()
+        try:
             yield
         finally:
-            mapper = self.machine.mapper
-            clone.disassemble(mapper)
-            for name in ("fde-crypt", "fde-crypt_dif", "root"):
-                if mapper.find(name) is not None:
-                    mapper.remove(name)
             run("losetup", "--detach", self.device)
+
+
+def take_down(*kept: str) -> None:
+    """Remove every device of device-mapper but ``kept``; what was made last lies on top and goes first."""
+    for _attempt in range(5):
+        listed = run("dmsetup", "info", "-c", "--noheadings", "--separator", " ", "-o", "minor,name").decode()
+        if listed.startswith("No devices found"):
+            return
+        found = sorted((int(minor), name) for minor, name in map(str.split, listed.splitlines()) if name not in kept)
+        if not found:
+            return
+        subprocess.run(["dmsetup", "remove", *(name for _minor, name in reversed(found))], capture_output=True)
+    raise AssertionError(f"still in use: {found}")
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -175,26 +191,36 @@ def extend(esys: Any, word: bytes, pcr: int = 11) -> None:
     esys.pcr_extend(tss.ESYS_TR.PCR0 + pcr, tss.TPML_DIGEST_VALUES([digest]))
 
 
-def make_sealed(directory: Path) -> tuple[Path, str]:
+@dataclass(frozen=True)
+class Content:
+    """What a sealed image holds, and how large it is, in bytes."""
+
+    files: Mapping[str, bytes] = field(default_factory=lambda: {"plaintext": PLAINTEXT})
+    disk: int = DISK_SIZE
+    root: int = ROOT_SIZE
+
+
+def make_sealed(directory: Path, wanted: Content = Content()) -> tuple[Path, str]:
     """Make a disk image with ESP, verity data and verity hashes in ``directory``; return it and its root hash."""
     data, tree, image = directory / "data", directory / "hash", directory / "disk"
     content = directory / "content"
     content.mkdir()
-    (content / "plaintext").write_bytes(PLAINTEXT)
-    for path, size in ((data, ROOT_SIZE), (tree, HASH_SIZE), (image, DISK_SIZE)):
+    for name, text in wanted.files.items():
+        (content / name).write_bytes(text)
+    for path, size in ((data, wanted.root), (tree, HASH_SIZE), (image, wanted.disk)):
         with path.open("wb") as file:
             file.truncate(size)
     run("mkfs.ext4", "-q", "-b", "4096", "-d", str(content), str(data))
     output = run("veritysetup", "format", str(data), str(tree)).decode()
     root_hash = next(line.split()[-1] for line in output.splitlines() if line.startswith("Root hash"))
     ids = uuid.UUID(root_hash[:32]), uuid.UUID(root_hash[32:])
-    places = (MIB, MIB + ESP_SIZE, MIB + ESP_SIZE + ROOT_SIZE)
+    places = (MIB, MIB + ESP_SIZE, MIB + ESP_SIZE + wanted.root)
     table = gpt.new_table(
         uuid.uuid4(),
-        DISK_SIZE,
+        wanted.disk,
         (
             gpt.Partition(1, gpt.ESP, ESP_ID, places[0], ESP_SIZE),
-            gpt.Partition(2, gpt.ROOT_X86_64, ids[0], places[1], ROOT_SIZE),
+            gpt.Partition(2, gpt.ROOT_X86_64, ids[0], places[1], wanted.root),
             gpt.Partition(3, gpt.ROOT_VERITY_X86_64, ids[1], places[2], HASH_SIZE),
         ),
     )
@@ -226,7 +252,7 @@ def make_lab(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
         "sig": base64.b64encode(signer.sign(digest, padding.PKCS1v15(), hashes.SHA256())).decode(),
     }
     (tmp_path / "signatures.json").write_text(json.dumps({"sha256": [entry]}))
-    return Lab(tmp_path, root_hash, signer)
+    return Lab(tmp_path, root_hash)
 
 
 def write_file(name: str, content: bytes) -> None:
@@ -275,7 +301,7 @@ def refused(instance: Lab) -> str:
 def change(instance: Lab, offset: int) -> None:
     """Flip a bit of the encrypted partition, from the host's side."""
     with instance.image.open("r+b") as disk:
-        table = gpt.read_table(disk, DISK_SIZE, "disk")
+        table = gpt.read_table(disk, instance.image.stat().st_size, "disk")
         [partition] = table.of_type(gpt.FDE)
         disk.seek(partition.offset + offset)
         [byte] = disk.read(1)
@@ -286,7 +312,7 @@ def change(instance: Lab, offset: int) -> None:
 def add_partition(instance: Lab, kind: uuid.UUID) -> None:
     """Add a partition behind the others, from the host's side."""
     with instance.image.open("r+b") as disk:
-        table = gpt.read_table(disk, DISK_SIZE, "disk")
+        table = gpt.read_table(disk, instance.image.stat().st_size, "disk")
         start = max(one.end for one in table.partitions) + 64 * MIB
         added = gpt.Partition(len(table.partitions) + 1, kind, uuid.uuid4(), start, 64 * MIB)
         for offset, block in gpt.encode_table(replace(table, partitions=(*table.partitions, added))):

@@ -1,0 +1,164 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The crash matrix: cut the power behind every write barrier of a scenario, and see that the machine comes back.
+
+    python -m tests.crash.matrix [--sample CUTS] [--scenario NAME]... [--keep DIRECTORY]
+
+Each scenario is recorded once in a User-mode Linux guest. Then, for each cut, the disk and the TPM are put together as
+the power cut would have left them, and the machine boots again; two guests share the cuts. The last line of the output
+is the result as JSON; the exit status is 1 when something was lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tests.crash import log_writes
+from tests.integration import uml
+
+#: Also in scenarios.py, which only a guest can import.
+SCENARIOS = ("life",)
+GUESTS = 2
+_ENDING = "dm-log-writes-end"
+
+
+class MatrixError(Exception):
+    """The matrix itself could not be made; it says nothing about the machine."""
+
+
+def listed(recording: Path) -> Iterator[dict[str, Any]]:
+    """Yield the cuts of a recording, each with what is known of its moment."""
+    entries = tuple(log_writes.entries(recording / "log"))
+    marks = {"phase": "", "step": "", "tpm": 0, "promised": 0}
+    position = 0
+    for cut in log_writes.cuts(entries):
+        for entry in entries[position : cut.after]:
+            marks |= _meaning(entry.mark or "")
+        position = cut.after
+        yield {"after": cut.after, "stray": cut.stray, "torn": cut.torn, **marks}
+
+
+def _meaning(mark: str) -> dict[str, Any]:
+    if mark.startswith(log_writes.LABEL):
+        label = mark.removeprefix(log_writes.LABEL)
+        return {"phase": label.removeprefix("phase_"), "step": ""} if label.startswith("phase_") else {"step": label}
+    name, _line, number = mark.partition("_")
+    return {name: int(number)} if name in ("tpm", "promised") and number.isdigit() else {}
+
+
+def sample(cuts: Sequence[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
+    """Return ``wanted`` of the cuts, spread evenly over the scenario."""
+    if wanted >= len(cuts):
+        return list(cuts)
+    return [cuts[(2 * number + 1) * len(cuts) // (2 * wanted)] for number in range(wanted)]
+
+
+def record(scenario: str, directory: Path) -> None:
+    """Record a scenario into a new directory. Raises ``MatrixError``."""
+    directory.mkdir()
+    command = ["python3", "-m", "tests.crash.inside", "record", scenario, str(directory)]
+    _guest(command, {directory: True})
+
+
+def replay(recording: Path, chosen: Sequence[dict[str, Any]], guests: int = GUESTS) -> list[dict[str, Any]]:
+    """Try the cuts in that many guests and return their results. Raises ``MatrixError``."""
+    parts = [list(chosen[number::guests]) for number in range(guests)]
+    with ThreadPoolExecutor(guests) as pool:
+        return [one for results in pool.map(lambda part: _replay(recording, part), parts) for one in results]
+
+
+def _replay(recording: Path, chosen: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix="fde-crash-") as name:
+        results, cuts = Path(name) / "results.jsonl", Path(name) / "cuts.json"
+        done: list[dict[str, Any]] = []
+        while len(done) < len(chosen):
+            cuts.write_text(json.dumps(chosen[len(done) :]))
+            command = ["python3", "-m", "tests.crash.inside", "replay", str(recording), str(cuts), str(results)]
+            try:
+                _guest(command, {recording: False, Path(name): True})
+            except MatrixError as error:
+                # The machine that hung or died is the one under test: that cut is lost, the others go on.
+                found = _lines(results)
+                with results.open("a") as file:
+                    failed = {**chosen[len(found)], "outcome": "lost", "why": str(error), "seconds": 0}
+                    file.write(json.dumps(failed) + "\n")
+            if len(found := _lines(results)) == len(done):
+                raise MatrixError("a guest ended without any result")
+            done = found
+    return done
+
+
+def _lines(results: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
+def _guest(command: list[str], shares: dict[Path, bool]) -> None:
+    tree = uml.tools_tree()
+    assert tree is not None
+    with tempfile.TemporaryDirectory(prefix="fde-exchange-") as exchange:
+        try:
+            outcome = uml.Guest(tree, shares=shares, limit=6 * 3600.0).run(command, exchange=Path(exchange), echo=True)
+        except uml.GuestError as error:
+            raise MatrixError(str(error)) from error
+    if outcome.status != 0:
+        raise MatrixError(f"{' '.join(command)} ended with status {outcome.status}:\n{outcome.output[-4000:]}")
+
+
+def run(scenarios: Sequence[str], wanted: int | None, directory: Path) -> dict[str, Any]:
+    """Record and try the scenarios; return the numbers, with what was lost under ``failures``."""
+    with ThreadPoolExecutor(GUESTS) as pool:
+        list(pool.map(lambda name: record(name, directory / name), scenarios))
+    results = []
+    for name in scenarios:
+        cuts = list(listed(directory / name))
+        chosen = cuts if wanted is None else sample(cuts, max(1, wanted // len(scenarios)))
+        results += [{"scenario": name, **one} for one in replay(directory / name, chosen)]
+    counted = collections.Counter(one["outcome"] for one in results)
+    phases = collections.Counter((one["scenario"], one["phase"], one["outcome"]) for one in results)
+    for (name, phase, outcome), count in sorted(phases.items()):
+        print(f"{name:14} {phase:16} {outcome:10} {count:5}")
+    return {
+        "cut_points": len(results),
+        **{outcome: counted[outcome] for outcome in ("continued", "restarted", "lost")},
+        "failures": [one for one in results if one["outcome"] == "lost"],
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.crash.matrix", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--sample", type=int, metavar="CUTS", help="try only so many cuts, evenly spread")
+    parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="only this scenario")
+    parser.add_argument("--keep", type=Path, help="a new directory that keeps the recordings and what was lost")
+    options = parser.parse_args(arguments)
+    if why := uml.missing():
+        parser.error(why)
+    directory = options.keep or Path(tempfile.mkdtemp(prefix="fde-crash-"))
+    directory.mkdir(exist_ok=True)
+    begun = time.monotonic()
+    try:
+        result = run(options.scenario or SCENARIOS, options.sample, directory)
+    finally:
+        if options.keep is None:
+            shutil.rmtree(directory)
+    failures = result.pop("failures")
+    if options.keep is not None:
+        (directory / "lost.json").write_text(json.dumps(failures, indent=1))
+    for one in failures:
+        print(f"lost: {one['scenario']} {one['phase']}, after entry {one['after']}, during {one['step']}:\n{one['why']}")
+    print(json.dumps({**result, "seconds": round(time.monotonic() - begun)}))
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
