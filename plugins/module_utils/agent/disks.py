@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Optional, Sequence
 
-from ..disk.gpt import ESP, GptError, Partition, Table, read_table
+from ..disk.gpt import ESP, GptError, Partition, Table, read_live_table
 from ..errors import FdeError
 
 SYSFS = Path("/sys")
@@ -53,7 +53,7 @@ def disks(sysfs: Path = SYSFS) -> tuple[Disk, ...]:
 def reread(disk: Disk, sysfs: Path = SYSFS) -> Disk:
     """Return the disk as it is now. Raises ``GptError`` when its table has become unreadable."""
     with open(disk.device, "rb") as device:
-        return Disk(disk.name, read_table(device, _size(sysfs / "block" / disk.name), disk.device))
+        return Disk(disk.name, read_live_table(device, _size(sysfs / "block" / disk.name), disk.device))
 
 
 def partition_device(disk: Disk, partition: Partition, sysfs: Path = SYSFS) -> str:
@@ -85,7 +85,7 @@ def _disk(name: str, sysfs: Path) -> Optional[Disk]:
     device = DEVICES / name
     try:
         with open(device, "rb") as opened:
-            return Disk(name, read_table(opened, _size(sysfs / "block" / name), str(device)))
+            return Disk(name, read_live_table(opened, _size(sysfs / "block" / name), str(device)))
     except (GptError, OSError):
         # A disk without a table, or without a medium, is not the one that is looked for.
         return None

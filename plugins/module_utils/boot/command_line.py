@@ -11,7 +11,8 @@ from __future__ import annotations
 from ..errors import FdeError
 
 #: What follows the root hash: the root that the boot agent assembles, no way into a shell of the initrd, no units or
-#: settings from the host by way of credentials, and an end to the boot at the first block that fails verification.
+#: settings from the host by way of credentials, an end to the boot at the first block that fails verification, and the
+#: second copy of the partition table where a power cut of the first boot left the first one damaged.
 FIXED_WORDS = (
     "root=/dev/mapper/fde-root",
     "rw",
@@ -23,6 +24,7 @@ FIXED_WORDS = (
     "systemd.firstboot=off",
     "systemd.import_credentials=no",
     "systemd.verity_root_options=panic-on-corruption",
+    "gpt",
 )
 #: Further words that would boot something else, or open a shell before the root is protected.
 PROTECTED = frozenset(

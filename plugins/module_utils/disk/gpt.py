@@ -106,25 +106,51 @@ def read_table(disk: BinaryIO, size: int, subject: str) -> Table:
     raise GptError(subject, "there is no GUID partition table")
 
 
+def read_live_table(disk: BinaryIO, size: int, subject: str, sector_size: int = 512) -> Table:
+    """Read the table of a disk in use as the kernel does when its command line says ``gpt``.
+
+    The first copy counts where it is valid, otherwise the second, in the last sector. A power cut while the table is
+    written leaves one of them damaged, or both valid and different: that is no reason to give the disk up. Raises
+    ``GptError`` when neither can be used. Source: Linux ``block/partitions/efi.c``, ``find_valid_gpt``.
+    """
+    sectors = size // sector_size
+    if sectors < 6:
+        raise GptError(subject, "there is no GUID partition table")
+    _check_protective_mbr(_read(disk, 0, 512), subject)
+    try:
+        header, blob = _read_copy(disk, 1, sector_size, sectors, subject)
+        return _table(blob, header, header.other, sector_size, subject)
+    except GptError:
+        header, blob = _read_copy(disk, sectors - 1, sector_size, sectors, subject)
+        return _table(blob, header, header.own, sector_size, subject)
+
+
 def _read_table(disk: BinaryIO, size: int, sector: int, subject: str) -> Table:
     _check_protective_mbr(_read(disk, 0, 512), subject)
     sectors = size // sector
-    primary = _read_header(disk, 1, sector, sectors, subject)
-    backup = _read_header(disk, primary.other, sector, sectors, subject)
+    primary, blob = _read_copy(disk, 1, sector, sectors, subject)
+    backup, _blob = _read_copy(disk, primary.other, sector, sectors, subject)
     if backup.other != 1 or primary.other <= primary.last_usable:
         raise GptError(subject, "the two partition table headers do not point at each other")
     same = ("first_usable", "last_usable", "disk_id", "count", "entry_size", "entries_crc")
     if any(getattr(primary, field) != getattr(backup, field) for field in same):
         raise GptError(subject, "the two copies of the partition table differ")
-    blob = _read_entries(disk, primary, sector, sectors, subject)
-    _read_entries(disk, backup, sector, sectors, subject)
+    return _table(blob, primary, primary.other, sector, subject)
+
+
+def _read_copy(disk: BinaryIO, lba: int, sector: int, sectors: int, subject: str) -> tuple[_Header, bytes]:
+    header = _read_header(disk, lba, sector, sectors, subject)
+    return header, _read_entries(disk, header, sector, sectors, subject)
+
+
+def _table(blob: bytes, header: _Header, backup: int, sector: int, subject: str) -> Table:
     return Table(
-        disk_id=uuid.UUID(bytes_le=primary.disk_id),
+        disk_id=uuid.UUID(bytes_le=header.disk_id),
         sector_size=sector,
-        first_usable=primary.first_usable * sector,
-        end_usable=(primary.last_usable + 1) * sector,
-        backup_offset=primary.other * sector,
-        partitions=_partitions(blob, primary, sector, subject),
+        first_usable=header.first_usable * sector,
+        end_usable=(header.last_usable + 1) * sector,
+        backup_offset=backup * sector,
+        partitions=_partitions(blob, header, sector, subject),
     )
 
 

@@ -17,7 +17,7 @@ def test_the_fixed_words_come_first_and_name_the_root_hash() -> None:
     assert line == (
         f"roothash={HASH} root=/dev/mapper/fde-root rw fde.strategy=clone systemd.gpt_auto=0 rd.shell=0 "
         "rd.emergency=poweroff panic=10 systemd.firstboot=off systemd.import_credentials=no "
-        "systemd.verity_root_options=panic-on-corruption console=ttyS0 net.ifnames=0"
+        "systemd.verity_root_options=panic-on-corruption gpt console=ttyS0 net.ifnames=0"
     )
     assert root_hash_of(line) == HASH
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import struct
@@ -173,3 +174,39 @@ def test_no_damage_does_anything_but_raise_its_own_error(
     except gpt.GptError:
         return
     assert all(partition.end <= table.end_usable for partition in table.partitions)
+
+
+def live(disk: bytes) -> gpt.Table:
+    return gpt.read_live_table(io.BytesIO(disk), len(disk), "disk")
+
+
+def test_a_disk_in_use_is_read_whatever_moment_of_writing_its_table_the_power_was_cut_at() -> None:
+    """In the order of UEFI: second entries, second header, first entries, first header."""
+    before, after = image(ESP), image(ESP, ROOT)
+    end = len(before) - 33 * 512
+    for place in (slice(end, -512), slice(-512, None), slice(1024, 34 * 512), slice(0, 1024)):
+        before[place] = after[place]
+        assert live(before).partitions in ((ESP,), (ESP, ROOT))
+    assert live(before) == live(after) == read(after)
+
+
+def test_of_two_valid_copies_the_first_counts_and_of_a_damaged_and_a_valid_one_the_valid_one() -> None:
+    old, new = image(ESP), image(ESP, ROOT)
+    mixed = old[: 34 * 512] + new[34 * 512 :]
+    assert live(mixed).partitions == (ESP,)
+    mixed[512 + 60] ^= 1
+    assert live(mixed) == read(new)
+    new[-512 + 60] ^= 1
+    assert live(new).partitions == (ESP, ROOT)
+    new[512 + 60] ^= 1
+    with pytest.raises(gpt.GptError):
+        live(new)
+
+
+@given(st.binary(max_size=64), st.integers(0, SIZE - 64))
+@settings(max_examples=50, deadline=None)
+def test_no_damage_of_a_disk_in_use_does_anything_but_raise_its_own_error(content: bytes, place: int) -> None:
+    disk = image(ESP, ROOT)
+    disk[place : place + len(content)] = content
+    with contextlib.suppress(gpt.GptError):
+        assert live(disk).partitions
