@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The part of the crash matrix that runs inside the guest: record a scenario, and try power cuts of a recording.
 
-    python3 -m tests.crash.inside record SCENARIO DIRECTORY
-    python3 -m tests.crash.inside replay DIRECTORY CUTS RESULTS
+python3 -m tests.crash.inside record SCENARIO DIRECTORY
+python3 -m tests.crash.inside replay DIRECTORY CUTS RESULTS
 """
 
 from __future__ import annotations
@@ -58,16 +58,16 @@ def replay(recording: Path, chosen: Path, results: Path) -> None:
             begun = time.monotonic()
             disk.advance(cut.after)
             with tempfile.TemporaryDirectory(dir=directory) as place, teardown_at_the_end():
-                outcome, why = _one(_instance(recording, Path(place), disk, cut, current, line["tpm"]), line["promised"])
+                outcome, why = _one(
+                    _instance(recording, Path(place), disk, cut, current, line["tpm"]), line["promised"]
+                )
             seconds = round(time.monotonic() - begun, 1)
             with results.open("a") as file:
                 file.write(json.dumps({**line, "outcome": outcome, "why": why, "seconds": seconds}) + "\n")
             print(f"{line['phase']} {cut.after}+{len(cut.stray)}: {outcome} {seconds} s", flush=True)
 
 
-def _instance(
-    recording: Path, place: Path, disk: log_writes.Disk, cut: log_writes.Cut, current: Path, tpm: int
-) -> Lab:
+def _instance(recording: Path, place: Path, disk: log_writes.Disk, cut: log_writes.Cut, current: Path, tpm: int) -> Lab:
     """Return the machine as the power cut left it."""
     lab = Lab(place, (recording / "root-hash").read_text())
     _copy(current, lab.image)

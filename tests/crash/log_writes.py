@@ -73,11 +73,10 @@ def entries(log: Path) -> Iterator[Entry]:
 
 def length(log: Path) -> int:
     """Return how many bytes of the log file are in use."""
-    last = None
-    for last in entries(log):
-        pass
-    if last is None:
+    listed = tuple(entries(log))
+    if not listed:
         return SECTOR
+    last = listed[-1]
     return last.data + (SECTOR if last.mark is not None else 0 if last.discard else last.length)
 
 

@@ -26,11 +26,12 @@ from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration/inside"))
 
-from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 import instance
-from instance import Lab, run, take_down
+from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 
 from tests.crash import log_writes
+
+Lab, run, take_down = instance.Lab, instance.run, instance.take_down
 
 STATE = "tpm2-00.permall"
 _RECORD, _UNDER = "recorded", "under-recorded"

@@ -16,7 +16,7 @@ import random
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Acti
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import hydrate
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
 
-from tests.crash.machine import LabellingRunner, Lab, Log, RecordedLab, instance
+from tests.crash.machine import Lab, LabellingRunner, Log, RecordedLab, instance
 
 MIB = 1 << 20
 ENVIRONMENT = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}

@@ -90,7 +90,8 @@ class Guest:
     """A User-mode Linux guest that lives as long as one command.
 
     ``shares`` are directories of the host that appear under their own path, writable when True. ``idle`` is the longest
-    time in seconds without any output, after which the guest counts as hung, ``limit`` the longest life.
+    time in seconds without any output, after which the guest counts as hung, ``limit`` the longest life. ``words`` are
+    added to the kernel's command line.
     """
 
     tree: Path
@@ -98,6 +99,7 @@ class Guest:
     shares: Mapping[Path, bool] = field(default_factory=dict)
     idle: float = 180.0
     limit: float = 1800.0
+    words: Sequence[str] = ()
 
     def run(
         self,
@@ -157,7 +159,7 @@ class Guest:
         return [
             *(KERNEL, f"mem={self.memory}", f"umid=fde-{os.getpid()}-{time.monotonic_ns()}", f"uml_dir={memory}/"),
             *("root=/dev/root", "rootfstype=hostfs", f"rootflags={self.tree}", "ro"),
-            *("quiet", "loglevel=4", "panic=-1"),
+            *("quiet", "loglevel=4", "panic=-1", *self.words),
             *("con=null", f"con0=null,fd:{console}", "ssl=null", f"ssl0=null,fd:{output}"),
             *("init=/bin/sh", "--", "-c", f'"{first}"'),
         ]

@@ -1,0 +1,126 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A sample of the crash matrix, and that the matrix itself would notice a loss. The whole: ``make crash-matrix``."""
+
+from __future__ import annotations
+
+import ast
+import struct
+from pathlib import Path
+
+import pytest
+
+from tests.crash import log_writes, matrix
+from tests.integration import uml
+
+#: Cuts of each scenario; the limit is the time that all tests may take.
+SAMPLE = 8
+
+
+def write_log(path: Path, *entries: tuple[int, bytes, int, str]) -> None:
+    """Write a log as the kernel does: (sector, data, flags, mark) for each entry."""
+    content = struct.pack("<QQQI", 0x6A736677736872, 1, len(entries), 512).ljust(512, b"\0")
+    for sector, data, flags, mark in entries:
+        text = mark.encode() + b"\0" if mark else b""
+        content += (struct.pack("<QQQQ", sector, len(data) // 512, flags, len(text)) + text).ljust(512, b"\0") + data
+    path.write_bytes(content)
+
+
+FLUSH, FUA, DISCARD, MARK = 1, 2, 4, 8
+A, B, C, D = (letter * 1024 for letter in (b"a", b"b", b"c", b"d"))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log"
+    write_log(
+        path,
+        (0, A, 0, ""),
+        (0, b"", FLUSH, ""),
+        (0, b"", MARK, "label:next"),
+        (2, B, 0, ""),
+        (4, C, 0, ""),
+        (0, b"", MARK, "tpm_1"),
+        (6, D, FUA, ""),
+    )
+    return path
+
+
+def test_a_cut_is_made_behind_every_barrier_and_among_what_follows_it(log: Path) -> None:
+    cuts = list(log_writes.cuts(tuple(log_writes.entries(log))))
+    assert [cut.after for cut in cuts if not cut.stray] == [2, 6, 7]
+    stray = [cut for cut in cuts if cut.stray]
+    assert [cut.after for cut in stray] == [2, 6]
+    assert set(stray[0].stray) <= {3, 4}, "what was written after the TPM changed cannot be there before"
+    assert stray[1].stray == (6,) and stray[1].torn == 1
+
+
+def test_the_disk_at_a_cut_has_what_was_flushed_and_the_strays_in_part(log: Path, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(4096))
+    disk = log_writes.Disk(log, tuple(log_writes.entries(log)), image)
+    disk.advance(2)
+    assert image.read_bytes() == A + bytes(3072)
+    disk.stray(log_writes.Cut(2, (4,), torn=1), image)
+    assert image.read_bytes() == A + bytes(1024) + C[:512] + bytes(1536)
+    disk.advance(7)
+    assert image.read_bytes() == A + B + C + D
+    with pytest.raises(ValueError, match="does not go back"):
+        disk.advance(2)
+
+
+def test_something_else_is_no_log(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(bytes(1024))
+    with pytest.raises(log_writes.LogError):
+        tuple(log_writes.entries(tmp_path / "log"))
+
+
+def test_each_cut_knows_its_moment(log: Path, tmp_path: Path) -> None:
+    cuts = list(matrix.listed(tmp_path))
+    assert [(cut["after"], cut["step"], cut["tpm"]) for cut in cuts if not cut["stray"]] == [
+        (2, "", 0),
+        (6, "next", 1),
+        (7, "next", 1),
+    ]
+    assert matrix.sample(cuts, 2) == [cuts[1], cuts[3]]
+    assert matrix.sample(cuts, 99) == cuts
+
+
+def test_the_names_of_the_scenarios_are_those_that_the_guest_knows() -> None:
+    source = ast.parse(Path(matrix.__file__).with_name("scenarios.py").read_text())
+    (table,) = (
+        node.value
+        for node in source.body
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "SCENARIOS"
+    )
+    assert isinstance(table, ast.Dict)
+    assert tuple(ast.literal_eval(key) for key in table.keys if key) == matrix.SCENARIOS
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every scenario, recorded."""
+    if why := uml.missing():
+        pytest.skip(why)
+    directory = tmp_path_factory.mktemp("recordings")
+    matrix.record_all(matrix.SCENARIOS, directory)
+    return directory
+
+
+@pytest.mark.parametrize("scenario", matrix.SCENARIOS)
+def test_nothing_is_lost_at_a_sample_of_the_cuts(scenario: str, recordings: Path) -> None:
+    cuts = list(matrix.listed(recordings / scenario))
+    results = matrix.replay(recordings / scenario, matrix.sample(cuts, SAMPLE))
+    assert len(results) == SAMPLE
+    lost = [f"{one['phase']}, after {one['after']}: {one['why']}" for one in results if one["outcome"] == "lost"]
+    assert not lost, "\n\n".join(lost)
+    assert {one["outcome"] for one in results} <= {"continued", "restarted"}
+
+
+def test_a_loss_is_noticed(recordings: Path) -> None:
+    """The disk goes back to before a promise, the promise stays: what a write that was lost looks like."""
+    cuts = [cut for cut in matrix.listed(recordings / "life") if not cut["stray"]]
+    before = next(cut for cut in cuts if cut["promised"] == 1)
+    (result,) = matrix.replay(recordings / "life", [{**before, "promised": 3}], guests=1)
+    assert result["outcome"] == "lost" and "promised-2 is not there" in result["why"]
