@@ -12,12 +12,12 @@ HOST_PYTHON := $(firstword $(foreach name,python3 python3.14 python3.13 python3.
 	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 
 # What 'make test' is made of, in this order: the quick parts first.
-PARTS := lint sanity unit integration e2e
+PARTS := lint sanity unit integration crash e2e
 
-.PHONY: help setup demo test parts clean $(PARTS)
+.PHONY: help setup demo test parts clean crash-matrix $(PARTS)
 
 help: ## say what there is
-	@sed -n 's/^\([a-z0-9]*\):.* ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.* ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: ## install the Debian packages and the virtual environment that are missing
 	$(if $(HOST_PYTHON),,@echo "setup: installing python3"; $(APT) update && $(APT) install --yes python3)
@@ -43,6 +43,14 @@ unit: setup ## test the parts, with a software TPM where one is needed
 integration: setup ## test with real device-mapper in a User-mode Linux guest
 	@$(LAB) tools
 	$(SUDO) $(PYTEST) tests/integration
+
+crash: setup ## cut the power at a sample of the moments of a machine's life
+	@$(LAB) tools
+	$(SUDO) $(PYTEST) tests/crash
+
+crash-matrix: setup ## cut the power behind every write barrier, and print as the last line what came of it
+	@$(LAB) tools
+	@$(SUDO) $(PYTHON) -m tests.crash.matrix
 
 e2e: setup ## test whole boots in QEMU
 	$(SUDO) $(PYTEST) tests/e2e
