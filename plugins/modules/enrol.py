@@ -104,7 +104,7 @@ options:
     description:
       - How many seconds the machine has for all its answers. One that takes longer is V(unknown), and its connection
         is given up.
-      - However much a machine sends, the process that asks it allocates no more than 128 MiB for that, and refuses an
+      - However much a machine sends, the process that asks it allocates no more than 64 MiB for that, and refuses an
         answer of more than 4 MiB.
     type: int
     default: 300

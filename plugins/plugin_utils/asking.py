@@ -19,7 +19,7 @@ from .report import QUOTE_LIMIT, quoted
 #: Characters that a module may print. An honest answer has some 100 KiB.
 ANSWER_LIMIT = 4 * 1024 * 1024
 #: Bytes that a process may allocate while it asks. Ansible holds what a host prints several times over.
-MEMORY_LIMIT = 128 * 1024 * 1024
+MEMORY_LIMIT = 64 * 1024 * 1024
 #: Seconds for removing what is left on a host.
 CLEANUP_TIME = 30
 
