@@ -12,7 +12,7 @@ HOST_PYTHON := $(firstword $(foreach name,python3 python3.14 python3.13 python3.
 	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 
 # What 'make test' is made of, in this order: the quick parts first.
-PARTS := lint sanity unit integration crash e2e
+PARTS := lint sanity unit integration crash hostile e2e
 
 .PHONY: help setup demo test parts clean crash-matrix $(PARTS)
 
@@ -51,6 +51,9 @@ crash: setup ## cut the power at a sample of the moments of a machine's life
 crash-matrix: setup ## cut the power behind every write barrier, and print as the last line what came of it
 	@$(LAB) tools
 	@$(SUDO) $(PYTHON) -m tests.crash.matrix
+
+hostile: setup ## attest ssh hosts that flood, stall, lie and replay
+	$(SUDO) $(PYTEST) tests/hostile
 
 e2e: setup ## test whole boots in QEMU
 	$(SUDO) $(PYTEST) tests/e2e
