@@ -1,0 +1,48 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is fuzzed: a function over bytes, the errors by which it may refuse them, and inputs to begin with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable
+
+SEEDS = Path(__file__).parent / "seeds"
+#: Real inputs, where there are any: see the fixture ``vectors`` of the unit tests.
+VECTORS = Path(os.environ.get("FDE_TEST_VECTORS", Path(__file__).resolve().parents[2].parent / "shared/vectors"))
+
+
+@dataclass(frozen=True)
+class Target:
+    """``run`` returns for good bytes and raises one of ``refusals`` for all others; anything else is a finding."""
+
+    name: str
+    run: Callable[[bytes], object]
+    refusals: tuple[type[BaseException], ...]
+    #: Folders of ``SEEDS``.
+    seeds: tuple[str, ...] = ()
+    #: Globs below ``VECTORS``.
+    vectors: tuple[str, ...] = ()
+    #: Longer inputs are not tried.
+    limit: int = 16384
+    #: Whether every seed of the project's own is good.
+    strict: bool = True
+    words: tuple[bytes, ...] = field(default=())
+
+    def own(self) -> list[bytes]:
+        """Return the project's own inputs."""
+        return [path.read_bytes() for name in self.seeds for path in sorted((SEEDS / name).iterdir())]
+
+    def real(self) -> list[bytes]:
+        """Return the real ones."""
+        found = [path for pattern in self.vectors for path in sorted(VECTORS.glob(pattern))]
+        return [path.read_bytes()[: self.limit] for path in found]
+
+    def once(self, data: bytes) -> None:
+        """Run it once, as the fuzzer does."""
+        with contextlib.suppress(*self.refusals):
+            self.run(data)

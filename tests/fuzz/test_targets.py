@@ -1,0 +1,62 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is fuzzed takes good inputs and refuses damaged ones by its own error; a short look with every test run."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Verdict, appraise
+
+from .appraisal import honest
+from .target import Target
+from .targets import TARGETS
+
+#: Damaged inputs for each target: this is a look, not the fuzzing, which is ``python -m tests.fuzz``.
+LOOKS = 300
+#: No input of some kilobytes may take longer than this, in seconds, on a machine that is busy with other things.
+SLOW = 5
+
+EACH = pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+
+
+def damaged(data: bytes, chance: random.Random) -> bytes:
+    """Return bytes with a few edits: some changed, inserted, cut, repeated."""
+    for _edit in range(chance.randint(1, 4)):
+        place, size = chance.randrange(len(data) + 1), chance.choice((1, 1, 2, 4, 8, 64))
+        piece = chance.choice((chance.randbytes(size), b"\0" * size, b"\xff" * size, data[place : place + size] * 2))
+        data = data[:place] + piece + data[place + chance.choice((0, len(piece), size)) :]
+    return data
+
+
+@EACH
+def test_good_inputs_are_taken(target: Target) -> None:
+    for data in target.own():
+        if target.strict:
+            target.run(data)
+        else:
+            target.once(data)
+
+
+@EACH
+def test_real_inputs_are_taken_or_refused(target: Target) -> None:
+    for data in target.real():
+        target.once(data)
+
+
+@EACH
+def test_damaged_inputs_are_taken_or_refused_at_once(target: Target) -> None:
+    chance = random.Random(target.name)
+    seeds = target.own() or [chance.randbytes(64) for _seed in range(16)]
+    for _look in range(LOOKS):
+        data = damaged(chance.choice(seeds), chance)[: target.limit]
+        started = time.monotonic()
+        target.once(data)
+        assert time.monotonic() - started < SLOW
+
+
+def test_the_answers_that_are_damaged_for_the_judgement_are_good_ones() -> None:
+    assert appraise(*honest()).verdict is Verdict.TRUSTED
