@@ -14,7 +14,7 @@ HOST_PYTHON := $(firstword $(foreach name,python3 python3.14 python3.13 python3.
 # What 'make test' is made of, in this order: the quick parts first.
 PARTS := lint sanity unit integration crash hostile e2e
 
-.PHONY: help setup demo test parts clean crash-matrix $(PARTS)
+.PHONY: help setup demo test parts clean crash-matrix fuzz $(PARTS)
 
 help: ## say what there is
 	@sed -n 's/^\([a-z0-9-]*\):.* ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,7 +38,7 @@ sanity: setup ## run ansible-test sanity on the archive as it is shipped
 	@tests/sanity.sh
 
 unit: setup ## test the parts, with a software TPM where one is needed
-	FDE_TOOLS_TREE="$$($(LAB) tools)" $(PYTEST) tests/unit
+	FDE_TOOLS_TREE="$$($(LAB) tools)" $(PYTEST) tests/unit tests/fuzz
 
 integration: setup ## test with real device-mapper in a User-mode Linux guest
 	@$(LAB) tools
@@ -51,6 +51,10 @@ crash: setup ## cut the power at a sample of the moments of a machine's life
 crash-matrix: setup ## cut the power behind every write barrier, and print as the last line what came of it
 	@$(LAB) tools
 	@$(SUDO) $(PYTHON) -m tests.crash.matrix
+
+fuzz: setup ## fuzz every parser of what strangers send (FUZZ_SECONDS each, 60)
+	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip --quiet install atheris
+	@$(PYTHON) -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60)
 
 hostile: setup ## attest ssh hosts that flood, stall, lie and replay
 	$(SUDO) $(PYTEST) tests/hostile
