@@ -45,9 +45,7 @@ def volume(header_digest: Optional[bytes]) -> Volume:
     return Volume("/dev/sda3", ours_by_type=True, header_digest=header_digest)
 
 
-READY = Found(
-    Standing.OURS, Anchor(State.READY, header_current=CURRENT, header_next=NEXT, header_previous=PREVIOUS)
-)
+READY = Found(Standing.OURS, Anchor(State.READY, header_current=CURRENT, header_next=NEXT, header_previous=PREVIOUS))
 ANCHORS = {
     "absent": Found(Standing.ABSENT),
     "never written": Found(Standing.UNWRITTEN),
