@@ -44,16 +44,18 @@ class EfiPartition:
                 return file.read(limit)
 
     def write(self, name: str, content: bytes) -> None:
-        """Put a file of ours in the place of an older one; it is on the disk afterwards. Raises ``FdeError``."""
+        """Write a file of ours, which is on the disk afterwards. Raises ``FdeError``.
+
+        An older one goes first: there may be room for one of them only, and none is worth anything that is not whole.
+        """
         with self._mounted(write=True) as root:
             directory = root / DIRECTORY
             directory.mkdir(exist_ok=True)
-            new = directory / f"{name}.new"
-            with open(new, "wb") as file:
+            (directory / name).unlink(missing_ok=True)
+            with open(directory / name, "xb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(new, directory / name)
             _sync(directory)
 
     def remove(self, name: str) -> None:
