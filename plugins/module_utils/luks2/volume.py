@@ -36,8 +36,12 @@ def format_volume(
     layout: Layout = LAYOUT,
     journal: bool = True,
     wipe: bool = False,
+    header: Optional[str] = None,
 ) -> None:
     """Make a LUKS2 volume on ``device`` with the given volume key; whatever was there is lost.
+
+    With ``header`` the header is written to that file instead, which has the size of the header area already, and the
+    device's own header area is left alone.
 
     ``temporary_key`` opens keyslot 0 until ``enrol_tpm2`` wipes it. Without ``wipe`` a sector of an authenticated
     volume can only be read after it was written. Raises ``CommandError``, and ``ValueError`` for a key of the wrong
@@ -58,6 +62,7 @@ def format_volume(
                 *("--hash", "sha256", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", str(_ITERATIONS)),
                 *("--volume-key-file", descriptor_path(key), "--key-slot", str(TEMPORARY_KEYSLOT)),
                 *("--key-file", descriptor_path(unlock), "--keyfile-size", str(len(temporary_key))),
+                *(("--header", header) if header is not None else ()),
                 device,
             ],
             pass_fds=(key, unlock),
