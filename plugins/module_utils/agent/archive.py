@@ -12,7 +12,7 @@ from typing import Iterator, Mapping
 
 PACKAGE = "cvm_fde"
 #: The parts of the core that the agent imports.
-PARTS = ("agent", "disk", "dm", "luks2", "tpm")
+PARTS = ("agent", "disk", "dm", "escrow", "luks2", "tpm", "volume")
 FILES = ("errors.py", "runner.py")
 _MAIN = f"""\
 import sys

@@ -1,0 +1,353 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Taking the steps of a plan, in order, and stopping at the first that fails.
+
+Whatever ends a run between two steps, or within one, leaves a state that the next plan knows. A volume is made in RAM:
+its header reaches the disk when everything in it is proven, as the last thing before the pin says that it is ready.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from dataclasses import dataclass, replace
+from typing import Callable, Mapping, Optional
+
+from ..errors import FdeError
+from ..luks2 import keyslots
+from ..luks2.area import HeaderArea, read_area
+from ..luks2.change import Draft, draft, redo, store
+from ..luks2.digest import volume_key_id
+from ..luks2.enrolment import enrolled
+from ..luks2.enrolment import plan as plan_keyslots
+from ..luks2.policy import judge
+from ..luks2.profile import LAYOUT
+from ..luks2.recovery_key import new_recovery_key
+from ..luks2.secret import random_secret, wipe
+from ..luks2.volume import attach_with_key, attach_with_secret, detach, format_volume
+from . import erasure, file_system, opening, persistence
+from . import pin as pins
+from .found import Found
+from .machine import Machine
+from .pin import Escrow, Pin, PinState
+from .plan import Action, Plan, Step
+from .probe import boot_entry, fingerprint, means, unlock_key
+from .random_key import fresh_volume_key
+from .sealing import Handover, seal_recovery_key
+from .wanted import Wanted
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a volume is after the run. ``handover`` is an encrypted recovery key that the control node must store."""
+
+    taken: tuple[Step, ...]
+    pin: Optional[Pin]
+    handover: Optional[Handover] = None
+
+
+def apply(machine: Machine, wanted: Wanted, found: Found, planned: Plan) -> Outcome:
+    """Take the steps of a plan. Raises ``FdeError``; what was done until then stays."""
+    with contextlib.ExitStack() as scope:
+        work = _Work(machine, wanted, found, scope)
+        taken = []
+        try:
+            for step in planned.steps:
+                machine.announce(f"{wanted.name}: {step.action.value} {step.subject}")
+                work.take(step)
+                taken.append(step)
+        except OSError as error:
+            work.give_up()
+            raise FdeError(
+                wanted.device,
+                f"'{step.action.value}' failed: {error.strerror or error}",
+                "Mend the cause and run again",
+            ) from error
+        except FdeError:
+            work.give_up()
+            raise
+        return Outcome(tuple(taken), work.pin, work.handover)
+
+
+class _Work:
+    """The steps, one method each, and what they hand to each other."""
+
+    def __init__(self, machine: Machine, wanted: Wanted, found: Found, scope: contextlib.ExitStack) -> None:
+        self.pin = found.pin
+        self.handover: Optional[Handover] = None
+        self._machine = machine
+        self._wanted = wanted
+        self._found = found
+        self._scope = scope
+        self._area: Optional[HeaderArea] = None if found.header is None else found.header.area
+        self._draft: Optional[Draft] = None
+        self._volume_key: Optional[bytearray] = None
+        self._temporary_key: Optional[bytearray] = None
+        self._steps: Mapping[Action, Callable[[Step], None]] = {
+            Action.UNMOUNT: self._unmount,
+            Action.CLOSE: self._close,
+            Action.PIN: self._pin,
+            Action.CLEAR: self._clear,
+            Action.FORMAT: self._format,
+            Action.CHANGE_KEYSLOTS: self._change_keyslots,
+            Action.OPEN: self._open,
+            Action.MAKE_FILE_SYSTEM: self._make_file_system,
+            Action.STORE: self._store,
+            Action.READY: self._ready,
+            Action.ADOPT: self._adopt,
+            Action.REDO: self._redo,
+            Action.SETTLE: self._settle,
+            Action.CONFIGURE: self._configure,
+            Action.MOUNT: self._mount,
+            Action.DESTROY: self._destroy,
+            Action.DISCARD: self._discard,
+            Action.FORGET: self._forget,
+        }
+
+    def take(self, step: Step) -> None:
+        """Take one step."""
+        self._steps[step.action](step)
+
+    def give_up(self) -> None:
+        """Close what was being made: nobody may write to a volume that the next run makes anew."""
+        if self._volume_key is not None and self.pin is not None and self.pin.state is PinState.INITIALIZING:
+            with contextlib.suppress(FdeError):
+                detach(self._machine.runner, self._wanted.name)
+
+    @property
+    def _node(self) -> str:
+        assert self._found.device is not None
+        return self._found.device.node
+
+    def _save(self, pin: Pin) -> None:
+        pins.save(self._machine.places.pin(pin.name), pin)
+        self.pin = pin
+
+    def _pinned(self) -> Pin:
+        assert self.pin is not None
+        return self.pin
+
+    # Making
+
+    def _pin(self, step: Step) -> None:
+        wanted, device = self._wanted, self._found.device
+        assert device is not None
+        if step.subject == "erasing" and self.pin is not None:
+            self._save(self.pin.having(state=PinState.ERASING))
+            return
+        self._save(
+            Pin(
+                name=wanted.name,
+                uuid=str(uuid.uuid4()),
+                device=device.path,
+                state=PinState(step.subject),
+                profile=wanted.profile.name,
+                journal=wanted.journal,
+                file_system=wanted.file_system.value,
+                size=device.size,
+            )
+        )
+
+    def _clear(self, _step: Step) -> None:
+        assert self._found.device is not None
+        erasure.clear(self._node, self._found.device.size)
+
+    def _format(self, _step: Step) -> None:
+        wanted, pin = self._wanted, self._pinned()
+        self._new_draft(HeaderArea(self._node, bytes(LAYOUT.offset)))
+        assert self._draft is not None
+        self._volume_key = self._scope.enter_context(fresh_volume_key(wanted.profile.volume_key_size, wanted))
+        self._temporary_key = random_secret(64)
+        self._scope.callback(wipe, self._temporary_key)
+        format_volume(
+            self._machine.runner,
+            self._node,
+            header=self._draft.path,
+            volume_key=self._volume_key,
+            temporary_key=self._temporary_key,
+            uuid=pin.uuid,
+            profile=wanted.profile,
+            wipe=wanted.wipe,
+        )
+        self.pin = replace(pin, volume_key_id=volume_key_id(self._volume_key, wanted.name, pin.uuid))
+
+    def _new_draft(self, area: HeaderArea) -> Draft:
+        self._machine.places.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._draft = self._scope.enter_context(draft(area, str(self._machine.places.run)))
+        return self._draft
+
+    def _make_file_system(self, _step: Step) -> None:
+        wanted, mapper = self._wanted, self._machine.mapper
+        path = mapper.get(wanted.name).path
+        size = sum(target.length for target in mapper.table(wanted.name)) * 512
+        if wanted.profile.integrity is not None and not wanted.wipe:
+            file_system.prepare(path, size, wanted.file_system)
+        file_system.make(self._machine.runner, path, wanted.file_system, wanted.label, wanted.format_options)
+
+    # Keyslots
+
+    def _change_keyslots(self, step: Step) -> None:
+        assert step.keyslots is not None
+        made = self._draft is not None
+        if self._draft is None:
+            assert self._area is not None
+            self._new_draft(self._area)
+        assert self._draft is not None
+        planned = step.keyslots
+        if made:
+            # The temporary keyslot goes when every other one is proven.
+            planned = plan_keyslots(enrolled(self._draft.area().header()), self._wanted.unlock)
+        with contextlib.ExitStack() as secrets:
+            recovery = None
+            if any(isinstance(method, keyslots.Recovery) for method in planned.adds):
+                recovery = new_recovery_key()
+                secrets.callback(wipe, recovery)
+            given = secrets.enter_context(means(self._wanted, recovery))
+            unlock = secrets.enter_context(self._credential())
+            keyslots.change(self._machine.runner, self._draft.path, planned, unlock, given)
+            if recovery is not None:
+                sealed = seal_recovery_key(self._machine.runner, self._wanted, self._pinned().uuid, recovery)
+                self.handover = Handover(sealed, fingerprint(sealed))
+
+    @contextlib.contextmanager
+    def _credential(self):  # type: ignore[no-untyped-def]
+        """Yield what opens the draft now: the key it was made with, the TPM, or what the owner gave."""
+        if self._temporary_key is not None:
+            yield keyslots.ByKey(self._temporary_key)
+        elif self._found.credentials.by_tpm:
+            yield keyslots.ByTpm(self._wanted.tpm2_device)
+        else:
+            with self._secret() as key:
+                yield keyslots.ByKey(key)
+
+    @contextlib.contextmanager
+    def _secret(self):  # type: ignore[no-untyped-def]
+        if self._wanted.unlock_with is not None and self._found.credentials.by_unlock_with:
+            with unlock_key(self._wanted.unlock_with) as key:
+                yield key
+            return
+        key = bytearray(str(self._wanted.passphrase).encode())
+        try:
+            yield key
+        finally:
+            wipe(key)
+
+    def _store(self, _step: Step) -> None:
+        """Pin the new header as the next one, keep a copy of it where there is one to lose, and write it."""
+        assert self._draft is not None
+        pin, places = self._pinned(), self._machine.places
+        new = self._draft.area()
+        judge(new.header(), opening.expectation(pin)).require(self._node)
+        if pin.state is PinState.READY:
+            pins.write(places.saved(pin.name), new.content, 0o600)
+        escrow = None if self.handover is None else Escrow(self.handover.digest)
+        self._save(pin.having(next=new.digest.hex(), escrow=escrow or pin.escrow))
+        old = read_area(self._node, LAYOUT.offset)
+        store(self._node, old, new)
+        self._area = new
+
+    def _ready(self, _step: Step) -> None:
+        pin = self._pinned()
+        self._save(pin.having(state=PinState.READY, current=pin.next, next=None))
+        pins.forget(self._machine.places.saved(pin.name))
+        if self._area is not None and self._machine.mapper.find(pin.name) is not None:
+            opening.put_header(self._machine.places, pin.name, self._area)
+
+    # What was interrupted
+
+    def _redo(self, _step: Step) -> None:
+        assert self._area is not None
+        redo(self._node, self._area)
+        self._ready(_step)
+
+    def _settle(self, _step: Step) -> None:
+        assert self._area is not None
+        pins.forget(self._machine.places.saved(self._wanted.name))
+        self._save(self._pinned().having(current=self._area.digest.hex(), next=None))
+
+    def _adopt(self, _step: Step) -> None:
+        wanted, header, device = self._wanted, self._found.header, self._found.device
+        assert header is not None and header.uuid is not None and device is not None
+        pins.forget(self._machine.places.saved(wanted.name))
+        old = self.pin
+        self._save(
+            Pin(
+                name=wanted.name,
+                uuid=header.uuid,
+                device=device.path,
+                state=PinState.READY,
+                profile=wanted.profile.name,
+                journal=wanted.journal,
+                file_system=wanted.file_system.value,
+                size=device.size,
+                current=header.digest,
+                volume_key_id=None if old is None else old.volume_key_id,
+                # Whoever opens the volume by a recovery key has it.
+                escrow=None if old is None else old.escrow,
+            )
+        )
+
+    # Using
+
+    def _open(self, _step: Step) -> None:
+        wanted, pin, machine = self._wanted, self._pinned(), self._machine
+        if self._volume_key is not None:
+            assert self._draft is not None
+            attach_with_key(
+                machine.runner, wanted.name, self._node,
+                header=self._draft.path, volume_key=self._volume_key, journal=wanted.journal,
+            )  # fmt: skip
+        else:
+            assert self._area is not None
+            header = str(opening.put_header(machine.places, wanted.name, self._area))
+            if self._found.credentials.by_tpm:
+                opening.attach(machine.runner, wanted, self._node, header, pin.volume_key_id)
+            else:
+                with self._secret() as key:
+                    attach_with_secret(machine.runner, wanted.name, self._node, header=header, secret=key)
+        try:
+            opening.check(machine.mapper, pin, self._node)
+        except FdeError:
+            detach(machine.runner, wanted.name)
+            raise
+
+    def _mount(self, _step: Step) -> None:
+        wanted = self._wanted
+        assert wanted.mount is not None
+        path = self._machine.mapper.get(wanted.name).path
+        found = file_system.identify(self._machine.runner, path)
+        if found is None or found.type != wanted.file_system.value:
+            raise FdeError(
+                f"/dev/mapper/{wanted.name}",
+                f"it holds {'no file system' if found is None else found.type}, not {wanted.file_system.value}",
+                "Look at it by hand; nothing is made over it",
+            )
+        file_system.mount(self._machine.runner, f"/dev/mapper/{wanted.name}", wanted.file_system.value, wanted.mount)
+
+    def _unmount(self, step: Step) -> None:
+        file_system.unmount(self._machine.runner, step.subject)
+
+    def _close(self, _step: Step) -> None:
+        detach(self._machine.runner, self._wanted.name)
+        self._machine.places.header(self._wanted.name).unlink(missing_ok=True)
+
+    def _configure(self, _step: Step) -> None:
+        entry = boot_entry(self._wanted, self.pin, self._found.device)
+        persistence.wanted_files(self._machine.places, self._wanted.name, entry).write(self._machine.places)
+        if (self._machine.places.root / "run/systemd/system").is_dir():
+            self._machine.runner.run(["systemctl", "daemon-reload"])
+
+    # Erasing
+
+    def _destroy(self, _step: Step) -> None:
+        erasure.destroy(self._node, LAYOUT.offset)
+
+    def _discard(self, _step: Step) -> None:
+        erasure.discard(self._machine.runner, self._node, LAYOUT.offset)
+
+    def _forget(self, _step: Step) -> None:
+        places = self._machine.places
+        for path in (places.saved(self._wanted.name), places.header(self._wanted.name), places.pin(self._wanted.name)):
+            pins.forget(path)
+        self.pin = None

@@ -1,0 +1,93 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Overwriting: what is where a volume will be made, and the keys of a volume that shall never be opened again.
+
+Without its keyslots a volume is random data for ever. That they are gone is read back from the disk itself, past the
+page cache. It is the disk of now that is proven: whoever copied it before still has that copy.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import Iterator
+
+from ..errors import FdeError
+from ..runner import Runner
+
+_CHUNK = 1 << 20
+_BLOCK = 4096
+
+
+def clear(node: str, size: int) -> None:
+    """Overwrite both ends of a device with zeros, the end first: what is recognised there goes with the last write.
+
+    The header area and one MiB behind it lie in the beginning, backup partition tables and RAID headers at the end.
+    """
+    with _Direct(node) as device:
+        for at, length in _pieces(size):
+            device.write_zeros(at, length)
+
+
+def _pieces(size: int) -> Iterator[tuple[int, int]]:
+    end = size // _BLOCK * _BLOCK
+    beginning = min(9 * _CHUNK, end)
+    yield max(beginning, end - _CHUNK), min(_CHUNK, end - beginning)
+    for at in range(beginning - _CHUNK, -1, -_CHUNK):
+        yield at, _CHUNK
+
+
+def destroy(node: str, size: int) -> None:
+    """Overwrite the header area, keyslots and all, and read it back. Raises ``FdeError`` when anything is left."""
+    with _Direct(node) as device:
+        for at in range(0, size, _CHUNK):
+            device.write_zeros(at, _CHUNK)
+    _prove(node, size)
+
+
+def discard(runner: Runner, node: str, size: int) -> None:
+    """Tell the disk that nothing on it is needed, where it can be told, and prove once more that no key came back."""
+    runner.run(["blkdiscard", "--force", node], ok=())
+    _prove(node, size)
+
+
+def _prove(node: str, size: int) -> None:
+    with _Direct(node) as device:
+        for at in range(0, size, _CHUNK):
+            if any(device.read(at, _CHUNK)):
+                raise FdeError(
+                    node,
+                    f"it gives back something else than was written, within the MiB at byte {at}",
+                    "Do not trust that its keys are gone; destroy or return the disk",
+                )
+
+
+class _Direct:
+    """A device without the page cache. All places and lengths are multiples of the sector size."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+
+    def __enter__(self) -> _Direct:
+        # Exclusive: the kernel refuses where a file system or device-mapper has it.
+        flags = os.O_RDWR | os.O_DIRECT | os.O_EXCL | os.O_CLOEXEC
+        self._descriptor = os.open(self._node, flags)
+        self._buffer = mmap.mmap(-1, _CHUNK)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+        self._buffer.close()
+
+    def write_zeros(self, at: int, length: int) -> None:
+        self._buffer[:] = bytes(_CHUNK)
+        with memoryview(self._buffer) as view, view[:length] as piece:
+            if os.pwrite(self._descriptor, piece, at) != length:
+                raise OSError(f"only a part of {length} bytes was written")
+
+    def read(self, at: int, length: int) -> bytes:
+        with memoryview(self._buffer) as view, view[:length] as piece:
+            done = os.preadv(self._descriptor, [piece], at)
+            return bytes(piece[:done])

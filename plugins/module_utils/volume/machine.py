@@ -1,0 +1,78 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The machine that volumes are made on: its programs, its device-mapper, its files."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Iterator
+
+from ..dm.device import DeviceMapper
+from ..luks2.profile import AEGIS, Profile
+from ..runner import Runner
+from .places import Places
+from .wanted import FileSystemType, Wanted
+
+_PROGRAMS = ("cryptsetup", "dmsetup", "lsblk", "wipefs", "blkid", "findmnt", "mount", "umount", "systemd-cryptsetup")
+_MODULES = Path("/lib/modules")
+
+
+def _silent(_text: str) -> None:
+    """Report to nobody."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``announce`` is told every step before it is taken."""
+
+    runner: Runner
+    places: Places = Places()
+    announce: Callable[[str], None] = field(default=_silent)
+
+    @property
+    def mapper(self) -> DeviceMapper:
+        return DeviceMapper(self.runner)
+
+
+def missing(runner: Runner, wanted: Wanted, modules: Path = _MODULES) -> tuple[str, ...]:
+    """Return the programs and parts of the kernel that a volume needs and this machine lacks, for people."""
+    programs = [*_PROGRAMS]
+    if wanted.file_system is not FileSystemType.NONE:
+        programs.append(f"mkfs.{wanted.file_system.value}")
+    if wanted.has_tpm2:
+        programs.append("systemd-cryptenroll")
+    if wanted.certificates:
+        programs.append("openssl")
+    lacking = [f"the program {name}" for name in programs if runner.find(name) is None]
+    lacking += [f"the kernel's {name}" for name in _kernel_parts(wanted.profile) if not kernel_has(name, modules)]
+    return tuple(lacking)
+
+
+def _kernel_parts(profile: Profile) -> Iterator[str]:
+    yield "dm-crypt"
+    if profile.integrity is not None:
+        yield "dm-integrity"
+    if profile is AEGIS:
+        yield "aegis128"
+
+
+def kernel_has(module: str, modules: Path = _MODULES) -> bool:
+    """Return whether the running kernel has a module, loaded, built in or loadable; nothing is loaded to find out."""
+    underscored = module.replace("-", "_")
+    if Path("/sys/module", underscored).exists():
+        return True
+    directory = modules / os.uname().release
+    for listing in ("modules.builtin", "modules.dep"):
+        try:
+            text = (directory / listing).read_text()
+        except OSError:
+            continue
+        for line in text.splitlines():
+            # "kernel/drivers/md/dm-crypt.ko.xz: ..." in one, the path alone in the other.
+            name = line.split(":")[0].rpartition("/")[2].partition(".ko")[0]
+            if name.replace("-", "_").startswith(underscored):
+                return True
+    return False

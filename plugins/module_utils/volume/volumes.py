@@ -1,0 +1,131 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The whole list of volumes in one go: everything is decided, and refused, before anything is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Mapping, Optional, Sequence
+
+from ..errors import FdeError
+from . import pin as pins
+from .apply import Outcome, apply
+from .found import Found
+from .machine import Machine
+from .pin import Pin
+from .plan import Plan, Step, described, plan
+from .probe import probe
+from .wanted import Wanted, check_all
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One volume with what was found and what has to be done."""
+
+    wanted: Wanted
+    found: Found
+    plan: Plan
+
+
+class Interrupted(FdeError):
+    """A volume could not be finished; ``reports`` tells what was done before."""
+
+    def __init__(self, error: FdeError, reports: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__(error.subject, error.cause, error.remedy)
+        self.reports = reports
+
+
+def plan_all(machine: Machine, volumes: Sequence[Wanted]) -> tuple[Planned, ...]:
+    """Return the plans of all volumes. Raises ``FdeError`` when one of them is refused."""
+    check_all(tuple(volumes))
+    planned = []
+    for wanted in volumes:
+        found = probe(machine, wanted)
+        planned.append(Planned(wanted, found, plan(found, wanted)))
+    return tuple(planned)
+
+
+def apply_all(machine: Machine, planned: Sequence[Planned]) -> list[Mapping[str, Any]]:
+    """Take the steps of all plans in the order of the list and return a report of each volume."""
+    reports: list[Mapping[str, Any]] = []
+    for one in planned:
+        try:
+            outcome = apply(machine, one.wanted, one.found, one.plan)
+        except FdeError as error:
+            raise Interrupted(error, reports) from error
+        after = probe(machine, one.wanted, try_keys=False) if one.plan.steps else one.found
+        reports.append(report(one, outcome, after))
+    return reports
+
+
+def foretell(planned: Sequence[Planned]) -> list[Mapping[str, Any]]:
+    """Return the reports of a run that changes nothing, with the steps that would be taken."""
+    return [report(one, Outcome(one.plan.steps, one.found.pin), one.found) for one in planned]
+
+
+def confirm(machine: Machine, name: str, digest: str) -> Optional[Pin]:
+    """Record that a recovery key arrived at the control node, which read back bytes with this digest.
+
+    Raises ``FdeError`` when that is not the recovery key that was handed over last.
+    """
+    path = machine.places.pin(name)
+    pin = pins.load(path)
+    if pin is None or pin.escrow is None or pin.escrow.digest != digest:
+        raise FdeError(name, "another recovery key was escrowed than the one of this volume", "Run again")
+    if not pin.escrow.confirmed:
+        pin = pin.having(escrow=pins.Escrow(digest, confirmed=True))
+        pins.save(path, pin)
+    return pin
+
+
+def state_of(found: Found) -> str:
+    """Return the state of a volume in one word."""
+    if found.pin is None:
+        return "absent"
+    if found.pin.state is not pins.PinState.READY:
+        return str(found.pin.state.value)
+    if found.mounts:
+        return "mounted"
+    return "closed" if found.mapping is None else "open"
+
+
+def report(one: Planned, outcome: Outcome, after: Found) -> Mapping[str, Any]:
+    """Return what is told about a volume, in types that JSON has; never a secret."""
+    pin, header = after.pin, after.header
+    return {
+        "name": one.wanted.name,
+        "device": one.wanted.device,
+        "node": None if after.device is None else after.device.node,
+        "size": None if after.device is None else after.device.size,
+        "uuid": None if pin is None else pin.uuid,
+        "profile": None if pin is None else pin.profile,
+        "journal": None if pin is None else pin.journal,
+        "state_before": state_of(one.found),
+        "state": state_of(after),
+        "mounted_at": [mounted.path for mounted in after.mounts],
+        "file_system": None if after.file_system is None else vars(after.file_system),
+        "unlock": [] if header is None else [described(slot.method) for slot in header.enrolled],
+        "escrow": None if pin is None or pin.escrow is None else vars(pin.escrow),
+        "steps": [shown(step) for step in outcome.taken],
+        "warnings": list(one.plan.warnings),
+        "handover": None if outcome.handover is None else outcome.handover.report(),
+    }
+
+
+def difference(planned: Sequence[Planned], reports: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return Ansible's diff: each volume as it was, and as it is or would be, with the steps between."""
+    result = []
+    for one, told in zip(planned, reports):
+        if one.plan.steps:
+            header = f"volume {one.wanted.name}"
+            before = f"state: {told['state_before']}\n"
+            steps = "".join(f"- {step['action']}: {step['subject']}\n" for step in told["steps"])
+            after = f"state: {one.wanted.state.value}\n{steps}"
+            result.append({"before_header": header, "after_header": header, "before": before, "after": after})
+    return result
+
+
+def shown(step: Step) -> dict[str, str]:
+    """Return a step as plain values."""
+    return {"action": step.action.value, "subject": step.subject}
