@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 sys.path.insert(0, str(Path(__file__).parent))
 
 from instance import Lab, make_lab, make_sealed, run
+from owner import Owner
 from software_tpm import Tpm
 
 RESULTS = Path("/exchange/results.jsonl")
@@ -53,7 +54,7 @@ def runner() -> SubprocessRunner:
 def mapper(runner: SubprocessRunner) -> Iterator[DeviceMapper]:
     """All of device-mapper, emptied after the test from the top of every stack down."""
     yield DeviceMapper(runner)
-    runner.run(["umount", "--all", "--types", "ext4,xfs"], ok=())
+    runner.run(["umount", "--all", "--types", "ext4,xfs,btrfs"], ok=())
     runner.run(["dmsetup", "remove_all", "--force"], ok=())
     for _layer in range(8):
         runner.run(["dmsetup", "remove_all"], ok=())
@@ -75,7 +76,7 @@ def disk(runner: SubprocessRunner, mapper: DeviceMapper, tmp_path: Path) -> Iter
 
     yield make
     # The mapper's own end comes later, but nothing may hold a loop device that is to be removed.
-    runner.run(["umount", "--all", "--types", "ext4,xfs"], ok=())
+    runner.run(["umount", "--all", "--types", "ext4,xfs,btrfs"], ok=())
     for _layer in range(8):
         runner.run(["dmsetup", "remove_all"], ok=())
     for loop in loops:
@@ -129,3 +130,9 @@ def installed(installed_once: Path, lab: Lab) -> Lab:
     for state in installed_once.glob("tpm2-*"):
         run("cp", str(state), str(lab.directory))
     return lab
+
+
+@pytest.fixture
+def owner(runner: SubprocessRunner, mapper: DeviceMapper, tpm: Tpm, tmp_path: Path) -> Owner:
+    """The owner of this machine, whose volumes are remembered below a directory of the test."""
+    return Owner(runner, tmp_path / "root", tpm.tcti)

@@ -1,0 +1,74 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The owner of a machine with data disks: says what is wanted, as the module does, and runs it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Tpm2
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import PROFILES
+from ansible_collections.cvm.fde.plugins.module_utils.runner import Runner
+from ansible_collections.cvm.fde.plugins.module_utils.volume.file_system import journal_for, wipe_for
+from ansible_collections.cvm.fde.plugins.module_utils.volume.machine import Machine
+from ansible_collections.cvm.fde.plugins.module_utils.volume.places import Places
+from ansible_collections.cvm.fde.plugins.module_utils.volume.volumes import apply_all, plan_all
+from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import FileSystemType, Mount, State, Wanted
+
+NAME = "data"
+PASSPHRASE = "correct horse battery staple"
+
+
+def drop_caches() -> None:
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """``root`` is where the files of the volumes lie: a tmpfs, so that they are in RAM as /run is."""
+
+    runner: Runner
+    root: Path
+    tcti: str
+
+    @property
+    def machine(self) -> Machine:
+        return Machine(self.runner, Places(self.root))
+
+    @property
+    def mount_point(self) -> Path:
+        return self.root / "mnt"
+
+    @property
+    def mapped(self) -> str:
+        return self.machine.mapper.get(NAME).path
+
+    def wants(self, device: str, **options: Any) -> Wanted:
+        """Return what is wanted of a volume; by default a file system, mounted, unlocked by the TPM."""
+        kind = FileSystemType(options.pop("file_system", "ext4"))
+        mounted = kind is not FileSystemType.NONE
+        state = options.pop("state", "mounted" if mounted else "open")
+        # The kernel of the guest is older than the programs.
+        older = ("-c", "options=/usr/share/xfsprogs/mkfs/lts_6.1.conf") if kind is FileSystemType.XFS else ()
+        profile = PROFILES[options.pop("profile", "authenticated")]
+        defaults: dict[str, Any] = {
+            "name": NAME,
+            "profile": profile,
+            "journal": journal_for(kind, profile),
+            "wipe": wipe_for(kind, profile),
+            "format_options": older,
+            "mount": Mount(str(self.mount_point)) if mounted else None,
+            "unlock": (Tpm2(pcrs=(7,)),),
+            "tpm2_device": self.tcti,
+        }
+        return Wanted(device=device, file_system=kind, state=State(state), **{**defaults, **options})
+
+    def run(self, wanted: Wanted) -> Mapping[str, Any]:
+        """Plan and apply, and return the report."""
+        return apply_all(self.machine, plan_all(self.machine, [wanted]))[0]
