@@ -1,0 +1,142 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The control node's half of luks2_volume: it brings the program for the boot, and keeps recovery keys.
+
+A recovery key is made on the target and leaves it encrypted. It is stored here and read back; then the target is told
+the digest of what was read, and only from then on it relies on that key.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from pathlib import Path
+from typing import Any, Optional
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+from ansible.plugins.loader import lookup_loader
+
+from ..module_utils.agent import archive
+from ..module_utils.errors import FdeError
+from ..module_utils.escrow.envelope import Belonging
+from ..module_utils.volume.options import ARGUMENTS, VOLUME, secrets_of
+from ..plugin_utils.escrow import Envelope, Kept, hand_over, keep
+
+CORE = Path(__file__).resolve().parents[1] / "module_utils"
+ESCROW = {
+    "certificates": {"type": "list", "elements": "path", "required": True},
+    "directory": {"type": "path"},
+    "store_with": {"type": "str"},
+    "options": {"type": "dict", "default": {}},
+}
+_BROUGHT = ("agent", "host", "certificates", "escrowed")
+OPTIONS = {
+    **{name: spec for name, spec in ARGUMENTS.items() if name not in _BROUGHT},
+    "escrow": {
+        "type": "dict",
+        "options": ESCROW,
+        "required_one_of": [["directory", "store_with"]],
+        "mutually_exclusive": [["directory", "store_with"]],
+    },
+}
+#: Bytes; an envelope holds one short text for a few certificates.
+_LIMIT = 64 * 1024
+
+
+class ActionModule(ActionBase):
+    """Transfers the program, runs the module, and stores what it hands over."""
+
+    _supports_check_mode = True
+    _supports_async = False
+    TRANSFERS_FILES = True
+
+    def run(self, tmp: Optional[str] = None, task_vars: Optional[dict[str, Any]] = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        del tmp
+        _validation, args = self.validate_argument_spec(argument_spec=OPTIONS)
+        escrow = args.pop("escrow")
+        host = str((task_vars or {}).get("inventory_hostname") or "localhost")
+        brought = {"host": host, "certificates": _certificates(escrow)}
+        self._make_tmp_path()
+        try:
+            shell = self._connection._shell
+            remote = shell.join_path(shell.tmpdir, "agent.pyz")
+            self._transfer_data(remote, archive.build(CORE))
+            self._fixup_perms2((shell.tmpdir, remote))
+            arguments = {**args, **brought, "agent": remote}
+            told = self._execute_module("cvm.fde.luks2_volume", arguments, task_vars=task_vars)
+            volumes = told.get("volumes")
+            kept = [self._keep(escrow, host, one) for one in volumes] if isinstance(volumes, list) else []
+            self._confirm(args, brought, dict(filter(None, kept)), task_vars)
+        finally:
+            self._remove_tmp_path(self._connection._shell.tmpdir)
+        result.update(told)
+        _check_silent(result, secrets_of(args["volumes"]))
+        return result
+
+    def _keep(self, escrow: Optional[dict[str, Any]], host: str, volume: Any) -> Optional[tuple[str, str]]:
+        """Store the recovery key of a volume; return the volume's name and the digest of what was read back."""
+        handover = volume.pop("handover", None) if isinstance(volume, dict) else None
+        if handover is None:
+            return None
+        try:
+            content = base64.b64decode(handover["content"], validate=True)
+            envelope = Envelope(Belonging(host, str(volume["name"]), str(volume["uuid"])), content)
+        except (KeyError, TypeError, ValueError, binascii.Error) as error:
+            raise AnsibleActionFail(f"{host}: it handed over something that is no recovery key's envelope") from error
+        if escrow is None or len(content) > _LIMIT:
+            raise AnsibleActionFail(f"{host}: it handed over a recovery key that was not asked for, or is too large")
+        try:
+            kept = self._store(escrow, envelope)
+        except FdeError as error:
+            raise AnsibleActionFail(str(error)) from error
+        digest = hashlib.sha256(content).hexdigest()
+        volume["escrow"] = {"digest": digest, "confirmed": True, "place": kept.place}
+        return str(volume["name"]), digest
+
+    def _store(self, escrow: dict[str, Any], envelope: Envelope) -> Kept:
+        if escrow["directory"] is not None:
+            return keep(escrow["directory"], envelope)
+        return hand_over(self._lookup, escrow["store_with"], escrow["options"], envelope)
+
+    def _lookup(self, name: str, terms: Any, options: Any) -> Any:
+        plugin = lookup_loader.get(name, loader=self._loader, templar=self._templar)
+        if plugin is None:
+            raise AnsibleActionFail(f"{name}: there is no such lookup plugin. Install its collection")
+        return plugin.run(list(terms), variables=self._templar.available_variables, **options)
+
+    def _confirm(
+        self, args: dict[str, Any], brought: dict[str, Any], kept: dict[str, str], task_vars: Optional[dict[str, Any]]
+    ) -> None:
+        """Tell the target what arrived."""
+        if not kept:
+            return
+        # No secret is needed for this, so none is sent again.
+        volumes = [{"name": one["name"], "device": one["device"]} for one in args["volumes"] if one["name"] in kept]
+        arguments = {**brought, "volumes": volumes, "escrowed": kept}
+        told = self._execute_module("cvm.fde.luks2_volume", arguments, task_vars=task_vars)
+        if told.get("failed"):
+            raise AnsibleActionFail(str(told.get("msg")), result=told)
+
+
+def _certificates(escrow: Optional[dict[str, Any]]) -> list[str]:
+    if escrow is None:
+        return []
+    try:
+        return [Path(path).read_text(encoding="ascii") for path in escrow["certificates"]]
+    except (OSError, ValueError) as error:
+        raise AnsibleActionFail(f"escrow: a certificate cannot be read ({error}). Name PEM files") from error
+
+
+def _check_silent(result: dict[str, Any], secrets: list[str]) -> None:
+    """Fail rather than show a secret that came back from the target."""
+    text = repr({name: value for name, value in result.items() if name != "invocation"})
+    if any(len(secret) >= 8 and secret in text for secret in secrets):
+        raise AnsibleActionFail("the target returned a secret. Its result is not shown")
+    result.pop("invocation", None)
+
+
+__all__ = ["VOLUME", "ActionModule"]
