@@ -36,6 +36,14 @@ def pbkdf2_deviations(where: str, kdf: Mapping[str, Any], least: int) -> Iterato
         yield Violation(Reason.KDF_COST, f"{where}.iterations", shown(iterations))
 
 
+def argon2_deviations(where: str, kdf: Mapping[str, Any]) -> Iterator[Violation]:
+    bad = [name for name, values in stretching.ARGON2.items() if not is_count(kdf.get(name)) or kdf[name] not in values]
+    for name in bad:
+        yield Violation(Reason.KDF_COST, f"{where}.{name}", shown(kdf.get(name)))
+    if not bad and kdf["memory"] * kdf["time"] > stretching.ARGON2_MOST:
+        yield Violation(Reason.KDF_COST, where, f"{kdf['time']} rounds over {kdf['memory']} KiB")
+
+
 def evidence_deviations(where: str, token: Mapping[str, Any]) -> Iterator[Violation]:
     """Only the form; what the evidence is worth is the verifier's question."""
     yield from shape_deviations(f"{where}.quote", token["quote"], fields.QUOTE)

@@ -13,7 +13,7 @@ import binascii
 import re
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterable, Iterator, Mapping
 
 
 class Flaw(str, Enum):
@@ -184,5 +184,13 @@ def deviations(where: str, found: Mapping[str, Any], shape: Shape) -> Iterator[t
 
 def shown(value: Any) -> str:
     """A found value for people: short, on one line."""
-    text = repr(value)
+    return _short(repr(value))
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names of a section's entries, which are small numbers: short, however many there are."""
+    return _short(", ".join(names))
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."

@@ -16,6 +16,7 @@ from typing import Any, Iterator, Mapping
 
 from . import fields, stretching
 from .deviation import (
+    argon2_deviations,
     cipher_deviation,
     evidence_deviations,
     pbkdf2_deviations,
@@ -33,7 +34,7 @@ from .expectation import (
     data_volume,
     root_volume,
 )
-from .fields import is_count, shown
+from .fields import listed, shown
 from .header import Header
 
 __all__ = [
@@ -114,7 +115,7 @@ class _Judge:
 
     def _segments(self, segments: Mapping[str, Any]) -> Iterator[Violation]:
         if list(segments) != ["0"]:
-            yield Violation(Reason.SEGMENT_COUNT, "segments", ", ".join(segments))
+            yield Violation(Reason.SEGMENT_COUNT, "segments", listed(segments))
         for name, segment in segments.items():
             yield from self._segment(f"segments.{name}", segment)
 
@@ -132,7 +133,7 @@ class _Judge:
             return
         for name, value in (("offset", str(self._expected.layout.offset)), ("size", "dynamic"), ("iv_tweak", "0")):
             if segment[name] != value:
-                yield Violation(Reason.SEGMENT_BOUNDS, f"{where}.{name}", segment[name])
+                yield Violation(Reason.SEGMENT_BOUNDS, f"{where}.{name}", shown(segment[name]))
         if segment["sector_size"] != self._expected.layout.sector_size:
             yield Violation(Reason.SEGMENT_SECTOR_SIZE, f"{where}.sector_size", str(segment["sector_size"]))
 
@@ -210,15 +211,13 @@ class _Judge:
             yield from pbkdf2_deviations(where, kdf, least)
         elif kdf.get("type") == "argon2id":
             yield from shape_deviations(where, kdf, fields.ARGON2)
-            for name, values in stretching.ARGON2.items():
-                if not is_count(kdf.get(name)) or kdf[name] not in values:
-                    yield Violation(Reason.KDF_COST, f"{where}.{name}", shown(kdf.get(name)))
+            yield from argon2_deviations(where, kdf)
         else:
             yield Violation(Reason.KDF_TYPE, f"{where}.type", shown(kdf.get("type")))
 
     def _digests(self, digests: Mapping[str, Any]) -> Iterator[Violation]:
         if list(digests) != ["0"]:
-            yield Violation(Reason.DIGEST_COUNT, "digests", ", ".join(digests))
+            yield Violation(Reason.DIGEST_COUNT, "digests", listed(digests))
         for name, digest in digests.items():
             where = f"digests.{name}"
             yield from shape_deviations(where, digest, fields.DIGEST)
@@ -227,9 +226,9 @@ class _Judge:
             yield from pbkdf2_deviations(where, digest, stretching.BOUND_MINIMUM)
             covered = {"keyslots": set(self._metadata["keyslots"]), "segments": set(self._metadata["segments"])}
             for part, names in covered.items():
-                listed = digest.get(part)
-                if not isinstance(listed, list) or len(listed) != len(names) or set(map(str, listed)) != names:
-                    yield Violation(Reason.DIGEST_COVERAGE, f"{where}.{part}", shown(listed))
+                named = digest.get(part)
+                if not isinstance(named, list) or len(named) != len(names) or set(map(str, named)) != names:
+                    yield Violation(Reason.DIGEST_COVERAGE, f"{where}.{part}", shown(named))
 
     def _tokens(self, tokens: Mapping[str, Any]) -> Iterator[Violation]:
         found = dict.fromkeys(TokenType, 0)
@@ -255,7 +254,7 @@ class _Judge:
         least, most = self._expected.passphrases
         free = [name for name in self._metadata["keyslots"] if not self._is_bound(name)]
         if not least <= len(free) <= most:
-            yield Violation(Reason.KEYSLOT_COUNT, "keyslots without a token", ", ".join(free) or "none")
+            yield Violation(Reason.KEYSLOT_COUNT, "keyslots without a token", listed(free) or "none")
 
     def _binding(self, where: str, kind: TokenType, keyslots: Any) -> Iterator[Violation]:
         """An evidence token opens nothing; any other belongs to exactly one keyslot that no other token has."""

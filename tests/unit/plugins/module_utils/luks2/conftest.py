@@ -18,6 +18,8 @@ import pytest
 
 FIXTURES = Path(__file__).with_name("fixtures")
 GENUINE = {path.stem: path for path in sorted(FIXTURES.glob("*.xz"))}
+#: Made by cryptsetup as well, and nothing that may ever be opened.
+HOSTILE = {path.stem: path for path in sorted(FIXTURES.glob("hostile/*.xz"))}
 
 
 @functools.cache
@@ -34,6 +36,10 @@ class Forger:
     def genuine(self, name: str = "2.8.8-root") -> bytes:
         """Return both copies of a header that cryptsetup made; see tests/integration/inside/make_headers.py."""
         return _unpacked(GENUINE[name])
+
+    def hostile(self, name: str) -> bytes:
+        """Return a sound header of a volume that nobody should open; see make_hostile_headers.py."""
+        return _unpacked(HOSTILE[name])
 
     def metadata(self, content: bytes) -> dict[str, Any]:
         """Return the JSON of the first copy."""

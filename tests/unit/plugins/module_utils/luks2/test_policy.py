@@ -137,6 +137,8 @@ ATTACKS = {
     "volume key without the MAC's": (lambda m: _slot(m).update(key_size=64), [Reason.KEYSLOT_KEY_SIZE]),
     "unknown field in a keyslot": (lambda m: _slot(m).update(priority=2), [Reason.UNKNOWN_FIELD]),
     "unknown field in an area": (lambda m: _slot(m)["area"].update(x=1), [Reason.UNKNOWN_FIELD]),
+    "unknown field in a key derivation": (lambda m: _slot(m)["kdf"].update(x=1), [Reason.UNKNOWN_FIELD]),
+    "unknown field in a splitter": (lambda m: _slot(m)["af"].update(x=1), [Reason.UNKNOWN_FIELD]),
     "unknown field in a segment": (lambda m: _segment(m).update(x=1), [Reason.UNKNOWN_FIELD]),
     "unknown field in the integrity": (lambda m: _segment(m)["integrity"].update(x=1), [Reason.UNKNOWN_FIELD]),
     "unknown field in a digest": (lambda m: _digest(m).update(x=1), [Reason.UNKNOWN_FIELD]),
@@ -230,6 +232,14 @@ ATTACKS = {
     "a key derivation of one round": (lambda m: _slot(m)["kdf"].update(iterations=1), [Reason.KDF_COST]),
     "a key derivation that needs 4 GiB": (lambda m: _argon2(m, memory=4 << 20), [Reason.KDF_COST]),
     "a key derivation that needs much time": (lambda m: _argon2(m, time=1 << 30), [Reason.KDF_COST]),
+    "a key derivation that needs much memory and much time": (
+        lambda m: _argon2(m, memory=1 << 20, time=64),
+        [Reason.KDF_COST],
+    ),
+    "a key derivation with a cost below zero": (
+        lambda m: _argon2(m, memory=-65536),
+        [Reason.MALFORMED_FIELD, Reason.KDF_COST],
+    ),
     "a key derivation with many threads": (lambda m: _argon2(m, cpus=1000), [Reason.KDF_COST]),
     "a key derivation with a list for a cost": (
         lambda m: _argon2(m, memory=[]),
@@ -238,6 +248,11 @@ ATTACKS = {
     "a key derivation of another kind": (lambda m: _slot(m)["kdf"].update(type="argon2i"), [Reason.KDF_TYPE]),
     "a key derivation with a broken hash": (lambda m: _slot(m)["kdf"].update(hash="sha1"), [Reason.KDF_TYPE]),
     "a digest that takes for ever": (lambda m: _digest(m).update(iterations=1 << 40), [Reason.KDF_COST]),
+    "a digest that takes one round": (lambda m: _digest(m).update(iterations=1), [Reason.KDF_COST]),
+    "a digest that covers a keyslot that is not there": (
+        lambda m: _digest(m).update(keyslots=["1", "2"]),
+        [Reason.DIGEST_COVERAGE],
+    ),
     "a digest that does not cover the keyslot": (lambda m: _digest(m).update(keyslots=[]), [Reason.DIGEST_COVERAGE]),
     "a digest that does not cover the segment": (lambda m: _digest(m).update(segments=[]), [Reason.DIGEST_COVERAGE]),
     "a digest that covers a keyslot twice": (
@@ -319,6 +334,26 @@ def test_an_attack_is_refused_for_its_own_reasons(forger, expected, name):
     assert sorted(judge(header, expected).reasons) == sorted(reasons)
 
 
+@pytest.mark.parametrize(
+    ("name", "reasons"),
+    [
+        ("null-cipher", {Reason.NULL_CIPHER, Reason.KEYSLOT_KEY_SIZE}),
+        ("reencrypting", {Reason.REQUIREMENTS, Reason.REENCRYPTION, Reason.SEGMENT_FLAGS, Reason.DIGEST_COUNT}),
+        ("decrypting", {Reason.REQUIREMENTS, Reason.REENCRYPTION, Reason.SEGMENT_BOUNDS, Reason.SEGMENT_TYPE}),
+        ("encrypting", {Reason.REQUIREMENTS, Reason.REENCRYPTION, Reason.SEGMENT_TYPE, Reason.SEGMENT_COUNT}),
+    ],
+)
+def test_what_cryptsetup_makes_and_opens_is_refused_all_the_same(forger, expected, name, reasons):
+    header = Header.parse(forger.hostile(name))
+    for expectation in (expected, *(data_volume(profile=profile) for profile in PROFILES.values())):
+        assert reasons <= set(judge(header, expectation).reasons) | {Reason.KEYSLOT_KEY_SIZE}
+
+
+def test_every_hostile_header_has_its_test(request):
+    names = {path.stem for path in (request.path.parent / "fixtures/hostile").glob("*.xz")}
+    assert names == {"null-cipher", "reencrypting", "decrypting", "encrypting"}
+
+
 def test_every_reason_has_an_attack():
     covered = {reason for _edit, reasons in ATTACKS.values() for reason in reasons}
     elsewhere = {Reason.UUID, Reason.LABEL, Reason.METADATA_SIZE}
@@ -364,13 +399,26 @@ def test_all_that_is_wrong_is_named_at_once(forger, expected):
 def test_what_a_forger_writes_never_reaches_the_console_as_it_is(forger, expected):
     def edit(metadata):
         metadata["config"]["\x1b[2Jnew\nline"] = "\x1b[31m" * 1000
+        _segment(metadata).update(size="\x1b[2J")
 
     judgement = judge(Header.parse(forger.edited(edit)), expected)
     with pytest.raises(Refusal) as caught:
         judgement.require("/dev/sdx")
-    for text in (str(caught.value), judgement.violations[0].where, judgement.violations[0].found):
-        assert text.isprintable()
+    assert judgement.reasons == (Reason.UNKNOWN_FIELD, Reason.SEGMENT_BOUNDS)
+    shown = [text for violation in judgement.violations for text in (violation.where, violation.found)]
+    assert all(text.isprintable() for text in [str(caught.value), *shown])
     assert len(str(caught.value)) < 1000
+
+
+def test_a_thousand_entries_make_no_long_message(forger, expected):
+    def edit(metadata):
+        for section in ("segments", "digests", "keyslots"):
+            for number in range(2, 1000):
+                metadata[section][str(number)] = {"type": "x"}
+
+    judgement = judge(Header.parse(forger.edited(edit)), expected)
+    assert {Reason.SEGMENT_COUNT, Reason.DIGEST_COUNT, Reason.KEYSLOT_COUNT} <= set(judgement.reasons)
+    assert max(len(violation.found) for violation in judgement.violations) == 80
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,62 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The fuzzer's target holds for its seeds, for plain random changes, and for what atheris finds in a short run."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[5]
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(CHECKOUT))
+    return importlib.import_module("tests.fuzz.luks2_header")
+
+
+def test_the_seeds_are_genuine_headers_in_short_form(target, forger):
+    from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import Header
+
+    sound = [Header.parse(target.expanded(seed)) for seed in target.seeds() if seed[:1] == b"\1"]
+    assert len(sound) == 14
+    assert {header.binary.size for header in sound} == {target.SIZE}
+
+
+def test_seeds_and_random_changes_of_them_keep_the_promises(target):
+    check, rng = target.load(), random.Random(1)
+
+    def natural(content: bytes, longest: int) -> bytes:
+        at = rng.randrange(len(content) + 1)
+        return (content[:at] + rng.randbytes(rng.randrange(4)) + content[at + rng.randrange(4) :])[:longest]
+
+    seeds = list(target.seeds())
+    for seed in seeds:
+        check(seed)
+    for number in range(1500):
+        content = rng.choice(seeds)
+        for _change in range(rng.randrange(1, 4)):
+            content = target.mutate(content, target.TARGET.longest, number, natural)
+        check(content)
+
+
+def test_atheris_finds_nothing_in_a_short_run(tmp_path):
+    pytest.importorskip("atheris", reason="atheris is not installed (pip install atheris)")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz.luks2_header", "--runs", "5000", "--seed", "1", "--findings", str(tmp_path)],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "stat::number_of_executed_units: 5000" in done.stderr
+    assert list(tmp_path.iterdir()) == []
