@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
-import re
 import tempfile
 import time
 import urllib.parse
@@ -17,16 +16,17 @@ from typing import TYPE_CHECKING, Any, Optional
 from ansible.errors import AnsibleActionFail
 
 from ..plugin_utils.appraisal.case import Grounds
+from ..plugin_utils.appraisal.ear import attestation_result
 from ..plugin_utils.appraisal.errors import AppraisalError
 from ..plugin_utils.appraisal.judgement import Naming, Result, Status, Verdict
-from ..plugin_utils.appraisal.reference import load_reference
-from ..plugin_utils.appraisal.roads.choice import OFFERED, Allowed
+from ..plugin_utils.appraisal.policy import Freshness, Policy
 from ..plugin_utils.appraisal.roads.first_use import Approval
 from ..plugin_utils.appraisal.roads.trust import RoadName
 from ..plugin_utils.appraisal.rules.table import DEFAULT_PCRS
 from ..plugin_utils.asking import AskingAction, Unanswered
 from ..plugin_utils.attestation import Attestation, check_pcrs
 from ..plugin_utils.control_node import authorities_of, imported, small_file, told
+from ..plugin_utils.operator import allowed_from, policy_from, references_from
 from ..plugin_utils.report import check_entry, entry, reasons, unjudged
 
 if TYPE_CHECKING:
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
     from ..plugin_utils.recording import Recorder
 
 ARGUMENTS = {
-    "manifest": {"type": "path", "required": True},
-    "manifest_signature": {"type": "path"},
+    "manifest": {"type": "list", "elements": "path", "required": True},
+    "manifest_signature": {"type": "list", "elements": "path"},
+    "policy": {"type": "path"},
     "manifest_key": {"type": "path", "required": True, "no_log": False},
     "endorsement_ca": {"type": "list", "elements": "path", "default": []},
     "endorsement_key": {"type": "str", "no_log": False},
     "roads": {
         "type": "list",
         "elements": "str",
-        "choices": [road.value for road in OFFERED],
-        "default": [RoadName.EK_CERTIFICATE.value],
+        "choices": [road.value for road in RoadName],
     },
     "pinned_ek": {"type": "list", "elements": "str", "default": [], "no_log": False},
     "ledger": {"type": "str"},
-    "strategy": {"type": "str", "choices": ["clone", "overlay", "copy"]},
+    "strategy": {"type": "str", "choices": ["clone", "overlay", "copy", "ephemeral"]},
     "pcrs": {"type": "list", "elements": "int", "default": list(DEFAULT_PCRS)},
     "require": {"type": "str", "choices": ["trusted", "nothing"], "default": "trusted"},
     "evidence_dir": {"type": "path"},
@@ -56,12 +56,11 @@ ARGUMENTS = {
     "firmware_log": {"type": "path"},
     "userspace_log": {"type": "path"},
     "header": {"type": "path"},
+    "metadata_service": {"type": "str"},
 }
 _MODULE = "cvm.fde.attest_round"
 #: Passed on to the target as they are; left out, the module's own defaults hold.
-_SOURCES = ("tcti", "firmware_log", "userspace_log", "header")
-#: A SHA-256 digest, or a TPM Name with its two bytes of algorithm, in hex.
-_PIN = re.compile(r"(000b)?[0-9a-f]{64}", re.IGNORECASE)
+_SOURCES = ("tcti", "firmware_log", "userspace_log", "header", "metadata_service")
 
 
 class ActionModule(AskingAction):
@@ -88,11 +87,10 @@ class ActionModule(AskingAction):
     def _judged(self, args: dict[str, Any], variables: dict[str, Any], host: str) -> dict[str, Any]:
         if args["timeout"] < 1:
             raise AnsibleActionFail("timeout: nobody answers in less than a second. Leave the option out for 300")
-        recorder = self._recorder(args, host)
-        manifest = self._read(args["manifest"])
-        signature = self._read(args["manifest_signature"] or f"{args['manifest']}.sig")
-        allowed = self._allowed(args, host, recorder)
-        attestation = Attestation(self._grounds(args, manifest, signature, allowed), self._pcrs(args))
+        policy = self._policy(args)
+        recorder = self._recorder(args, host, policy)
+        grounds = self._grounds(args, policy, host, recorder)
+        attestation = Attestation(grounds, self._pcrs(args))
         try:
             self._hold(attestation, args, variables)
         except Unanswered as error:
@@ -100,7 +98,7 @@ class ActionModule(AskingAction):
         except AppraisalError as error:
             judged = self._unjudged(host, Status.FAILED, error.reason, recorder)
         else:
-            judged = self._concluded(attestation, args, host, manifest, signature, recorder)
+            judged = self._concluded(attestation, args, host, policy, recorder)
         judged.setdefault("changed", False)
         judged["failed"] = args["require"] == "trusted" and judged["verdict"] != Verdict.TRUSTED.value
         return judged
@@ -118,17 +116,18 @@ class ActionModule(AskingAction):
         attestation: Attestation,
         args: dict[str, Any],
         host: str,
-        manifest: bytes,
-        signature: bytes,
+        policy: Policy,
         recorder: Optional[Recorder],
     ) -> dict[str, Any]:
         """Ask the ledger, if there is one, keep the evidence, and return the task's result."""
         result, added = attestation.result, False
         if recorder is not None:
             with told():
-                result, added = recorder.judged(result, attestation.documents(manifest, signature))
-        archive = attestation.archive(result, manifest)
+                result, added = recorder.judged(result, attestation.documents())
+        archive = attestation.archive(result)
         judged = self._result(host, result, attestation)
+        judged["policy"] = {"name": policy.name, "sha256": policy.digest}
+        judged["ear"] = attestation_result(result, policy, attestation.judged_at)
         judged["evidence_sha256"] = hashlib.sha256(archive).hexdigest()
         judged["changed"] = self._enrols and added
         if args["evidence_dir"] is not None and not self._task.check_mode:
@@ -142,6 +141,8 @@ class ActionModule(AskingAction):
             "road": result.road,
             "checks": [check_entry(check) for check in result.checks],
             "claims": dict(result.claims),
+            "freshness": result.freshness.value,
+            "trust": None if result.trust is None else result.trust.document(),
             "keys": None if result.keys is None else {"ek": result.keys.ek, "ak": result.keys.ak},
             "report": report,
             "msg": _message(report),
@@ -157,12 +158,14 @@ class ActionModule(AskingAction):
             "road": found["road"],
             "checks": found["checks"],
             "claims": {},
+            "freshness": Freshness.BOOT.value,
+            "trust": None,
             "keys": None,
             "report": found,
             "msg": _message(found),
         }
 
-    def _recorder(self, args: dict[str, Any], host: str) -> Optional[Recorder]:
+    def _recorder(self, args: dict[str, Any], host: str, policy: Policy) -> Optional[Recorder]:
         """Open the ledger before anybody is asked. One that is not there fails the task: it may have been taken."""
         if args["ledger"] is None:
             return None
@@ -170,8 +173,9 @@ class ActionModule(AskingAction):
         return recording.Recorder(
             self._ledger(args),
             host,
+            policy,
             enrol=self._enrols,
-            first_use=RoadName.FIRST_USE.value in args["roads"],
+            first_use=RoadName.FIRST_USE in policy.roads,
             write=not self._task.check_mode,
         )
 
@@ -184,41 +188,25 @@ class ActionModule(AskingAction):
         where = str(args["ledger"])
         return where if "://" in where else str(self._loader.path_dwim(where))
 
-    def _allowed(self, args: dict[str, Any], host: str, recorder: Optional[Recorder]) -> Allowed:
-        """Read which roads are allowed, and the approval of the last one from the ledger."""
-        roads = tuple(dict.fromkeys(RoadName(road) for road in args["roads"]))
-        pins = tuple(str(pin) for pin in args["pinned_ek"])
-        if not roads:
-            raise AnsibleActionFail("roads: no road is allowed. Name one, or leave the option out")
-        if pins and RoadName.PINNED_EK not in roads:
-            raise AnsibleActionFail(
-                "pinned_ek: roads does not allow the road pinned-ek. Add it, or leave pinned_ek out"
-            )
-        if not all(_PIN.fullmatch(pin) for pin in pins):
-            raise AnsibleActionFail("pinned_ek: a pin is a SHA-256 digest of 64 hexadecimal digits. Name it in full")
-        approval = None
-        if RoadName.FIRST_USE in roads:
-            if recorder is None:
-                raise AnsibleActionFail("roads: first-use needs approvals. Name the ledger that they are in")
-            with told():
-                approval = _approval(recorder.ledger, host)
-        return Allowed(roads, host, pins, approval)
+    def _policy(self, args: dict[str, Any]) -> Policy:
+        return policy_from(args["policy"] and str(args["policy"]), args["roads"], self._read)
 
-    def _grounds(self, args: dict[str, Any], manifest: bytes, signature: bytes, allowed: Allowed) -> Grounds:
-        """Read what is judged by. Whatever is wrong with it is the operator's mistake and fails the task."""
-        try:
-            reference = load_reference(manifest, signature, self._read(args["manifest_key"]))
-        except AppraisalError as error:
-            raise AnsibleActionFail(
-                f"{args['manifest']}: {error.reason}. Seal the image again, or name the right files"
-            ) from error
+    def _grounds(self, args: dict[str, Any], policy: Policy, host: str, recorder: Optional[Recorder]) -> Grounds:
+        """Read what is judged by."""
+
+        def approval() -> Optional[Approval]:
+            assert recorder is not None
+            with told():
+                return _approval(recorder.ledger, host)
+
         return Grounds(
-            reference=reference,
+            references=references_from(args, self._read),
             authorities=authorities_of(args["endorsement_ca"], self._read),
             now=datetime.datetime.now(datetime.timezone.utc),
             strategy=args["strategy"] and str(args["strategy"]),
             endorsement_key=args["endorsement_key"] and str(args["endorsement_key"]),
-            allowed=allowed,
+            allowed=allowed_from(args, host, policy, None if recorder is None else approval),
+            policy=policy,
         )
 
     def _pcrs(self, args: dict[str, Any]) -> list[int]:

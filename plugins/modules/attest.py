@@ -26,12 +26,17 @@ description:
   - Revocation lists of endorsement certificates are not consulted.
 options:
   manifest:
-    description: The manifest of the sealed image that the machine runs, on the control node.
-    type: path
+    description:
+      - The manifests of the sealed images that the machine may run, on the control node; often there is one. Each is
+        the name of a reference set, see C(docs/appraisal-policy.md).
+      - The machine is judged by the one whose PCR 11 it quotes.
+    type: list
+    elements: path
     required: true
   manifest_signature:
-    description: The signature of O(manifest). By default the same path with the suffix C(.sig).
-    type: path
+    description: The signatures of O(manifest), in the same order. By default the same paths with the suffix C(.sig).
+    type: list
+    elements: path
   manifest_key:
     description: The public key or certificate (PEM) that O(manifest) must be signed by, on the control node.
     type: path
@@ -51,19 +56,33 @@ options:
       - Without it any machine of the same image with a TPM of the same authorities passes for this one, and
         RV(claims.identity) is V(unpinned).
     type: str
+  policy:
+    description:
+      - The appraisal policy, a YAML file on the control node, see C(docs/appraisal-policy.md).
+      - By default every check must pass.
+    type: path
   roads:
     description:
       - By which roads the attestation key may come to be trusted, see C(docs/roads-to-trust.md). They are
-        alternatives;
-        the first one that leads to the key counts.
+        alternatives; the first one that leads to the key counts.
+      - By default those of O(policy), and V(ek-certificate) where there is none. Where there is one this can only
+        narrow it.
       - V(ek-certificate) takes one of O(endorsement_ca) to vouch for the endorsement key.
+      - V(gcp-ak-certificate), V(azure-snp), V(azure-tdx) and V(aws-nitrotpm) take what the platform gives its machines,
+        under the platform's authorities in O(endorsement_ca).
       - V(pinned-ek) takes O(pinned_ek).
       - V(first-use) takes an operator's approval, recorded in O(ledger) by M(cvm.fde.decision). It is the weakest
         road.
     type: list
     elements: str
-    choices: [ek-certificate, pinned-ek, first-use]
-    default: [ek-certificate]
+    choices:
+      - ek-certificate
+      - gcp-ak-certificate
+      - azure-snp
+      - azure-tdx
+      - aws-nitrotpm
+      - pinned-ek
+      - first-use
   pinned_ek:
     description:
       - The endorsement keys that this machine may have, each as the SHA-256 digest of its SubjectPublicKeyInfo in
@@ -77,15 +96,16 @@ options:
     description:
       - The ledger that the verdict is recorded in, with everything that it rests on. The path of a SQLite file or the
         URL of a PostgreSQL database, on the control node, see C(docs/ledger.md).
-      - Two checks join the verdict. With C(identity) a host is trusted only if it was enrolled and its keys are those
+      - Three checks join the verdict. With C(identity) a host is trusted only if it was enrolled and its keys are those
         that the ledger knows, and no other host's. With C(anchor_freshness) its anchor must not be behind the highest
         one that was ever seen.
+        With C(unique_volume_key) no other host may have shown a volume of the same key.
       - It must exist; M(cvm.fde.enrol) can make one. In check mode it is asked, but nothing is recorded.
     type: str
   strategy:
     description: How the root must be assembled. By default what O(manifest) says.
     type: str
-    choices: [clone, overlay, copy]
+    choices: [clone, overlay, copy, ephemeral]
   pcrs:
     description: The PCRs to ask for. 4, 7, 11, 12, 13 and 15 must be among them; 16 and 23 must not, as anyone can
       reset them.
@@ -131,6 +151,12 @@ options:
       - Where the header of the encrypted volume is read from on the target.
       - By default the copy that the boot agent keeps in memory, or the partition with the label C(fde).
     type: path
+  metadata_service:
+    description:
+      - The address of Azure's metadata service, as the target reaches it; the empty text asks nobody. It is asked on
+        the roads V(azure-snp) and V(azure-tdx) only.
+      - By default C(http://169.254.169.254).
+    type: str
 requirements:
   - cryptography (on the control node)
   - SQLAlchemy >= 2.0 (on the control node, with O(ledger))
@@ -181,6 +207,14 @@ EXAMPLES = r"""
     evidence_dir: evidence
   register: attested
 
+- name: Judge a fleet in the middle of an update by both images and the operator's own demands
+  cvm.fde.attest:
+    manifest: [build/old/manifest.json, build/new/manifest.json]
+    manifest_key: keys/manifest.pem
+    endorsement_ca:
+      - authorities/amd.pem
+    policy: policy.yml
+
 - name: Remember every verdict, and notice a TPM that went back or changed hosts
   cvm.fde.attest:
     manifest: build/manifest.json
@@ -216,6 +250,26 @@ checks:
   type: list
   elements: dict
   sample: [{"name": "quote_nonce", "status": "passed", "reason": "it answers the nonce of this round"}]
+ear:
+  description: The result in the manner of EAR, with one status for each part of the machine, see
+    C(docs/appraisal-policy.md). It is not signed.
+  returned: when the machine answered
+  type: dict
+policy:
+  description: Name of the appraisal policy, and the SHA-256 of what it demands.
+  returned: when the machine answered
+  type: dict
+  sample: {"name": "default", "sha256": "0b5c9e…"}
+freshness:
+  description: The level of freshness that was reached, V(boot), V(header), V(ledger) or V(data).
+  returned: when the machine was asked
+  type: str
+  sample: header
+trust:
+  description: What the road established and what was not checked on it, see C(docs/roads-to-trust.md). Null on the
+    default road, and when none led to the key.
+  returned: when the machine was asked
+  type: dict
 claims:
   description: What the passed checks establish; what none of them does is null.
   returned: when the machine was asked
@@ -236,7 +290,11 @@ claims:
       type: str
       returned: always
     image:
-      description: Name of the image in its manifest.
+      description: Name of the reference set that matched, which is the name of the image in its manifest.
+      type: str
+      returned: always
+    made_by:
+      description: Name of the image whose initrd made the volume; another one than RV(claims.image) after an update.
       type: str
       returned: always
     strategy:

@@ -26,9 +26,32 @@ options:
     description: What the TPM shall put into everything it signs, 32 bytes in base64.
     type: str
   pcrs:
-    description: The PCRs of the SHA-256 bank to quote.
+    description: The PCRs to quote.
     type: list
     elements: int
+  banks:
+    description: The banks to quote them from.
+    type: list
+    elements: str
+    choices: [sha256, sha384]
+    default: [sha256]
+  platform:
+    description:
+      - What to collect of a cloud's platform, where the machine has it.
+      - V(google) is the certificate of Google's attestation key, and that key's statement on the collection's own.
+      - V(azure) is the paravisor's report, and what O(metadata_service) adds to it.
+      - V(nitrotpm) is the document that AWS's program C(nitro-tpm-attest) gets from a NitroTPM.
+    type: list
+    elements: str
+    choices: [google, azure, nitrotpm]
+    default: []
+  metadata_service:
+    description:
+      - The address of Azure's metadata service, which has the certificate of the chip and makes quotes of a trust
+        domain. It is asked only for V(azure) of O(platform), and only where there is a report of the paravisor.
+      - The empty text asks nobody.
+    type: str
+    default: http://169.254.169.254
   credential:
     description: A TPM2B_ID_OBJECT for both keys of the TPM, in base64.
     type: str
@@ -92,6 +115,7 @@ from ..module_utils.luks2.area import read_area
 from ..module_utils.runner import ModuleRunner, Runner
 from ..module_utils.tpm.esys import DEFAULT_TCTI
 from ..module_utils.tpm.measurements import FIRMWARE_LOG, USERSPACE_LOG
+from ..module_utils.tpm.metadata import ADDRESS, MetadataService
 from ..module_utils.tpm.rounds import Request, Sources, evidence, identity
 
 #: The boot agent's copy of the header that the volume was opened with, and where the header lies.
@@ -100,6 +124,9 @@ ARGUMENTS = {
     "round": {"type": "str", "choices": ["identity", "evidence"], "required": True},
     "nonce": {"type": "str"},
     "pcrs": {"type": "list", "elements": "int"},
+    "banks": {"type": "list", "elements": "str", "choices": ["sha256", "sha384"], "default": ["sha256"]},
+    "platform": {"type": "list", "elements": "str", "choices": ["google", "azure", "nitrotpm"], "default": []},
+    "metadata_service": {"type": "str", "default": ADDRESS},
     # Encrypted for the TPM, so none of these is a secret.
     "credential": {"type": "str", "no_log": False},
     "encrypted_seed": {"type": "str", "no_log": False},
@@ -143,16 +170,18 @@ def _hydration(mapper: DeviceMapper) -> Optional[dict[str, int]]:
 
 def answer(params: dict[str, Any], runner: Runner) -> dict[str, Any]:
     """Return the answer to the round that the parameters describe."""
-    sources = Sources(params["tcti"], params["firmware_log"], params["userspace_log"])
+    metadata = MetadataService(params["metadata_service"] or None)
+    sources = Sources(params["tcti"], params["firmware_log"], params["userspace_log"], metadata)
     if params["round"] == "identity":
         return identity(sources)
     request = Request(
         nonce=base64.b64decode(params["nonce"], validate=True),
-        selection={"sha256": tuple(params["pcrs"])},
+        selection=dict.fromkeys(params["banks"], tuple(params["pcrs"])),
         credential=base64.b64decode(params["credential"], validate=True),
         secret=base64.b64decode(params["encrypted_seed"], validate=True),
+        platform=tuple(params["platform"]),
     )
-    return {**evidence(sources, request, read_token(params["header"])), "hydration": hydration(runner)}
+    return {**evidence(sources, request, read_token(params["header"]), runner), "hydration": hydration(runner)}
 
 
 def main() -> None:

@@ -22,12 +22,17 @@ description:
     an operator approves it by M(cvm.fde.decision).
 options:
   manifest:
-    description: The manifest of the sealed image that the machine runs, on the control node.
-    type: path
+    description:
+      - The manifests of the sealed images that the machine may run, on the control node; often there is one. Each is
+        the name of a reference set, see C(docs/appraisal-policy.md).
+      - The machine is judged by the one whose PCR 11 it quotes.
+    type: list
+    elements: path
     required: true
   manifest_signature:
-    description: The signature of O(manifest). By default the same path with the suffix C(.sig).
-    type: path
+    description: The signatures of O(manifest), in the same order. By default the same paths with the suffix C(.sig).
+    type: list
+    elements: path
   manifest_key:
     description: The public key or certificate (PEM) that O(manifest) must be signed by, on the control node.
     type: path
@@ -46,20 +51,33 @@ options:
         (RV(claims.endorsement_key)). Its TPM Name, or the digest in that, is understood as well.
       - Without it any machine of the same image with a TPM of the same authorities passes for this one.
     type: str
+  policy:
+    description:
+      - The appraisal policy, a YAML file on the control node, see C(docs/appraisal-policy.md).
+      - By default every check must pass.
+    type: path
   roads:
     description:
       - By which roads the attestation key may come to be trusted, see C(docs/roads-to-trust.md). They are
-        alternatives;
-        the first one that leads to the key counts.
+        alternatives; the first one that leads to the key counts.
+      - By default those of O(policy), and V(ek-certificate) where there is none. Where there is one this can only
+        narrow it.
       - V(ek-certificate) takes one of O(endorsement_ca) to vouch for the endorsement key.
+      - V(gcp-ak-certificate), V(azure-snp), V(azure-tdx) and V(aws-nitrotpm) take what the platform gives its machines,
+        under the platform's authorities in O(endorsement_ca).
       - V(pinned-ek) takes O(pinned_ek).
       - V(first-use) takes an operator's approval, recorded in O(ledger) by M(cvm.fde.decision). It is the weakest
-        road. The first enrolment records the key and fails;
-        once the key is approved, the next one succeeds.
+        road.
     type: list
     elements: str
-    choices: [ek-certificate, pinned-ek, first-use]
-    default: [ek-certificate]
+    choices:
+      - ek-certificate
+      - gcp-ak-certificate
+      - azure-snp
+      - azure-tdx
+      - aws-nitrotpm
+      - pinned-ek
+      - first-use
   pinned_ek:
     description:
       - The endorsement keys that this machine may have, each as the SHA-256 digest of its SubjectPublicKeyInfo in
@@ -87,7 +105,7 @@ options:
   strategy:
     description: How the root must be assembled. By default what O(manifest) says.
     type: str
-    choices: [clone, overlay, copy]
+    choices: [clone, overlay, copy, ephemeral]
   pcrs:
     description: The PCRs to ask for. 4, 7, 11, 12 and 15 must be among them; 16 and 23 must not, as anyone can reset
       them.
@@ -125,6 +143,12 @@ options:
       - Where the header of the encrypted volume is read from on the target.
       - By default the copy that the boot agent keeps in memory, or the partition with the label C(fde).
     type: path
+  metadata_service:
+    description:
+      - The address of Azure's metadata service, as the target reaches it; the empty text asks nobody. It is asked on
+        the roads V(azure-snp) and V(azure-tdx) only.
+      - By default C(http://169.254.169.254).
+    type: str
 requirements:
   - cryptography (on the control node)
   - SQLAlchemy >= 2.0 (on the control node)

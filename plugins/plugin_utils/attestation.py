@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
-import json
 import secrets
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Callable, Optional, Sequence
 
 from .appraisal.case import BANK, Challenge, Grounds
@@ -17,13 +17,19 @@ from .appraisal.credential import SECRET_SIZE, make_credential
 from .appraisal.errors import AppraisalError
 from .appraisal.evidence import Hydration, Identity, parse_evidence, parse_identity
 from .appraisal.judgement import Result, appraise
+from .appraisal.roads.choice import NITROTPM_BANK, PLATFORMS
+from .appraisal.roads.trust import RoadName
 from .appraisal.rules.table import REQUIRED_PCRS
 from .appraisal.structures import parse_public
-from .case_file import answer_documents, canonical, policy_document
+from .case_file import answer_documents, canonical, policy_document, reference_documents
 
 NONCE_SIZE = 32
 #: PCRs that anyone can set back to zero.
 RESETTABLE_PCRS = (16, 23)
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)
 
 
 class Attestation:
@@ -34,10 +40,17 @@ class Attestation:
     """
 
     def __init__(
-        self, grounds: Grounds, pcrs: Sequence[int], random: Callable[[int], bytes] = secrets.token_bytes
+        self,
+        grounds: Grounds,
+        pcrs: Sequence[int],
+        random: Callable[[int], bytes] = secrets.token_bytes,
+        clock: Callable[[], datetime.datetime] = _now,
     ) -> None:
         self._grounds = grounds
-        self._challenge = Challenge(random(NONCE_SIZE), random(SECRET_SIZE), {BANK: frozenset(pcrs)})
+        self._clock = clock
+        banks = (BANK, NITROTPM_BANK) if RoadName.AWS_NITROTPM in grounds.allowed.roads else (BANK,)
+        selection = dict.fromkeys(banks, frozenset(pcrs))
+        self._challenge = Challenge(random(NONCE_SIZE), random(SECRET_SIZE), selection, clock())
         self._identity: Optional[Identity] = None
         self._answers: list[Any] = []
         self.hydration: Optional[Hydration] = None
@@ -66,6 +79,8 @@ class Attestation:
             "round": "evidence",
             "nonce": base64.b64encode(self._challenge.nonce).decode(),
             "pcrs": sorted(self._challenge.selection[BANK]),
+            "banks": list(self._challenge.selection),
+            "platform": sorted({PLATFORMS[road] for road in self._grounds.allowed.roads if road in PLATFORMS}),
             "credential": base64.b64encode(credential.blob).decode(),
             "encrypted_seed": base64.b64encode(credential.secret).decode(),
         }
@@ -77,44 +92,50 @@ class Attestation:
         evidence = parse_evidence(answer)
         self._answers.append(answer)
         self.hydration = evidence.hydration
+        self._grounds = replace(self._grounds, now=self._clock())
         self._result = appraise(self._identity, evidence, self._challenge, self._grounds)
         return self._result
 
-    def archive(self, result: Result, manifest: bytes) -> bytes:
+    @property
+    def judged_at(self) -> datetime.datetime:
+        """When the answers came."""
+        return self._grounds.now
+
+    def archive(self, result: Result) -> bytes:
         """Return everything that the verdict rests on, so that it can be judged again: canonical JSON."""
-        return json.dumps(
+        return canonical(
             {
                 "version": 1,
                 "judged": self._grounds.now.isoformat(timespec="seconds"),
-                "manifest_sha256": hashlib.sha256(manifest).hexdigest(),
-                "nonce": base64.b64encode(self._challenge.nonce).decode(),
-                "secret": base64.b64encode(self._challenge.secret).decode(),
-                "pcrs": sorted(self._challenge.selection[BANK]),
+                "manifest_sha256": [hashlib.sha256(one.manifest).hexdigest() for one in result.references],
+                "policy": {"name": self._grounds.policy.name, "sha256": self._grounds.policy.digest},
+                **self._asked(),
                 "answers": self._answers,
                 "verdict": result.verdict.value,
                 "checks": [asdict(check) for check in result.checks],
-            },
-            sort_keys=True,
-            separators=(",", ":"),
-        ).encode()
+            }
+        )
 
-    def documents(self, manifest: bytes, signature: bytes) -> dict[str, bytes]:
+    def _asked(self) -> dict[str, Any]:
+        made = self._challenge.made
+        return {
+            "made": made and made.isoformat(),
+            "nonce": base64.b64encode(self._challenge.nonce).decode(),
+            "secret": base64.b64encode(self._challenge.secret).decode(),
+            "pcrs": sorted(self._challenge.selection[BANK]),
+            "banks": list(self._challenge.selection),
+        }
+
+    def documents(self) -> dict[str, bytes]:
         """Return what the verdict rests on, as the ledger keeps it: see `case_file`.
 
         Only fields that were read, and hence are bounded, are kept. The parts that differ little from one attestation
         to the next are documents of their own, so that the ledger keeps them once.
         """
         identity, evidence = self._answers
-        challenge = {
-            "version": 1,
-            "judged": self._grounds.now.isoformat(),
-            "nonce": base64.b64encode(self._challenge.nonce).decode(),
-            "secret": base64.b64encode(self._challenge.secret).decode(),
-            "pcrs": sorted(self._challenge.selection[BANK]),
-        }
+        challenge = {"version": 1, "judged": self._grounds.now.isoformat(), **self._asked()}
         return {
-            "manifest": manifest,
-            "manifest-signature": signature,
+            **reference_documents(self.result.references),
             "challenge": canonical(challenge),
             "policy": canonical(policy_document(self._grounds)),
             **answer_documents(identity, evidence, self.hydration),

@@ -4,9 +4,10 @@
 """What the ledger keeps of one attestation, written after it and read again to judge it once more.
 
 ======================  =====================================================================
-``manifest``            the manifest, byte for byte, and ``manifest-signature``
+``manifest``            that of the image that ran, byte for byte, and ``manifest-signature``
+``manifest-of-origin``  that of the image that made the volume, where it is another one, with its signature
 ``challenge``           nonce, secret, PCRs, and the time of the judgement
-``policy``              authorities, roads, pins, approval, and what else the operator expected
+``policy``              the appraisal policy, authorities, roads, pins, approval, and what else was expected
 ``identity``            the answer of the first round
 ``evidence``            the answer of the second round but for the three parts below
 ``firmware-log``        as the machine sent them: base64
@@ -21,26 +22,31 @@ from __future__ import annotations
 import datetime
 import json
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from .appraisal.case import BANK, Challenge, Grounds
+from .appraisal.case import Challenge, Grounds
 from .appraisal.documents import parse_json
 from .appraisal.endorsement import load_authorities
 from .appraisal.errors import AppraisalError
-from .appraisal.evidence import Fields, Hydration, parse_evidence, parse_identity
+from .appraisal.evidence import Hydration, parse_evidence, parse_identity
+from .appraisal.fields import Fields
 from .appraisal.judgement import Result, appraise
-from .appraisal.reference import load_reference, parse_manifest
+from .appraisal.policy import Policy, parse_policy
+from .appraisal.reference import Reference, load_reference, parse_manifest
 from .appraisal.roads.choice import Allowed
 from .appraisal.roads.first_use import Approval
 from .appraisal.roads.trust import RoadName
+from .appraisal.structures import HASH_IDS, PCR_COUNT
 from .ledger.documents import DOCUMENT_LIMIT
 
 _PARTS = {"firmware-log": "firmware_log", "userspace-log": "userspace_log", "token": "token"}
 _IDENTITY = ("endorsement", "endorsement_certificate", "attestation")
-_EVIDENCE = ("activated", "quote", "pcrs", "anchor", "userspace_log_complete")
+_EVIDENCE = ("activated", "quote", "pcrs", "anchor", "userspace_log_complete", "platform")
+#: Names of the documents with the manifests that were used, in the order of `Result.references`.
+_MANIFESTS = (("manifest", "manifest-signature"), ("manifest-of-origin", "manifest-of-origin-signature"))
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,15 @@ class Today:
 
     manifest_keys: Optional[Sequence[bytes]] = None
     authorities: Optional[Sequence[x509.Certificate]] = None
+    policy: Optional[Policy] = None
+
+
+def reference_documents(references: Sequence[Reference]) -> dict[str, bytes]:
+    """Return the manifests that a verdict rests on, with their signatures."""
+    found = {}
+    for reference, (name, signature) in zip(references, _MANIFESTS):
+        found.update({name: reference.manifest, signature: reference.signature})
+    return found
 
 
 def answer_documents(
@@ -70,6 +85,7 @@ def policy_document(grounds: Grounds) -> dict[str, Any]:
     allowed, approval = grounds.allowed, grounds.allowed.approval
     return {
         "version": 1,
+        "appraisal_policy": grounds.policy.document(),
         "authorities": [authority.public_bytes(Encoding.PEM).decode() for authority in grounds.authorities],
         "strategy": grounds.strategy,
         "endorsement_key": grounds.endorsement_key,
@@ -117,43 +133,51 @@ def _read(raw: bytes, what: str) -> dict[str, Any]:
 def _challenge(raw: bytes) -> tuple[Challenge, datetime.datetime]:
     found = _read(raw, "challenge")
     fields = Fields(found, "challenge")
-    fields.only("version", "judged", "nonce", "secret", "pcrs")
-    pcrs = found["pcrs"]
-    if fields.number("version", 1) != 1 or not all(type(pcr) is int and 0 <= pcr < 24 for pcr in pcrs):
+    fields.only("version", "made", "judged", "nonce", "secret", "pcrs", "banks")
+    pcrs, banks = found["pcrs"], found["banks"]
+    known = set(banks) <= set(HASH_IDS) and all(type(pcr) is int and 0 <= pcr < PCR_COUNT for pcr in pcrs)
+    if fields.number("version", 1) != 1 or not known:
         raise AppraisalError("unsupported", "the challenge is not one of version 1")
-    now = _moment(fields.text("judged", 40))
-    return Challenge(fields.binary("nonce", 64), fields.binary("secret", 64), {BANK: frozenset(pcrs)}), now
+    made, now = _moment(fields.text("made", 40)), _moment(fields.text("judged", 40))
+    selection = dict.fromkeys(banks, frozenset(pcrs))
+    return Challenge(fields.binary("nonce", 64), fields.binary("secret", 64), selection, made), now
 
 
 def _grounds(documents: Mapping[str, bytes], now: datetime.datetime, today: Today) -> Grounds:
     found = _read(documents["policy"], "policy")
     approval = found["approval"]
+    policy = today.policy or parse_policy(found["appraisal_policy"])
     if approval is not None:
         approval = Approval(approval["host"], approval["key"], approval["by"], _moment(approval["at"]))
-    allowed = Allowed(
-        tuple(RoadName(road) for road in found["roads"]), str(found["host"]), tuple(map(str, found["pins"])), approval
-    )
+    roads = today.policy.roads if today.policy else tuple(RoadName(road) for road in found["roads"])
+    allowed = Allowed(roads, str(found["host"]), tuple(map(str, found["pins"])), approval)
     authorities = today.authorities
     if authorities is None:
         authorities = [one for pem in found["authorities"] for one in load_authorities(pem.encode())]
     return Grounds(
-        _reference(documents, today),
+        tuple(_references(documents, today)),
         tuple(authorities),
         now,
         strategy=found["strategy"],
         endorsement_key=found["endorsement_key"],
         allowed=allowed,
+        policy=policy,
     )
 
 
-def _reference(documents: Mapping[str, bytes], today: Today) -> Any:
-    manifest = documents["manifest"]
-    if today.manifest_keys is None:
+def _references(documents: Mapping[str, bytes], today: Today) -> Iterator[Reference]:
+    for name, signature in _MANIFESTS:
+        if name in documents:
+            yield _reference(documents[name], documents[signature], today.manifest_keys)
+
+
+def _reference(manifest: bytes, signature: bytes, keys: Optional[Sequence[bytes]]) -> Reference:
+    if keys is None:
         return parse_manifest(manifest)
     refused = AppraisalError("bad-signature", "no key was given for the manifest")
-    for key in today.manifest_keys:
+    for key in keys:
         try:
-            return load_reference(manifest, documents["manifest-signature"], key)
+            return load_reference(manifest, signature, key)
         except AppraisalError as error:
             refused = error
     raise refused

@@ -11,21 +11,28 @@ anchor only when the TPM of that key certified it: what a machine merely says ca
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Mapping, Optional
 
 from ..module_utils.agent.machine import VOLUME
-from .appraisal.judgement import Check, Naming, Result, Status, Verdict, verdict_of
+from .appraisal.judgement import Check, Naming, Result, Status, Verdict, freshness_check, verdict_of, waived
+from .appraisal.policy import Freshness, Policy
 from .appraisal.roads.trust import RoadName
+from .appraisal.rules.demands import reached
+from .case_file import canonical
 from .ledger.ledger import Conclusion, Ledger, Past
 from .ledger.records import TEXT_LIMIT, Anchor, Attestation, Identity
 
 IDENTITY = "identity"
 FRESHNESS = "anchor_freshness"
+UNIQUE_KEY = "unique_volume_key"
+#: The check of the appraisal that is made anew with what the ledger knows.
+FRESHNESS_LEVEL = "freshness"
 #: The checks that only a ledger can make, and what each promises.
 CHECKS: Mapping[str, str] = {
     IDENTITY: "The keys that the machine proved to hold are those of this host, and of no other",
     FRESHNESS: "The anchor is not behind the highest one that this volume ever proved",
+    UNIQUE_KEY: "No other host ever showed a volume with the same key",
 }
 #: What must be all that is missing for a host's first key to be recorded before an operator approves it.
 _APPROVABLE = frozenset(("road",))
@@ -42,6 +49,7 @@ class Recorder:
 
     ledger: Ledger
     host: str
+    policy: Policy = field(default_factory=Policy)
     enrol: bool = False
     first_use: bool = False
     write: bool = True
@@ -53,24 +61,42 @@ class Recorder:
 
         def judge(past: Past) -> Conclusion:
             nonlocal final
-            checks = (*result.checks, *self._checks(past, shown, result))
-            proved = any(check.name == IDENTITY and check.status is Status.PASSED for check in checks)
-            claims = {**result.claims, "identity": Naming.PINNED.value} if proved else result.claims
-            final = replace(result, checks=checks, verdict=verdict_of(checks), claims=claims)
+            final = self._with_past(result, past, shown)
             named = shown if past.new and self._may_record(past, result) else None
             # The anchor is this host's only if the key that certified it is.
             known = shown is not None and (named is not None or (past.enrolled and not past.new))
             anchor = _anchor(result) if known and not past.conflicts else None
-            return Conclusion(self._attestation(final, anchor, documents), {"result": result_document(final)}, named)
+            return Conclusion(
+                self._attestation(final, anchor, documents), {"result": result_document(final, self.policy)}, named
+            )
 
-        concluded = self.ledger.conclude(self.host, VOLUME, shown, documents, judge, self.write)
+        key = _text(result.claims.get("volume_key_id"))
+        concluded = self.ledger.conclude(self.host, VOLUME, shown, documents, judge, self.write, key)
         return final, concluded.identity is not None
+
+    def _with_past(self, result: Result, past: Past, shown: Optional[Identity]) -> Result:
+        """Return the result with what only the ledger can say, as the policy sees it."""
+        added = (*self._checks(past, shown, result), self._unique(past))
+        checks = [*(check for check in result.checks if check.name != FRESHNESS_LEVEL)]
+        checks += [waived(check, self.policy) for check in added]
+        passed = frozenset(check.name for check in checks if check.status is Status.PASSED)
+        level = reached(passed, result.freshness is Freshness.DATA)
+        checks.append(freshness_check(self.policy.freshness, level))
+        claims = {**result.claims, "identity": Naming.PINNED.value} if IDENTITY in passed else result.claims
+        return replace(result, checks=tuple(checks), verdict=verdict_of(checks), claims=claims, freshness=level)
+
+    def _unique(self, past: Past) -> Check:
+        """Judge that no other host has a volume of this key: two volumes of one key are copies of each other."""
+        if past.sharing:
+            others = ", ".join(sorted(past.sharing)[:3])
+            return Check(UNIQUE_KEY, Status.FAILED, f"{others} showed a volume with the same key")
+        return Check(UNIQUE_KEY, Status.PASSED, "no other host of the ledger showed a volume with this key")
 
     def unjudged(self, report: Mapping[str, object]) -> None:
         """Record the verdict on a host whose answers could not be judged."""
         attestation = Attestation(self.host, str(report["verdict"]), "none", volume=VOLUME)
         if self.write:
-            self.ledger.append(attestation, {"result": _canonical({"version": 1, **report})})
+            self.ledger.append(attestation, {"result": canonical({"version": 1, **report})})
 
     def _shown(self, result: Result) -> Optional[Identity]:
         """Return the identity that the machine proved, if what it proved counts."""
@@ -120,13 +146,16 @@ class Recorder:
         )
 
 
-def result_document(result: Result) -> bytes:
+def result_document(result: Result, policy: Policy) -> bytes:
     """Return a result as it is kept: canonical JSON."""
-    return _canonical(
+    return canonical(
         {
             "version": 1,
             "verdict": result.verdict.value,
             "road": result.road,
+            "policy": {"name": policy.name, "sha256": policy.digest},
+            "trust": None if result.trust is None else result.trust.document(),
+            "freshness": result.freshness.value,
             "keys": None if result.keys is None else asdict(result.keys),
             "anchor": None if result.anchor is None else asdict(result.anchor),
             "claims": dict(result.claims),
@@ -163,7 +192,3 @@ def _manifest_name(documents: Mapping[str, bytes]) -> Optional[str]:
 
 def _text(value: object) -> Optional[str]:
     return None if value is None else str(value)
-
-
-def _canonical(found: object) -> bytes:
-    return json.dumps(found, sort_keys=True, separators=(",", ":")).encode()

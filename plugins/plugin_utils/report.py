@@ -13,6 +13,7 @@ from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from .appraisal.evidence import Hydration
 from .appraisal.judgement import Check, Naming, Result, Status, Verdict
+from .appraisal.policy import Freshness
 
 VERSION = 1
 #: What no two machines may share, and the check that fails when they do.
@@ -35,6 +36,8 @@ def entry(host: str, result: Result, hydration: Optional[Hydration]) -> dict[str
         "verdict": result.verdict.value,
         "road": result.road,
         "identity": claims["identity"],
+        "reference_set": claims["image"],
+        "freshness": result.freshness.value,
         "strategy": claims["strategy"],
         "hydration": None if hydration is None else _hydration(hydration),
         "endorsement_key": claims["endorsement_key"],
@@ -55,6 +58,8 @@ def unjudged(host: str, status: Status, reason: str) -> dict[str, Any]:
         "verdict": (Verdict.UNTRUSTED if status is Status.FAILED else Verdict.UNKNOWN).value,
         "road": "none",
         "identity": Naming.UNPINNED.value,
+        "reference_set": None,
+        "freshness": Freshness.BOOT.value,
         "strategy": None,
         "hydration": None,
         "endorsement_key": None,
@@ -93,8 +98,9 @@ def _with_uniqueness(found: Mapping[str, Any], entries: Sequence[Mapping[str, An
     for value, name in UNIQUE.items():
         others = Counter(str(other[value]) for other in entries if other[value] is not None)
         if found[value] is not None and others[str(found[value])] > 1:
-            checks.append(check_entry(Check(name, Status.FAILED, "another host of the fleet shows the same")))
-    clashes = len(checks) > len(found["checks"])
+            clash = check_entry(Check(name, Status.FAILED, "another host of the fleet shows the same"))
+            checks = [*(check for check in checks if check["name"] != name), clash]
+    clashes = checks != list(found["checks"])
     return {**found, "checks": checks, "verdict": Verdict.UNTRUSTED.value if clashes else found["verdict"]}
 
 
@@ -117,6 +123,7 @@ _COLUMNS = (
     "HOST",
     "VERDICT",
     "IDENTITY",
+    "REFERENCE SET",
     "STRATEGY",
     "HYDRATION",
     "VOLUME KEY",
@@ -145,6 +152,7 @@ def _row(host: Mapping[str, Any]) -> tuple[str, ...]:
         str(host["host"]),
         str(host["verdict"]),
         str(host["identity"]),
+        host["reference_set"] or "-",
         host["strategy"] or "-",
         "-" if hydration is None else f"{hydration['percent']:.1f} %",
         _short(host["volume_key_id"]),

@@ -16,7 +16,8 @@ version_added: 0.1.0
 author:
   - The cvm.fde authors (@cvm-fde)
 description:
-  - True only when there is exactly one entry of the host, its verdict is C(trusted), and every check in it passed.
+  - True only when there is exactly one entry of the host, its verdict is C(trusted), and every check in it passed
+    or was waived by the appraisal policy.
   - Everything else is false. A task that was skipped, failed or did not reach the host, an entry of another host, a
     report that is not one, and anything unexpected in it.
   - Take what M(cvm.fde.attest) registered earlier in the same play. A variable of that name that was never
@@ -71,6 +72,8 @@ _value:
   type: bool
 """
 
+#: What a policy waived was its author's decision; the verdict says that nothing else is missing.
+_GOOD = ("passed", "waived")
 #: A report from the future was not made by this clock; what two clocks may differ by is forgiven.
 _AHEAD = datetime.timedelta(minutes=1)
 
@@ -122,7 +125,7 @@ def _entry_is_trusted(entry: Mapping[str, object]) -> bool:
     return (
         entry.get("verdict") == "trusted"
         and bool(checks)
-        and all(isinstance(check, Mapping) and check.get("status") == "passed" for check in checks)
+        and all(isinstance(check, Mapping) and check.get("status") in _GOOD for check in checks)
     )
 
 

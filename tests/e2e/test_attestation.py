@@ -30,7 +30,7 @@ def grounds(sealed: Sealed) -> Grounds:
     signature = sealed.manifest.with_suffix(".json.sig").read_bytes()
     reference = load_reference(sealed.manifest.read_bytes(), signature, keys().public("manifest").read_bytes())
     authorities = tuple(load_authorities(keys().ek_authority.read_bytes()))
-    return Grounds(reference=reference, authorities=authorities, now=datetime.datetime.now(datetime.timezone.utc))
+    return Grounds(references=(reference,), authorities=authorities, now=datetime.datetime.now(datetime.timezone.utc))
 
 
 def ask(guest: Guest, request: dict[str, Any], folder: Path) -> Any:

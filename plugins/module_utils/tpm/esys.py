@@ -21,6 +21,7 @@ else:
     tss = tpm2_pytss
 
 #: The kernel's resource manager: what is left behind by a program is flushed when it closes the device.
+_AUTHREAD = 1 << 18
 DEFAULT_TCTI = "device:/dev/tpmrm0"
 
 
@@ -68,14 +69,15 @@ def exists(esys: Any, handle: int) -> bool:
 
 
 def nv_read(esys: Any, index: int) -> bytes:
-    """Return the whole content of an NV index that its own empty auth value may read."""
+    """Return the whole content of an NV index that its own empty auth value, or that of the owner, may read."""
     nv = esys.tr_from_tpmpublic(index)
     public, _name = esys.nv_read_public(nv)
     size = int(public.nvPublic.dataSize)
+    reader = nv if int(public.nvPublic.attributes) & _AUTHREAD else tss.ESYS_TR.OWNER
     step = min(_buffer_size(esys), 1024)
     content = b""
     while len(content) < size:
-        content += bytes(esys.nv_read(nv, min(step, size - len(content)), len(content)))
+        content += bytes(esys.nv_read(nv, min(step, size - len(content)), len(content), reader))
     return content
 
 

@@ -43,8 +43,8 @@ class EndorsementKey(Key):
 @contextmanager
 def endorsement_key(esys: Any) -> Iterator[EndorsementKey]:
     """Yield the EK: RSA unless only an ECC certificate exists; the persistent RSA one where the platform made it."""
-    rsa_certificate = _certificate(esys, EK_RSA_CERTIFICATE)
-    ecc_certificate = None if rsa_certificate else _certificate(esys, EK_ECC_CERTIFICATE)
+    rsa_certificate = certificate(esys, EK_RSA_CERTIFICATE)
+    ecc_certificate = None if rsa_certificate else certificate(esys, EK_ECC_CERTIFICATE)
     if ecc_certificate is not None:
         with primary(esys, EK_ECC_P256) as key:
             yield EndorsementKey(key.handle, key.public, ecc_certificate)
@@ -75,7 +75,7 @@ def primary(esys: Any, template: Template) -> Iterator[Key]:
         yield Key(handle, bytes(public.publicArea.marshal()))
 
 
-def _certificate(esys: Any, index: int) -> Optional[bytes]:
+def certificate(esys: Any, index: int) -> Optional[bytes]:
     """Return the DER certificate in an NV index, without the padding that some platforms leave behind it."""
     if not exists(esys, index):
         return None

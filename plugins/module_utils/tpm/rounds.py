@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import base64
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from ..runner import Runner
 from . import anchor
 from .activation import activate
 from .certify import certifiable, certify
 from .esys import DEFAULT_TCTI, opened
 from .keys import attestation_key, endorsement_key
 from .measurements import FIRMWARE_LOG, USERSPACE_LOG, firmware_log, held_userspace_log
+from .metadata import MetadataService
+from .platform import collect
 from .quote import Quote, Selection, quote
 
 
@@ -30,16 +33,21 @@ class Sources:
     tcti: str = DEFAULT_TCTI
     firmware_log: str = FIRMWARE_LOG
     userspace_log: str = USERSPACE_LOG
+    metadata: MetadataService = field(default_factory=MetadataService)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the verifier asks in the second round; credential and secret are TPM2Bs with their sizes."""
+    """What the verifier asks in the second round; credential and secret are TPM2Bs with their sizes.
+
+    ``platform`` are the things that shall be collected of a cloud's platform, if the machine has them.
+    """
 
     nonce: bytes
     selection: Selection
     credential: bytes
     secret: bytes
+    platform: tuple[str, ...] = ()
 
 
 def identity(sources: Sources) -> dict[str, Any]:
@@ -55,7 +63,9 @@ def identity(sources: Sources) -> dict[str, Any]:
             }
 
 
-def evidence(sources: Sources, request: Request, token: Optional[bytes]) -> dict[str, Any]:
+def evidence(
+    sources: Sources, request: Request, token: Optional[bytes], runner: Optional[Runner] = None
+) -> dict[str, Any]:
     """Answer the second round: activation, quote, certified anchor and both logs, all of one moment.
 
     ``token`` is the JSON text of the volume's evidence token. Raises ``TpmError``, and ``FdeError`` when the PCRs do
@@ -70,6 +80,9 @@ def evidence(sources: Sources, request: Request, token: Optional[bytes]) -> dict
         certified = None
         if certifiable(esys, anchor.INDEX, anchor.SIZE):
             certified = certify(esys, attestation, anchor.INDEX, request.nonce, anchor.SIZE)
+        platform = None
+        if runner is not None and request.platform:
+            platform = collect(esys, runner, request.platform, request.nonce, attestation, sources.metadata)
     return {
         "activated": encode(activated),
         "quote": {"attest": encode(quoted.attest), "signature": encode(quoted.signature)},
@@ -79,6 +92,7 @@ def evidence(sources: Sources, request: Request, token: Optional[bytes]) -> dict
         "userspace_log": _packed(userspace.content),
         "userspace_log_complete": userspace.complete,
         "token": encode_optional(token),
+        "platform": platform,
     }
 
 

@@ -14,8 +14,10 @@ from cryptography import x509
 
 from ...module_utils.tpm.anchor import Anchor, AnchorError
 from .errors import AppraisalError, Undecided
-from .evidence import Creation, Evidence, Identity, Signed, parse_token
-from .reference import Reference
+from .evidence import Creation, Evidence, Identity, parse_token
+from .fields import Signed
+from .policy import Policy
+from .reference import PHASE_INITRD, PHASE_READY, Reference, matching
 from .replay import LogCache, Replay
 from .roads.choice import Allowed
 from .roads.trust import AkTrust, Attester
@@ -31,28 +33,35 @@ from .structures import (
 
 #: The PCR bank that everything is judged by.
 BANK = "sha256"
+#: The strategy of images without a volume.
+EPHEMERAL = "ephemeral"
 
 
 @dataclass(frozen=True)
 class Challenge:
-    """What the verifier chose for one machine, once: never used again for another round."""
+    """What the verifier chose for one machine, once: never used again for another round.
+
+    ``made`` is when it was chosen, None where that is not known.
+    """
 
     nonce: bytes
     secret: bytes
     selection: Selection
+    made: Optional[datetime.datetime] = None
 
 
 @dataclass(frozen=True)
 class Grounds:
-    """What the operator judges by."""
+    """What the operator judges by. ``references`` holds at least one set; ``now`` is when the answers came."""
 
-    reference: Reference
+    references: Sequence[Reference]
     authorities: Sequence[x509.Certificate]
     now: datetime.datetime
     strategy: Optional[str] = None
     #: The endorsement key this machine is known by, in one of the forms of ``roads.endorsement_key.names_key``.
     endorsement_key: Optional[str] = None
     allowed: Allowed = field(default_factory=Allowed)
+    policy: Policy = field(default_factory=Policy)
     cache: LogCache = field(default_factory=LogCache)
 
 
@@ -64,9 +73,26 @@ class Case:
         self.evidence = evidence
         self.challenge = challenge
         self.grounds = grounds
-        self.reference = grounds.reference
+        #: The checks that passed so far.
+        self.passed: set[str] = set()
         #: What the road established, once the check of that name passed.
         self.trust: Optional[AkTrust] = None
+
+    @cached_property
+    def reference(self) -> Reference:
+        """The set of the image that runs."""
+        return matching(self.grounds.references, PHASE_READY, self.evidence.values.get(BANK, {}).get(11))
+
+    @property
+    def ephemeral(self) -> bool:
+        """Whether the image that runs keeps nothing: then there is no volume to judge."""
+        return self.reference.strategy == EPHEMERAL
+
+    @cached_property
+    def origin(self) -> Reference:
+        """The set of the image whose initrd made the volume: the one that runs, or one that ran before an update."""
+        pcr_11 = self.creation.values.get(BANK, {}).get(11)
+        return matching((self.reference, *self.grounds.references), PHASE_INITRD, pcr_11)
 
     @cached_property
     def endorsement(self) -> PublicArea:

@@ -16,7 +16,10 @@ from typing import Callable, Mapping, Optional, Sequence, TypeVar
 from .case import Case, Challenge, Grounds
 from .errors import AppraisalError, Undecided
 from .evidence import Evidence, Identity
-from .roads.trust import RoadName, digest
+from .policy import Freshness, Policy
+from .reference import Reference
+from .roads.trust import AkTrust, RoadName, digest
+from .rules.demands import judge_freshness, reached
 from .rules.rule import Rule
 from .rules.table import rules_for
 
@@ -29,6 +32,8 @@ class Status(str, Enum):
     PASSED = "passed"
     FAILED = "failed"
     UNKNOWN = "unknown"
+    #: It did not pass, and the policy does not ask for it.
+    WAIVED = "waived"
 
 
 class Verdict(str, Enum):
@@ -92,6 +97,11 @@ class Result:
     claims: Mapping[str, object]
     keys: Optional[Keys] = None
     anchor: Optional[CertifiedAnchor] = None
+    freshness: Freshness = Freshness.BOOT
+    #: What the road established, and the reference sets that were judged by: of the image that runs, of that which
+    #: made the volume.
+    trust: Optional[AkTrust] = None
+    references: tuple[Reference, ...] = ()
 
 
 #: A failure of only these leaves genuine values without an explanation; any other failure contradicts.
@@ -102,9 +112,11 @@ def appraise(identity: Identity, evidence: Evidence, challenge: Challenge, groun
     """Judge one machine's answers to one challenge. Never raises for what the machine sent."""
     case = Case(identity, evidence, challenge, grounds)
     checks: dict[str, Check] = {}
-    for rule in rules_for(grounds.allowed):
-        checks[rule.name] = _judge(rule, case, checks)
-    passed = frozenset(name for name, check in checks.items() if check.status is Status.PASSED)
+    for rule in rules_for(case):
+        checks[rule.name] = waived(_judge(rule, case), grounds.policy)
+        if checks[rule.name].status is Status.PASSED:
+            case.passed.add(rule.name)
+    passed = frozenset(case.passed)
     return Result(
         verdict_of(tuple(checks.values())),
         _road(case, passed),
@@ -112,7 +124,15 @@ def appraise(identity: Identity, evidence: Evidence, challenge: Challenge, groun
         _claims(case, passed),
         _keys(case, passed),
         _certified(case, passed),
+        reached(passed, case.ephemeral and "no_volume" in passed),
+        case.trust if "road" in passed else None,
+        _used(case),
     )
+
+
+def _used(case: Case) -> tuple[Reference, ...]:
+    origin = case.reference if case.ephemeral else _if_readable(lambda: case.origin)
+    return (case.reference,) if origin is None or origin is case.reference else (case.reference, origin)
 
 
 def _road(case: Case, passed: frozenset[str]) -> str:
@@ -121,8 +141,23 @@ def _road(case: Case, passed: frozenset[str]) -> str:
     return "ek-certificate" if passed >= {"endorsement_certificate", "credential_activation"} else "none"
 
 
-def _judge(rule: Rule, case: Case, checks: Mapping[str, Check]) -> Check:
-    missing = [name for name in rule.needs if checks[name].status is not Status.PASSED]
+def waived(check: Check, policy: Policy) -> Check:
+    """Return the check as a policy sees it: what is waived keeps its reason and decides nothing."""
+    if check.status is Status.PASSED or check.name not in policy.waived:
+        return check
+    return Check(check.name, Status.WAIVED, f"{check.status.value}, which the policy accepts: {check.reason}")
+
+
+def freshness_check(demanded: Freshness, level: Freshness) -> Check:
+    """Return the check of the level of freshness, once more for whoever knows more than the appraisal."""
+    try:
+        return Check("freshness", Status.PASSED, judge_freshness(demanded, level))
+    except Undecided as undecided:
+        return Check("freshness", Status.UNKNOWN, undecided.reason)
+
+
+def _judge(rule: Rule, case: Case) -> Check:
+    missing = [name for name in rule.needs if name not in case.passed]
     if missing:
         return Check(rule.name, Status.UNKNOWN, f"not judged, because {missing[0]} did not pass")
     try:
@@ -161,6 +196,7 @@ def _claims(case: Case, passed: frozenset[str]) -> dict[str, object]:
         "endorsement_key": digest(case.endorsement.key) if activated else None,
         "attestation_key": digest(case.attestation.key) if quoting else None,
         "image": case.reference.name if passed >= {"pcr_11", "quote_nonce"} else None,
+        "made_by": case.origin.name if passed >= {"evidence_phase", "evidence_claims"} else None,
         "strategy": claims.strategy if claims else None,
         "root_hash": claims.root_hash if claims and "evidence_image" in passed else None,
         "volume_key_id": claims.volume_key_id.hex() if claims and "volume_key" in passed else None,

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import datetime
 import re
-from dataclasses import dataclass
-from typing import Any, Mapping, Optional, TypeVar, Union
+from dataclasses import dataclass, field, replace
+from typing import Any, Mapping, Optional, Sequence, TypeVar, Union
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -27,7 +28,7 @@ VALUES_LIMIT = 64
 PHASE_INITRD = "enter-initrd"
 PHASE_READY = "enter-initrd:leave-initrd:sysinit:ready"
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HEX = re.compile(r"[0-9a-f]+")
 _T = TypeVar("_T")
 
 
@@ -49,6 +50,13 @@ class Reference:
     pcr_11: Mapping[str, bytes]
     pcr_12: frozenset[bytes]
     pcr_13: frozenset[bytes]
+    #: Legal values of the SHA-384 bank, for platforms that vouch for that one only: PCR → values, 11 as of `ready`.
+    sha384: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
+    not_before: Optional[datetime.datetime] = None
+    not_after: Optional[datetime.datetime] = None
+    #: The signed bytes that all of this was read from.
+    manifest: bytes = field(repr=False, default=b"")
+    signature: bytes = field(repr=False, default=b"")
 
 
 def load_reference(manifest: bytes, signature: bytes, key: bytes) -> Reference:
@@ -56,7 +64,7 @@ def load_reference(manifest: bytes, signature: bytes, key: bytes) -> Reference:
     ``AppraisalError``.
     """
     verify_manifest(manifest, signature, key)
-    return parse_manifest(manifest)
+    return replace(parse_manifest(manifest), signature=signature)
 
 
 def verify_manifest(manifest: bytes, signature: bytes, key: bytes) -> None:
@@ -78,7 +86,8 @@ def parse_manifest(manifest: bytes) -> Reference:
     found = _Object(parse_json(manifest, "manifest", MANIFEST_LIMIT), "")
     if found.take("version", int) != 1:
         raise AppraisalError("unsupported", "the manifest is not of version 1")
-    root, policy, pcrs = found.inner("root"), found.inner("pcr_policy"), found.inner("pcrs").inner("sha256")
+    root, policy, banks = found.inner("root"), found.inner("pcr_policy"), found.inner("pcrs")
+    pcrs = banks.inner("sha256")
     phases = pcrs.inner("11")
     try:
         key = PolicyKey.from_pem(policy.take("public_key", str).encode(), "the manifest's pcr_policy")
@@ -86,6 +95,7 @@ def parse_manifest(manifest: bytes) -> Reference:
         raise AppraisalError("malformed", "the manifest's PCR policy key is not an RSA public key") from error
     if policy.digest("fingerprint") != key.fingerprint:
         raise AppraisalError("malformed", "the manifest's PCR policy key does not have the fingerprint it states")
+    validity = found.inner("validity") if found.has("validity") else _Object({}, "validity.")
     signer = found.inner("secure_boot").digest("signer_sha256") if found.has("secure_boot") else None
     return Reference(
         name=found.take("name", str),
@@ -98,7 +108,26 @@ def parse_manifest(manifest: bytes) -> Reference:
         pcr_11={phase: bytes.fromhex(phases.digest(phase)) for phase in (PHASE_INITRD, PHASE_READY)},
         pcr_12=pcrs.digests("12"),
         pcr_13=pcrs.digests("13") if pcrs.has("13") else frozenset(with_os_separator(ZERO)),
+        sha384=_sha384(banks.inner("sha384")) if banks.has("sha384") else {},
+        not_before=validity.moment("not_before"),
+        not_after=validity.moment("not_after"),
+        manifest=manifest,
     )
+
+
+def _sha384(pcrs: _Object) -> dict[int, frozenset[bytes]]:
+    found = {pcr: pcrs.digests(str(pcr), 48) for pcr in (4, 7, 12) if pcrs.has(str(pcr))}
+    if pcrs.has("11"):
+        found[11] = frozenset((bytes.fromhex(pcrs.inner("11").digest(PHASE_READY, 48)),))
+    return found
+
+
+def matching(references: Sequence[Reference], phase: str, pcr_11: Optional[bytes]) -> Reference:
+    """Return the set whose PCR 11 has this value in this phase, or the first one, by which the machine then fails.
+
+    PCR 11 holds every section of the kernel image: two images never share it.
+    """
+    return next((one for one in references if one.pcr_11[phase] == pcr_11), references[0])
 
 
 class _Object:
@@ -122,19 +151,33 @@ class _Object:
     def inner(self, name: str) -> _Object:
         return _Object(self._found.get(name), f"{self._path}{name}.")
 
-    def digest(self, name: str) -> str:
+    def digest(self, name: str, size: int = 32) -> str:
         text = self.take(name, str)
-        if not _SHA256.fullmatch(text):
-            raise AppraisalError("malformed", f"the manifest's {self._path}{name} is not a SHA-256 digest")
+        if not _is_digest(text, size):
+            raise AppraisalError("malformed", f"the manifest's {self._path}{name} is not a digest of {size} bytes")
         return text
 
-    def digests(self, name: str) -> frozenset[bytes]:
+    def moment(self, name: str) -> Optional[datetime.datetime]:
+        if not self.has(name):
+            return None
+        try:
+            return datetime.datetime.strptime(self.take(name, str), "%Y-%m-%dT%H:%M:%S%z")
+        except ValueError as error:
+            raise AppraisalError(
+                "malformed", f"the manifest's {self._path}{name} is not a time with its zone"
+            ) from error
+
+    def digests(self, name: str, size: int = 32) -> frozenset[bytes]:
         listed = self.take(name, list)
         if not 0 < len(listed) <= VALUES_LIMIT:
             raise AppraisalError("malformed", f"the manifest's {self._path}{name} has no values, or too many")
-        if not all(isinstance(text, str) and _SHA256.fullmatch(text) for text in listed):
-            raise AppraisalError("malformed", f"the manifest's {self._path}{name} is not a list of SHA-256 digests")
+        if not all(_is_digest(text, size) for text in listed):
+            raise AppraisalError("malformed", f"the manifest's {self._path}{name} is not a list of digests")
         return frozenset(bytes.fromhex(text) for text in listed)
+
+
+def _is_digest(text: object, size: int) -> bool:
+    return isinstance(text, str) and len(text) == 2 * size and _HEX.fullmatch(text) is not None
 
 
 def _public_key(pem: bytes) -> Union[rsa.RSAPublicKey, ec.EllipticCurvePublicKey]:

@@ -26,6 +26,7 @@ from .errors import AppraisalError
 
 MAGIC = 0xFF544347
 ST_ATTEST_NV = 0x8014
+ST_ATTEST_CERTIFY = 0x8017
 ST_ATTEST_QUOTE = 0x8018
 ST_ATTEST_CREATION = 0x801A
 RH_ENDORSEMENT = 0x4000000B
@@ -155,6 +156,14 @@ class NvAttest(Attest):
 
 
 @dataclass(frozen=True)
+class KeyAttest(Attest):
+    """TPMS_CERTIFY_INFO: the Name and the qualified Name of an object that is loaded in the signer's TPM."""
+
+    object_name: bytes
+    object_qualified_name: bytes
+
+
+@dataclass(frozen=True)
 class CreationAttest(Attest):
     """TPMS_CREATION_INFO: the Name of an object and the hash of its creation data."""
 
@@ -180,6 +189,16 @@ def parse_nv_certification(data: bytes) -> NvAttest:
         return NvAttest(*common, reader.sized(), reader.u16(), reader.sized())
 
     return _whole(data, "NV certification", body)
+
+
+def parse_key_certification(data: bytes) -> KeyAttest:
+    """Read a TPMS_ATTEST of TPM2_Certify. Raises ``AppraisalError``."""
+
+    def body(reader: Reader) -> KeyAttest:
+        common = _attest(reader, data, ST_ATTEST_CERTIFY, "key certification")
+        return KeyAttest(*common, reader.sized(), reader.sized())
+
+    return _whole(data, "key certification", body)
 
 
 def parse_creation(data: bytes) -> CreationAttest:

@@ -47,6 +47,8 @@ class Past:
     new: bool
     conflicts: tuple[Conflict, ...]
     highest: Optional[Anchor]
+    #: Other hosts that showed a volume with the same key.
+    sharing: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ class Ledger:
         documents: Mapping[str, bytes],
         judge: Callable[[Past], Conclusion],
         record: bool = True,
+        volume_key_id: Optional[str] = None,
     ) -> Conclusion:
         """Judge a host in the light of what is remembered, and record the verdict with what it rests on.
 
@@ -132,7 +135,8 @@ class Ledger:
             if shown is not None:
                 register.note(shown)
             highest = self._highest_anchor(connection, host, volume)
-            concluded = judge(Past(enrolled, new, register.conflicts(host), highest))
+            sharing = self._hosts_of_volume_key(connection, volume_key_id) - {host} if volume_key_id else frozenset()
+            concluded = judge(Past(enrolled, new, register.conflicts(host), highest, sharing))
             if record:
                 more, small = _pack_documents(concluded.documents)
                 identity = concluded.identity
@@ -237,12 +241,15 @@ class Ledger:
     def hosts_of_volume_key(self, volume_key_id: str) -> frozenset[str]:
         """Return the hosts that showed a volume with this key and were not retired since. More than one: a clone."""
         with self.database.reading() as connection:
-            shown = connection.execute(
-                select(entries.c.host, func.max(entries.c.sequence))
-                .where(entries.c.volume_key_id == volume_key_id)
-                .group_by(entries.c.host)
-            ).all()
-            return frozenset(host for host, last in shown if last > _began(connection, host))
+            return self._hosts_of_volume_key(connection, volume_key_id)
+
+    def _hosts_of_volume_key(self, connection: Connection, volume_key_id: str) -> frozenset[str]:
+        shown = connection.execute(
+            select(entries.c.host, func.max(entries.c.sequence))
+            .where(entries.c.volume_key_id == volume_key_id)
+            .group_by(entries.c.host)
+        ).all()
+        return frozenset(host for host, last in shown if last > _began(connection, host))
 
     def conflicts(self, host: Optional[str] = None) -> tuple[Conflict, ...]:
         """Return the conflicts of identity that concern a host, or all of them."""

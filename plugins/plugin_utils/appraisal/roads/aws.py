@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import datetime
 import hmac
-from dataclasses import dataclass
-from typing import Sequence
+from dataclasses import dataclass, field
+from typing import Mapping, Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,6 +25,8 @@ from ..structures import PublicArea, Values
 from .trust import NO_REVOCATION, AkTrust, Attester, Binding, HostIdentity, Remark, RoadName, digest, fingerprints, spki
 
 _BANK = "sha384"
+#: The PCRs that say which image runs, and that nothing was added to it.
+IMAGE_PCRS = (4, 11, 12)
 #: A document is made when it is asked for; clocks of AWS and of the controller may differ by as much as the second.
 MAXIMUM_AGE = datetime.timedelta(minutes=5)
 MAXIMUM_SKEW = datetime.timedelta(minutes=1)
@@ -41,6 +43,8 @@ class AwsNitroTpm:
     document: bytes
     authorities: Sequence[x509.Certificate]
     maximum_age: datetime.timedelta = MAXIMUM_AGE
+    #: The image's legal SHA-384 PCRs, where known: what such an image says of its key is as good as the image.
+    image: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
 
     def establish(self, attester: Attester, now: datetime.datetime) -> AkTrust:
         """See `trust.Road`."""
@@ -56,7 +60,10 @@ class AwsNitroTpm:
         if document.nonce is None or not hmac.compare_digest(document.nonce, attester.nonce):
             raise AppraisalError("other-nonce", "the attestation document answers another nonce")
         _require_key(document, attester.ak)
-        _require_values(document, attester.values)
+        _require_values(document, {_BANK: attester.values.get(_BANK, {})} if self.image else attester.values)
+        for pcr, legal in self.image.items():
+            if document.pcrs.get(pcr) not in legal:
+                raise AppraisalError("other-image", f"PCR {pcr} of the attestation document is not the image's")
         bindings = (
             Binding("attestation key", "attestation document", "the guest had it signed as its public_key"),
             Binding("PCR values", "attestation document", "they are those of the hypervisor"),
@@ -86,7 +93,7 @@ def _require_key(document: NitroDocument, ak: PublicArea) -> None:
 
 
 def _require_values(document: NitroDocument, values: Values) -> None:
-    if set(values) != {_BANK}:
+    if set(values) != {_BANK} or not values[_BANK]:
         raise AppraisalError("pcrs-not-vouched", "the quote covers other banks than the document's, SHA-384")
     for pcr, value in values[_BANK].items():
         if not hmac.compare_digest(document.pcrs.get(pcr, b""), value):

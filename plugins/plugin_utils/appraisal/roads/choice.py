@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which roads an operator allows for a machine, and the walk along them with what the machines of today send.
+"""Which roads an operator allows for a machine, and the walk along them with what the machine sent.
 
 The roads are alternatives: the first one that leads to the attestation key counts, in the operator's order.
 """
@@ -9,18 +9,30 @@ The roads are alternatives: the first one that leads to the attestation key coun
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Callable, Mapping, Optional, Sequence
 
 from cryptography import x509
 
 from ..errors import AppraisalError, Undecided
+from ..platform import Platform
+from .aws import IMAGE_PCRS, AwsNitroTpm
+from .azure import AzureSnp, AzureTdx
 from .endorsement_key import Activation, EkCertificate, PinnedEk, names_key
 from .first_use import Approval, FirstUse
+from .gcp import GcpAkCertificate
+from .platform_key import ThroughPlatformKey
 from .trust import AkTrust, Attester, Road, RoadName
 
-#: The roads for which a machine sends everything that they need. The others are for callers of their own.
-OFFERED = (RoadName.EK_CERTIFICATE, RoadName.PINNED_EK, RoadName.FIRST_USE)
+#: What a machine collects of its platform for each road that needs it; the words are those of `attest_round`.
+PLATFORMS: Mapping[RoadName, str] = {
+    RoadName.GCP_AK_CERTIFICATE: "google",
+    RoadName.AZURE_SNP: "azure",
+    RoadName.AZURE_TDX: "azure",
+    RoadName.AWS_NITROTPM: "nitrotpm",
+}
+#: The only bank that AWS vouches for; a quote must cover it on that road.
+NITROTPM_BANK = "sha384"
 
 
 @dataclass(frozen=True)
@@ -39,11 +51,16 @@ class Allowed:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a machine brought for any road."""
+    """What a machine brought for any road.
+
+    ``image`` are the legal SHA-384 PCRs of the image that it runs, which `RoadName.AWS_NITROTPM` needs.
+    """
 
     attester: Attester
     activation: Activation
     certificate: Optional[bytes]
+    platform: Platform = field(default_factory=Platform)
+    image: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
 
 
 def walk(allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate], now: datetime.datetime) -> AkTrust:
@@ -69,10 +86,7 @@ def walk(allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]
 
 
 def _road(name: RoadName, allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:
-    make = _MAKERS.get(name)
-    if make is None:
-        raise Undecided("the machine does not send what this road needs")
-    return make(allowed, shown, authorities)
+    return _MAKERS[name](allowed, shown, authorities)
 
 
 def _ek_certificate(_allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:
@@ -96,9 +110,47 @@ def _first_use(allowed: Allowed, shown: Shown, _authorities: Sequence[x509.Certi
     return FirstUse(allowed.host, allowed.approval, shown.activation)
 
 
+def _google(_allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:
+    google = shown.platform.google
+    if google is None:
+        raise Undecided("the machine has no key that Google certified")
+    road = GcpAkCertificate(google.certificate, (), authorities)
+    return ThroughPlatformKey(road, google.key, google.statement.attest, google.statement.signature)
+
+
+def _azure_snp(_allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:
+    azure = shown.platform.azure
+    if azure is None:
+        raise Undecided("the machine has no report of Azure's paravisor")
+    if azure.vcek is None:
+        raise Undecided("no certificate of the chip came with the report of Azure's paravisor")
+    return AzureSnp(azure.report, azure.vcek, authorities, azure.chain, shown.activation)
+
+
+def _azure_tdx(_allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:
+    azure = shown.platform.azure
+    if azure is None:
+        raise Undecided("the machine has no report of Azure's paravisor")
+    if azure.td_quote is None:
+        raise Undecided("no quote of the trust domain came with the report of Azure's paravisor")
+    return AzureTdx(azure.report, azure.td_quote, authorities, shown.activation)
+
+
+def _nitrotpm(_allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:
+    if shown.platform.nitrotpm is None:
+        raise Undecided("the machine has no document of its NitroTPM")
+    if not set(IMAGE_PCRS) <= set(shown.image):
+        raise Undecided("the manifest lists no SHA-384 values, and AWS vouches for no others")
+    return AwsNitroTpm(shown.platform.nitrotpm, authorities, image=shown.image)
+
+
 _Maker = Callable[[Allowed, Shown, Sequence[x509.Certificate]], Road]
 _MAKERS: Mapping[RoadName, _Maker] = {
     RoadName.EK_CERTIFICATE: _ek_certificate,
+    RoadName.GCP_AK_CERTIFICATE: _google,
+    RoadName.AZURE_SNP: _azure_snp,
+    RoadName.AZURE_TDX: _azure_tdx,
+    RoadName.AWS_NITROTPM: _nitrotpm,
     RoadName.PINNED_EK: _pinned_ek,
     RoadName.FIRST_USE: _first_use,
 }

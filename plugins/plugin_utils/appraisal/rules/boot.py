@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Callable, Optional
+
 from ..case import Case
 from ..errors import AppraisalError, Undecided
 from ..reference import PHASE_READY, Reference
@@ -42,15 +44,23 @@ def _pcr_4(case: Case) -> str:
 
 
 def _pcr_7(case: Case) -> str:
-    return secure_boot_configuration(case.evidence.values, case.replay, case.reference)
+    explained = "log_replay" in case.passed
+    return secure_boot_configuration(case.evidence.values, case.reference, lambda: case.replay if explained else None)
 
 
-def secure_boot_configuration(values: Values, replay: Replay, reference: Reference) -> str:
+def secure_boot_configuration(values: Values, reference: Reference, replay: Callable[[], Optional[Replay]]) -> str:
+    """Judge PCR 7 by its listed values, or by its events where the manifest lists none.
+
+    ``replay`` returns the logs only when they were found to lead to the values.
+    """
     if reference.pcr_7 is not None:
         return listed(values, 7, reference.pcr_7)
     if reference.signer is None:
         raise Undecided("the manifest lists no value of PCR 7 and names no Secure Boot certificate")
-    if replay.secure_boot().authorities != {reference.signer}:
+    explained = replay()
+    if explained is None:
+        raise Undecided("the manifest lists no value of PCR 7, and no log explains it")
+    if explained.secure_boot().authorities != {reference.signer}:
         raise AppraisalError(
             "pcr-7", "the image was not admitted by the certificate that the manifest names, and it alone"
         )
@@ -75,7 +85,7 @@ RULES = (
     Rule("log_replay", (*SIGNED, "firmware_log", "userspace_log"), _log_replay),
     Rule("secure_boot", ("log_replay",), _secure_boot),
     Rule("pcr_4", SIGNED, _pcr_4),
-    Rule("pcr_7", ("log_replay",), _pcr_7),
+    Rule("pcr_7", SIGNED, _pcr_7),
     Rule("pcr_11", SIGNED, _pcr_11),
     Rule("pcr_12", SIGNED, _pcr_12),
     Rule("pcr_13", SIGNED, _pcr_13),

@@ -58,7 +58,13 @@ def _credential_activation(case: Case) -> str:
 def _road(case: Case) -> str:
     activation = Activation(case.endorsement, case.attestation.name, case.challenge.secret, case.evidence.activated)
     grounds = case.grounds
-    shown = choice.Shown(case.attester, activation, case.identity.endorsement_certificate)
+    shown = choice.Shown(
+        case.attester,
+        activation,
+        case.identity.endorsement_certificate,
+        case.evidence.platform,
+        case.reference.sha384,
+    )
     case.trust = choice.walk(grounds.allowed, shown, grounds.authorities, grounds.now)
     return f"the road {case.trust.road.value} leads to the attestation key"
 
@@ -71,4 +77,4 @@ RULES = (
 )
 
 #: Which road was taken, where an operator allows others than the default.
-ROAD = Rule("road", ("endorsement_key", "credential_activation", "quote_signature"), _road)
+ROAD = Rule("road", ("endorsement_key", "credential_activation", "quote_nonce", "quote_digest"), _road)

@@ -17,7 +17,9 @@ from ..case import BANK, Case
 from ..errors import AppraisalError
 from ..reference import PHASE_INITRD
 from ..structures import qualified_name, same_selection, verify_by
+from ..userspace_log import VOLUME_KEY
 from .boot import secure_boot_configuration
+from .demands import require_accepted
 from .rule import Rule, enforced, explain, listed, match_digest
 
 
@@ -48,23 +50,24 @@ def _evidence_replay(case: Case) -> str:
 
 
 def _evidence_phase(case: Case) -> str:
-    if case.creation.values[BANK][11] != case.reference.pcr_11[PHASE_INITRD]:
+    if case.creation.values[BANK][11] != case.origin.pcr_11[PHASE_INITRD]:
         raise AppraisalError("other-phase", "the volume was not made in the initrd of this image")
-    return "it was made in the initrd of this image"
+    require_accepted(case.origin, case.grounds.policy)
+    return f"it was made in the initrd of {case.origin.name}"
 
 
 def _evidence_boot(case: Case) -> str:
     enforced(case.creation_replay)
-    listed(case.creation.values, 4, case.reference.pcr_4)
-    listed(case.creation.values, 12, case.reference.pcr_12)
-    return secure_boot_configuration(case.creation.values, case.creation_replay, case.reference)
+    listed(case.creation.values, 4, case.origin.pcr_4)
+    listed(case.creation.values, 12, case.origin.pcr_12)
+    return secure_boot_configuration(case.creation.values, case.origin, lambda: case.creation_replay)
 
 
 def _evidence_image(case: Case) -> str:
-    claims, expected = case.creation.claims, case.grounds.strategy or case.reference.strategy
-    if not hmac.compare_digest(claims.root_hash, case.reference.root_hash):
+    claims, origin = case.creation.claims, case.origin
+    if not hmac.compare_digest(claims.root_hash, origin.root_hash):
         raise AppraisalError("other-root", "the volume was made from another root than the manifest's")
-    if claims.strategy != expected or case.reference.strategy != expected:
+    if claims.strategy != origin.strategy or case.reference.strategy != origin.strategy:
         raise AppraisalError("other-strategy", "the root is not assembled by the strategy that is expected")
     return "it holds the root of the manifest, by the strategy that is expected"
 
@@ -81,7 +84,7 @@ def _evidence_encryption(case: Case) -> str:
 
 def _evidence_anchor(case: Case) -> str:
     claims = case.creation.claims
-    then = anchor_name(case.reference.policy_key, case.creation.values[BANK])
+    then = anchor_name(case.origin.policy_key, case.creation.values[BANK])
     names = (claims.anchor_name, case.certification.index_name)
     if not all(hmac.compare_digest(name, then) for name in names) or claims.anchor_index.lower() != f"0x{INDEX:08x}":
         raise AppraisalError("other-anchor", "the volume was made for another anchor")
@@ -120,6 +123,17 @@ def _volume_key(case: Case) -> str:
     return "made with it, anchored with it, opened with it in this boot"
 
 
+def _no_volume(case: Case) -> str:
+    """Find nothing of a volume, which an image that keeps nothing never opens."""
+    userspace = case.replay.userspace
+    records = userspace.records if userspace else ()
+    if case.evidence.token is not None or any(record.kind == VOLUME_KEY for record in records):
+        raise AppraisalError("unexpected-volume", "an ephemeral machine opened an encrypted root, or shows one")
+    return "it keeps nothing, and shows no volume"
+
+
+#: What is judged of an image whose strategy keeps nothing, instead of an anchor and a volume.
+NO_VOLUME = Rule("no_volume", ("log_replay",), _no_volume)
 RULES = (
     Rule("evidence_signature", ("attestation_key",), _evidence_signature),
     Rule("evidence_claims", ("evidence_signature",), _evidence_claims),

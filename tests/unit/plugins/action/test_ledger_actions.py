@@ -126,7 +126,7 @@ def test_hosts_are_enrolled_once_attested_often_and_audited(enrolled: Fleet) -> 
     assert status == 0, output
     assert {host["verdict"] for host in enrolled.report().values()} == {"trusted"}
     checks = [check["name"] for check in enrolled.report()["web0"]["checks"]]
-    assert checks[-2:] == ["identity", "anchor_freshness"]
+    assert checks[-4:] == ["identity", "anchor_freshness", "unique_volume_key", "freshness"]
     assert len(list(enrolled.ledger.entries(kind=Kind.ATTESTATION))) == 6
     assert len(list(enrolled.ledger.entries(kind=Kind.IDENTITY))) == 2
     assert verify(enrolled.ledger).sound
@@ -201,7 +201,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "pin without road": ({"pinned_ek": ["00" * 32]}, "roads does not allow"),
     "bad pin": ({"roads": ["pinned-ek"], "pinned_ek": ["{{ 'xyz' }}"]}, "64 hexadecimal digits"),
     "no road": ({"roads": []}, "no road is allowed"),
-    "another road": ({"roads": ["aws-nitrotpm"]}, "value of roads must be"),
+    "another road": ({"roads": ["a-friends-word"]}, "value of roads must be"),
     "first use without ledger": ({"roads": ["first-use"]}, "first-use needs approvals"),
     "another ledger": ({"ledger": "mysql://db/fde"}, "neither the path of a file"),
 }

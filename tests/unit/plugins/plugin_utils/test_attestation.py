@@ -37,7 +37,7 @@ def grounds(image: Any, authority: Any) -> Grounds:
 
     now = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
     reference = parse_manifest(json.dumps(image.manifest()).encode())
-    return Grounds(reference, load_authorities((authority / "ca.pem").read_bytes()), now)
+    return Grounds((reference,), load_authorities((authority / "ca.pem").read_bytes()), now)
 
 
 def hold(machine: Any, grounds: Grounds) -> tuple[Attestation, dict[str, Any], dict[str, Any]]:
@@ -64,7 +64,7 @@ def test_a_whole_attestation_ends_in_trust_and_an_archive(answered: Any) -> None
     result = attestation.judge({**evidence, "hydration": {"hydrated": 1, "total": 4}})
     assert result.verdict is Verdict.TRUSTED
     assert attestation.hydration.hydrated == 1
-    kept = json.loads(attestation.archive(result, b"manifest"))
+    kept = json.loads(attestation.archive(result))
     assert kept["verdict"] == "trusted"
     assert kept["answers"][1]["quote"] == evidence["quote"]
 

@@ -23,7 +23,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import
     Status,
     Verdict,
 )
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import parse_manifest
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import load_reference
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice import Allowed
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.first_use import Approval
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
@@ -39,10 +39,10 @@ CERTIFICATE, PINNED, FIRST_USE = RoadName.EK_CERTIFICATE, RoadName.PINNED_EK, Ro
 
 
 @pytest.fixture(scope="module")
-def grounds(image: Any, authority: Path) -> Grounds:
+def grounds(signed: tuple[bytes, bytes, bytes], authority: Path) -> Grounds:
     now = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
-    reference = parse_manifest(json.dumps(image.manifest()).encode())
-    return Grounds(reference, tuple(load_authorities((authority / "ca.pem").read_bytes())), now)
+    reference = load_reference(*signed)
+    return Grounds((reference,), tuple(load_authorities((authority / "ca.pem").read_bytes())), now)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def ek(honest: Attestation) -> str:
 def record(ledger: Ledger, signed: tuple[bytes, bytes, bytes]) -> Callable[..., Result]:
     def run(attestation: Attestation, host: str = "web1", result: Any = None, **options: Any) -> Result:
         recorder = Recorder(ledger, host, **options)
-        return recorder.judged(result or attestation.result, attestation.documents(*signed[:2]))[0]
+        return recorder.judged(result or attestation.result, attestation.documents())[0]
 
     return run
 
@@ -324,7 +324,7 @@ def test_a_copied_attestation_and_a_false_record_show_in_an_audit(
 def test_a_document_that_was_tampered_with_is_refused(
     honest: Attestation, signed: tuple[bytes, bytes, bytes], today: Today, name: str, content: bytes
 ) -> None:
-    documents = {**honest.documents(*signed[:2]), name: content}
+    documents = {**honest.documents(), name: content}
     with pytest.raises(AppraisalError):
         judge_again(documents, today)
 
@@ -332,7 +332,7 @@ def test_a_document_that_was_tampered_with_is_refused(
 def test_a_challenge_without_its_time_zone_or_with_other_pcrs_is_refused(
     honest: Attestation, signed: tuple[bytes, bytes, bytes], today: Today
 ) -> None:
-    documents = honest.documents(*signed[:2])
+    documents = honest.documents()
     challenge = json.loads(documents["challenge"])
     for changes in ({"judged": "2026-11-24T00:00:00"}, {"pcrs": [True]}, {"pcrs": 7}, {"nonce": 1}, {"more": 1}):
         changed = json.dumps({**challenge, **changes}).encode()
@@ -351,6 +351,6 @@ def test_an_answer_with_more_than_was_asked_for_is_not_kept(
 
 
 def test_what_is_kept_of_an_answer_is_small(machine: Any, grounds: Grounds, signed: tuple[bytes, bytes, bytes]) -> None:
-    documents = attest(machine, grounds).documents(*signed[:2])
+    documents = attest(machine, grounds).documents()
     assert sum(map(len, documents.values())) < 1_000_000
     assert judge_again(documents, Today()).verdict is Verdict.TRUSTED

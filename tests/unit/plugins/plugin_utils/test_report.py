@@ -40,6 +40,7 @@ DOCS = Path(__file__).resolve().parents[4] / "docs"
 def result(number: int, verdict: Verdict = Verdict.TRUSTED, **claims: Any) -> Result:
     found: dict[str, Any] = {
         "identity": "pinned",
+        "image": "debian-forky",
         "endorsement_key": f"{number:064x}",
         "attestation_key": f"{number + 50:064x}",
         "strategy": "clone",
@@ -127,7 +128,8 @@ def test_the_table_shows_each_host_and_why_it_is_not_trusted() -> None:
     lines = text.splitlines()
     assert lines[0].split("  ")[0] == "HOST"
     assert re.match(
-        r"a +trusted +pinned +clone +50\.0 % +0{10}\S\S +abababababab +on +cdcdcdcdcdcd +ready, matches", lines[1]
+        r"a +trusted +pinned +debian-forky +clone +50\.0 % +0{10}\S\S +abababababab +on +cdcdcdcdcdcd +ready, matches",
+        lines[1],
     )
     assert lines[2].startswith("long-name")
     assert lines[3] == "  - quote_nonce: it answers another nonce"

@@ -72,13 +72,13 @@ def ask(machine: Any, grounds: Grounds, nonce: bytes = NONCE, pcrs: tuple[int, .
     request = rounds.Request(nonce, {"sha256": pcrs}, credential.blob, credential.secret)
     evidence = rounds.evidence(machine.sources, request, machine.token)
     json.dumps(evidence)
-    return Answers(identity, evidence, Challenge(nonce, SECRET, {"sha256": frozenset(pcrs)}), grounds)
+    return Answers(identity, evidence, Challenge(nonce, SECRET, {"sha256": frozenset(pcrs)}, NOW), grounds)
 
 
 @pytest.fixture(scope="session")
 def grounds(image: Any, authority: Path) -> Grounds:
     reference = parse_manifest(json.dumps(image.manifest()).encode())
-    return Grounds(reference, load_authorities((authority / "ca.pem").read_bytes()), NOW)
+    return Grounds((reference,), load_authorities((authority / "ca.pem").read_bytes()), NOW)
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +170,8 @@ def test_without_an_endorsement_certificate_the_verdict_is_unknown(good: Answers
 
 def test_an_expired_certificate_is_refused(good: Answers) -> None:
     later = replace(good.grounds, now=NOW + datetime.timedelta(days=365 * 40))
-    assert failed(replace(good, grounds=later).appraise()) == {"endorsement_certificate"}
+    asked = replace(good.challenge, made=later.now)
+    assert failed(replace(good, grounds=later, challenge=asked).appraise()) == {"endorsement_certificate"}
 
 
 def test_a_certificate_of_another_authority_is_refused(good: Answers, tmp_path: Path, request: Any) -> None:
@@ -367,10 +368,10 @@ def test_without_a_reference_for_pcr_7_the_signers_certificate_decides(good: Ans
     manifest = image.manifest()
     del manifest["pcrs"]["sha256"]["7"]
     reference = parse_manifest(json.dumps(manifest).encode())
-    assert replace(good, grounds=replace(good.grounds, reference=reference)).appraise().verdict is Verdict.TRUSTED
+    assert replace(good, grounds=replace(good.grounds, references=(reference,))).appraise().verdict is Verdict.TRUSTED
     manifest["secure_boot"]["signer_sha256"] = "0" * 64
     other = parse_manifest(json.dumps(manifest).encode())
-    assert "pcr_7" in failed(replace(good, grounds=replace(good.grounds, reference=other)).appraise())
+    assert "pcr_7" in failed(replace(good, grounds=replace(good.grounds, references=(other,))).appraise())
 
 
 @pytest.mark.parametrize("pcr", ["4", "7", "12", "13"])
@@ -378,7 +379,7 @@ def test_a_pcr_value_that_the_manifest_does_not_list_is_refused(good: Answers, i
     manifest = copy.deepcopy(image.manifest())
     manifest["pcrs"]["sha256"][pcr] = ["11" * 32]
     reference = parse_manifest(json.dumps(manifest).encode())
-    result = replace(good, grounds=replace(good.grounds, reference=reference)).appraise()
+    result = replace(good, grounds=replace(good.grounds, references=(reference,))).appraise()
     # The quote of the volume's creation does not cover PCR 13.
     assert failed(result) == {f"pcr_{pcr}"} | ({"evidence_boot"} if pcr != "13" else set())
 
@@ -394,7 +395,7 @@ def test_a_system_extension_is_refused_unless_the_manifest_lists_it(
     manifest = copy.deepcopy(image.manifest())
     manifest["pcrs"]["sha256"]["13"] = [answers.evidence["pcrs"]["sha256"]["13"]]
     reference = parse_manifest(json.dumps(manifest).encode())
-    assert replace(answers, grounds=replace(grounds, reference=reference)).appraise().verdict is Verdict.TRUSTED
+    assert replace(answers, grounds=replace(grounds, references=(reference,))).appraise().verdict is Verdict.TRUSTED
 
 
 def test_another_image_is_refused(good: Answers, request: Any) -> None:
@@ -403,7 +404,7 @@ def test_another_image_is_refused(good: Answers, request: Any) -> None:
     manifest["root"]["hash"] = "22" * 32
     manifest["pcrs"]["sha256"]["11"] = dict.fromkeys(manifest["pcrs"]["sha256"]["11"], "33" * 32)
     reference = parse_manifest(json.dumps(manifest).encode())
-    result = replace(good, grounds=replace(good.grounds, reference=reference)).appraise()
+    result = replace(good, grounds=replace(good.grounds, references=(reference,))).appraise()
     assert {"pcr_11", "anchor_policy", "evidence_phase"} <= failed(result)
 
 
@@ -521,4 +522,4 @@ def test_an_anchor_that_was_never_made_ready_is_refused(
 
 def test_an_expected_strategy_that_is_not_the_images_is_refused(good: Answers) -> None:
     result = replace(good, grounds=replace(good.grounds, strategy="overlay")).appraise()
-    assert failed(result) == {"evidence_image"}
+    assert failed(result) == {"strategy"}

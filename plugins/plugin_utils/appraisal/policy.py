@@ -1,0 +1,335 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The appraisal policy: what an operator demands of a machine, as data.
+
+Documented in ``docs/appraisal-policy.md``, with a JSON schema in ``docs/schema/policy.schema.json``. Whatever a policy
+leaves out is demanded in full, and what it says beyond what is known here is refused: a typing error never makes a
+policy weaker.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Mapping, NoReturn, Optional
+
+from .errors import AppraisalError
+from .roads.trust import RoadName
+
+VERSION = 1
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,63}")
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
+_DIGEST = re.compile(r"[0-9a-f]{64,128}")
+_LIST_LIMIT = 256
+
+
+class Freshness(str, Enum):
+    """How far it is excluded that something old is shown, from the weakest level to the strongest."""
+
+    #: The answers belong to the nonce, and to the present boot.
+    BOOT = "boot"
+    #: The header of the volume is the one that the TPM remembers.
+    HEADER = "header"
+    #: The TPM itself has not gone back since the ledger knows it.
+    LEDGER = "ledger"
+    #: The file system in the volume is the one that was last written.
+    DATA = "data"
+
+    @property
+    def rank(self) -> int:
+        return list(Freshness).index(self)
+
+
+@dataclass(frozen=True)
+class SetTerms:
+    """When machines may show the reference values of one set, by its name."""
+
+    name: str
+    not_before: Optional[datetime.datetime] = None
+    not_after: Optional[datetime.datetime] = None
+    revoked: bool = False
+
+
+@dataclass(frozen=True)
+class HardwareTerms:
+    """What the processor's report must say; an empty demand is none.
+
+    ``minimum_tcb`` has the least number of each component by product, as reports name them.
+    """
+
+    products: frozenset[str] = frozenset()
+    minimum_tcb: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    firmware_status: frozenset[str] = frozenset()
+    measurements: frozenset[str] = frozenset()
+
+    @property
+    def demanded(self) -> bool:
+        return bool(self.products or self.minimum_tcb or self.firmware_status or self.measurements)
+
+
+@dataclass(frozen=True)
+class VolumeTerms:
+    """What the encrypted volume must be like. ``maximum_recoveries`` of None sets no bound."""
+
+    authenticated: bool = True
+    unique_key: bool = True
+    evidence: bool = True
+    maximum_recoveries: Optional[int] = None
+    strategies: frozenset[str] = frozenset(("clone", "overlay", "copy", "ephemeral"))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One appraisal policy. ``sets`` is empty where every set that is given is good without an end."""
+
+    name: str = "default"
+    waived_checks: frozenset[str] = frozenset()
+    roads: tuple[RoadName, ...] = (RoadName.EK_CERTIFICATE,)
+    sets: tuple[SetTerms, ...] = ()
+    hardware: HardwareTerms = field(default_factory=HardwareTerms)
+    #: Least firmware version of the TPM, as its quotes state it.
+    minimum_tpm_firmware: int = 0
+    #: Seconds between the challenge and the answer.
+    maximum_age: int = 300
+    #: Seconds for which a verdict counts.
+    valid_for: int = 86400
+    freshness: Freshness = Freshness.HEADER
+    volume: VolumeTerms = field(default_factory=VolumeTerms)
+
+    @property
+    def waived(self) -> frozenset[str]:
+        """The checks whose outcome does not count."""
+        derived = set(self.waived_checks)
+        if not self.volume.authenticated:
+            derived.add("evidence_encryption")
+        if not self.volume.unique_key:
+            derived.add("unique_volume_key")
+        if not self.volume.evidence:
+            derived.update(_EVIDENCE)
+        return frozenset(derived)
+
+    def document(self) -> dict[str, Any]:
+        """Return the whole policy as JSON has it, nothing left out: `parse_policy` reads it again."""
+        hardware, volume = self.hardware, self.volume
+        return {
+            "version": VERSION,
+            "name": self.name,
+            "waived_checks": sorted(self.waived_checks),
+            "roads": [road.value for road in self.roads],
+            "reference_sets": [_set_document(terms) for terms in self.sets],
+            "hardware": {
+                "products": sorted(hardware.products),
+                "minimum_tcb": {product: dict(tcb) for product, tcb in hardware.minimum_tcb.items()},
+                "firmware_status": sorted(hardware.firmware_status),
+                "measurements": sorted(hardware.measurements),
+                "minimum_tpm_firmware": self.minimum_tpm_firmware,
+            },
+            "evidence": {"maximum_age": self.maximum_age, "valid_for": self.valid_for},
+            "freshness": self.freshness.value,
+            "volume": {
+                "authenticated": volume.authenticated,
+                "unique_key": volume.unique_key,
+                "evidence": volume.evidence,
+                "maximum_recoveries": volume.maximum_recoveries,
+                "strategies": sorted(volume.strategies),
+            },
+        }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of `document`: two policies that demand the same have the same."""
+        text = json.dumps(self.document(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+#: What is not judged where no evidence of the volume's creation is demanded.
+_EVIDENCE = (
+    *("evidence_signature", "evidence_claims", "evidence_pcrs", "evidence_replay", "evidence_phase", "evidence_boot"),
+    *("evidence_image", "evidence_encryption", "evidence_anchor", "evidence_history", "volume_key"),
+)
+#: Checks that may be waived. The others are what every verdict rests on: keys, quote, and the image that runs.
+WAIVABLE = frozenset(
+    (
+        *_EVIDENCE,
+        *("firmware_log", "userspace_log", "log_replay", "secure_boot", "pcr_4", "pcr_7", "pcr_12", "pcr_13"),
+        *("anchor_signature", "anchor_policy", "anchor_state", "header_committed", "recoveries"),
+        *("identity", "anchor_freshness", "unique_volume_key"),
+    )
+)
+
+
+def parse_policy(found: Any) -> Policy:
+    """Read a policy from plain data. Raises ``AppraisalError`` with the code ``bad-policy``."""
+    top = _Map(found, "policy")
+    top.only(
+        *("version", "name", "waived_checks", "roads", "reference_sets"),
+        *("hardware", "evidence", "freshness", "volume"),
+    )
+    if top.number("version", -1) != VERSION:
+        top.wrong("version", f"must be {VERSION}")
+    hardware, evidence, volume = top.inner("hardware"), top.inner("evidence"), top.inner("volume")
+    evidence.only("maximum_age", "valid_for")
+    return Policy(
+        name=top.text("name", "policy"),
+        waived_checks=frozenset(top.words("waived_checks", (), WAIVABLE)),
+        roads=tuple(RoadName(road) for road in top.words("roads", ("ek-certificate",), _ROADS, some=True)),
+        sets=_sets(top),
+        hardware=_hardware(hardware),
+        minimum_tpm_firmware=hardware.number("minimum_tpm_firmware", 0),
+        maximum_age=evidence.number("maximum_age", 300, least=1),
+        valid_for=evidence.number("valid_for", 86400, least=1),
+        freshness=Freshness(top.word("freshness", Freshness.HEADER.value, [level.value for level in Freshness])),
+        volume=_volume(volume),
+    )
+
+
+_ROADS = tuple(road.value for road in RoadName)
+
+
+def _sets(top: _Map) -> tuple[SetTerms, ...]:
+    found = []
+    for entry in top.entries("reference_sets"):
+        entry.only("name", "not_before", "not_after", "revoked")
+        begin, end = entry.moment("not_before"), entry.moment("not_after")
+        terms = SetTerms(entry.text("name", None), begin, end, entry.truth("revoked", False))
+        if terms.not_before and terms.not_after and terms.not_before > terms.not_after:
+            entry.wrong("not_after", "is before not_before")
+        found.append(terms)
+    if len({terms.name for terms in found}) != len(found):
+        top.wrong("reference_sets", "names a set twice")
+    return tuple(found)
+
+
+def _hardware(hardware: _Map) -> HardwareTerms:
+    hardware.only("products", "minimum_tcb", "firmware_status", "measurements", "minimum_tpm_firmware")
+    minimum = hardware.inner("minimum_tcb")
+    tcb = {product: minimum.inner(product).numbers() for product in minimum.names()}
+    return HardwareTerms(
+        frozenset(hardware.words("products", ())),
+        tcb,
+        frozenset(hardware.words("firmware_status", ())),
+        frozenset(hardware.texts("measurements", _DIGEST)),
+    )
+
+
+def _volume(volume: _Map) -> VolumeTerms:
+    volume.only("authenticated", "unique_key", "evidence", "maximum_recoveries", "strategies")
+    every = tuple(sorted(VolumeTerms().strategies))
+    recoveries = None if volume.absent("maximum_recoveries") else volume.number("maximum_recoveries", 0)
+    return VolumeTerms(
+        volume.truth("authenticated", True),
+        volume.truth("unique_key", True),
+        volume.truth("evidence", True),
+        recoveries,
+        frozenset(volume.words("strategies", every, every, some=True)),
+    )
+
+
+def _set_document(terms: SetTerms) -> dict[str, Any]:
+    return {
+        "name": terms.name,
+        "not_before": terms.not_before and terms.not_before.isoformat(),
+        "not_after": terms.not_after and terms.not_after.isoformat(),
+        "revoked": terms.revoked,
+    }
+
+
+class _Map:
+    """A mapping from which values are taken by name and type; what is absent (or null) takes the default."""
+
+    def __init__(self, found: Any, path: str) -> None:
+        if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+            raise AppraisalError("bad-policy", f"the {path} is not a mapping of names")
+        self._found, self._path = found, path
+
+    def wrong(self, name: str, why: str) -> NoReturn:
+        raise AppraisalError("bad-policy", f"the {self._path}'s {name} {why}")
+
+    def only(self, *names: str) -> None:
+        unknown = sorted(set(self._found) - set(names))
+        if unknown:
+            raise AppraisalError("bad-policy", f"the {self._path} has the unknown key {unknown[0]!r:.80}")
+
+    def names(self) -> tuple[str, ...]:
+        for name in self._found:
+            if not _WORD.fullmatch(name):
+                self.wrong(repr(name)[:80], "is not a word")
+        return tuple(self._found)
+
+    def absent(self, name: str) -> bool:
+        return self._found.get(name) is None
+
+    def inner(self, name: str) -> _Map:
+        return _Map({} if self.absent(name) else self._found[name], f"{self._path}'s {name}")
+
+    def entries(self, name: str) -> list[_Map]:
+        return [_Map(entry, f"{self._path}'s {name}") for entry in self._list(name)]
+
+    def text(self, name: str, default: Optional[str]) -> str:
+        value = default if self.absent(name) else self._found[name]
+        if not isinstance(value, str) or not _NAME.fullmatch(value):
+            self.wrong(name, "is not a name of at most 64 letters, digits, spaces, dots, hyphens and underscores")
+        return value
+
+    def word(self, name: str, default: str, choices: Any) -> str:
+        value = default if self.absent(name) else self._found[name]
+        if value not in choices:
+            self.wrong(name, f"is none of {', '.join(choices)}")
+        return str(value)
+
+    def words(self, name: str, default: Any, choices: Any = None, some: bool = False) -> tuple[str, ...]:
+        if self.absent(name):
+            return tuple(default)
+        listed = self._list(name)
+        for value in listed:
+            if not isinstance(value, str) or not _WORD.fullmatch(value):
+                self.wrong(name, "has an entry that is not a word")
+            if choices is not None and value not in choices:
+                self.wrong(name, f"has {value!r}, which is none of {', '.join(sorted(choices))}")
+        if len(set(listed)) != len(listed) or (some and not listed):
+            self.wrong(name, "is empty, or has an entry twice")
+        return tuple(listed)
+
+    def texts(self, name: str, pattern: re.Pattern[str]) -> tuple[str, ...]:
+        listed = self._list(name)
+        if not all(isinstance(value, str) and pattern.fullmatch(value) for value in listed):
+            self.wrong(name, "has an entry that is not a digest in lower-case hexadecimal")
+        return tuple(listed)
+
+    def number(self, name: str, default: int, least: int = 0) -> int:
+        value = default if self.absent(name) else self._found[name]
+        if isinstance(value, bool) or not isinstance(value, int) or (value != default and not least <= value < 1 << 64):
+            self.wrong(name, f"is not a whole number from {least} on")
+        return int(value)
+
+    def numbers(self) -> dict[str, int]:
+        return {name: self.number(name, 0) for name in self.names()}
+
+    def truth(self, name: str, default: bool) -> bool:
+        value = default if self.absent(name) else self._found[name]
+        if not isinstance(value, bool):
+            self.wrong(name, "is neither true nor false")
+        return value
+
+    def moment(self, name: str) -> Optional[datetime.datetime]:
+        """Return a time, as text by RFC 3339 or as YAML's own type, or None; a time without its zone is refused."""
+        value = self._found.get(name)
+        if isinstance(value, str):
+            try:
+                value = datetime.datetime.fromisoformat(value.replace("Z", "+00:00"))
+            except ValueError:
+                self.wrong(name, "is not a time such as 2026-11-24T00:00:00Z")
+        if value is not None and (not isinstance(value, datetime.datetime) or value.tzinfo is None):
+            self.wrong(name, "is not a time with its zone, such as 2026-11-24T00:00:00Z")
+        return value
+
+    def _list(self, name: str) -> list[Any]:
+        value = [] if self.absent(name) else self._found[name]
+        if not isinstance(value, list) or len(value) > _LIST_LIMIT:
+            self.wrong(name, f"is not a list of at most {_LIST_LIMIT}")
+        return value
