@@ -74,10 +74,20 @@ root:
       description:
         - The anchor in the TPM. Its C(standing) is V(ours) when its Name is the one that the image's policy key gives.
         - C(volume_key_id) is the id of the volume key, which PCR 15 must show as well.
+        - C(matches) tells whether the header that is on the disk now is one that the next boot accepts. Where it is
+          not, somebody changed the header; look at the change, then commit it with M(cvm.fde.root_commit).
+        - C(refusals) counts the boots that were refused, C(last_refusal) is the code of the newest, C(recoveries)
+          counts how often the volume was recovered.
       type: dict
       returned: always
+    header_digest:
+      description: Digest of the header that is on the disk now.
+      type: str
+      returned: always
     refusal:
-      description: The refusal that preceded this boot, if it is still known.
+      description:
+        - The last refusal in words, from the EFI system partition. The host can change them; what can be attested is
+          the code in the anchor.
       type: dict
       returned: always
     problems:
@@ -90,7 +100,6 @@ root:
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.agent.status import status
-from ..module_utils.dm.device import DeviceMapper
 from ..module_utils.errors import FdeError
 from ..module_utils.runner import ModuleRunner
 
@@ -98,7 +107,7 @@ from ..module_utils.runner import ModuleRunner
 def main() -> None:
     module = AnsibleModule(argument_spec={}, supports_check_mode=True)
     try:
-        module.exit_json(changed=False, root=status(DeviceMapper(ModuleRunner(module))))
+        module.exit_json(changed=False, root=status(ModuleRunner(module)))
     except FdeError as error:
         module.fail_json(msg=str(error), subject=error.subject, cause=error.cause, remedy=error.remedy)
 

@@ -11,11 +11,10 @@ from typing import Optional
 from ..dm import clone
 from ..dm.table import Other
 from ..errors import Refusal
-from ..tpm import anchor as anchors
 from ..tpm.anchor import Anchor
 from ..tpm.esys import opened
 from ..tpm.quote import read_pcrs
-from . import disks, partition, probe
+from . import anchoring, commit, disks, partition, probe
 from .console import say
 from .decision import Action, Code, Decision, decide, refuse
 from .first_boot import first_boot
@@ -34,9 +33,8 @@ def boot(machine: Machine) -> Action:
     check_environment(machine)
     partition.settle(machine.runner)
     check_image(machine)
-    with opened(machine.tcti) as esys:
-        anchor = anchors.probe(esys, machine.key)
-    look = probe.look(machine.configuration, anchor, disks.disks())
+    anchor = anchoring.look(machine)
+    look = probe.look(machine.configuration, anchor, disks.disks(), lambda device: commit.saved(machine, device))
     decision = decide(look.probed)
     if isinstance(decision, Refusal):
         raise decision
@@ -53,7 +51,14 @@ def later_boot(machine: Machine, look: probe.Look, decision: Decision, anchor: O
     """Open the anchored volume and put the root together again."""
     if decision.volume is None or anchor is None:
         raise ValueError("there is nothing to open")
-    open_volume(machine, look.areas[decision.volume.device], anchor.volume_key_id)
+    area = look.areas[decision.volume.device]
+    if decision.action is Action.REPAIR and look.saved is not None:
+        area = look.saved
+        commit.repair(machine, area)
+        say("a change of the volume's header was cut short: it is written again")
+    open_volume(machine, area, anchor.volume_key_id)
+    if any(anchor.header_next):
+        commit.settle(machine, area)
     state = clone.assemble(machine.mapper, VOLUME, IMAGE, fresh=False)
     say(f"volume opened, {state.hydrated} of {state.total} regions copied")
 

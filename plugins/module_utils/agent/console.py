@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 from pathlib import Path
+from typing import Callable
 
 from ..errors import FdeError, Refusal
 from ..runner import Runner
@@ -26,26 +27,38 @@ def say(text: str) -> None:
     _write(KERNEL_LOG, f"<5>cvm-fde: {text}\n")
 
 
-def refuse(error: FdeError, runner: Runner, directory: Path = STATE_DIRECTORY) -> None:
-    """Say why the boot is refused, on the console and in the kernel's log, and measure it.
+def refuse(
+    error: FdeError,
+    runner: Runner,
+    directory: Path = STATE_DIRECTORY,
+    remember: Callable[[str, FdeError], None] = lambda _code, _error: None,
+) -> None:
+    """Say why the boot is refused, on the console and in the kernel's log, have it remembered, and measure it.
 
     The measurement goes into PCR 11. No policy signed by the image's key covers its value from then on: until the next
     reset the TPM neither releases the volume's key nor lets the anchor be written, whatever runs next.
     """
     code = error.code if isinstance(error, Refusal) else FAILED
-    text = f"cvm-fde: refused [{code}] {error.subject}: {error.cause}. {error.remedy}"
-    line = " ".join(text.split())
-    _write(CONSOLE, f"\r\n{line}\r\n")
-    _write(KERNEL_LOG, f"<2>{line}\n")
-    with contextlib.suppress(OSError):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        content = {"code": code, "subject": error.subject, "cause": error.cause, "remedy": error.remedy}
-        (directory / REFUSAL_FILE).write_text(json.dumps(content))
+    announce(error)
+    if not (directory / REFUSAL_FILE).exists():
+        with contextlib.suppress(OSError):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            content = {"code": code, "subject": error.subject, "cause": error.cause, "remedy": error.remedy}
+            (directory / REFUSAL_FILE).write_text(json.dumps(content))
+        remember(code, error)
     try:
         runner.run(["systemd-pcrextend", f"cvm-fde:refused:{code}"])
     except FdeError as failure:
         # The machine is switched off whether or not the TPM still listens.
         _write(KERNEL_LOG, f"<3>cvm-fde: the refusal could not be measured: {failure}\n")
+
+
+def announce(error: FdeError) -> None:
+    """Write why the boot is refused to the console and to the kernel's log."""
+    code = error.code if isinstance(error, Refusal) else FAILED
+    line = " ".join(f"cvm-fde: refused [{code}] {error.subject}: {error.cause}. {error.remedy}".split())
+    _write(CONSOLE, f"\r\n{line}\r\n")
+    _write(KERNEL_LOG, f"<2>{line}\n")
 
 
 def _write(path: str, text: str) -> None:

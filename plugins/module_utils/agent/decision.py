@@ -48,6 +48,16 @@ class Code(str, Enum):
         "More than one partition claims to be the encrypted volume",
         "Remove the partition that was added",
     )
+    ANCHOR_UNREADABLE = (
+        "anchor-unreadable",
+        "The anchor has a content that this version does not know",
+        "Boot the version of the image that wrote it, or recover the volume with its recovery key",
+    )
+    ANCHOR_FOREIGN = (
+        "anchor-foreign",
+        "The place of the anchor in the TPM is held by an index that this image's key does not protect",
+        "Recover the volume with its recovery key; another system ran on this TPM, or the image's policy key changed",
+    )
     VOLUME_WITHOUT_ANCHOR = (
         "volume-without-anchor",
         "There is an encrypted volume, but this TPM knows of none: somebody else made it, or the TPM was cleared",
@@ -58,25 +68,25 @@ class Code(str, Enum):
         "The TPM remembers a complete volume that is no longer there",
         "Attach the disk that belongs to this machine, or decommission it and deploy the image again",
     )
-    ANCHOR_FOREIGN = (
-        "anchor-foreign",
-        "The place of the anchor in the TPM is held by an index that this image's key does not protect",
-        "Recover the volume with its recovery key; another system ran on this TPM, or the image's policy key changed",
-    )
-    ANCHOR_UNREADABLE = (
-        "anchor-unreadable",
-        "The anchor has a content that this version does not know",
-        "Boot the version of the image that wrote it, or recover the volume with its recovery key",
-    )
     HEADER_MISMATCH = (
         "header-mismatch",
         "The volume's LUKS2 header is not the one the TPM remembers",
-        "Recover the volume with its recovery key; the header was changed, rolled back or damaged",
+        "Recover the volume with its recovery key; the header was changed without a commit, or damaged",
     )
     ROLLED_BACK = (
         "rolled-back",
-        "The volume's content is older than the TPM remembers",
+        "The volume's LUKS2 header is the one that the TPM remembered before the last change",
         "Restore the newest state of the disk, or recover the volume with its recovery key",
+    )
+    ANCHOR_NO_ROOM = (
+        "anchor-no-room",
+        "The TPM has no room left for the anchor",
+        "Delete NV indexes that nothing needs, then start the machine again",
+    )
+    TPM_OWNED = (
+        "tpm-owned",
+        "The TPM's owner hierarchy has a password or is switched off, so that no anchor can be made",
+        "Clear the TPM, or remove the password of its owner hierarchy, then start the machine again",
     )
     VERITY_MISSING = (
         "verity-missing",
@@ -117,20 +127,20 @@ class Action(str, Enum):
     FIRST_BOOT = "first-boot"
     #: Open the volume that the anchor describes.
     OPEN = "open"
+    #: Write the saved copy of the header once more, because a change of it was cut short; then open the volume.
+    REPAIR = "repair"
 
 
 @dataclass(frozen=True)
 class Volume:
     """A partition that may be our encrypted volume: one of our partition type, or one with a LUKS2 header.
 
-    ``header_digest`` is None where there is no LUKS2 header. ``generation`` is that of the file system, where it is
-    known before the volume is opened.
+    ``header_digest`` is None where there is no LUKS2 header.
     """
 
     device: str
     ours_by_type: bool
     header_digest: Optional[bytes] = None
-    generation: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -138,13 +148,15 @@ class Probed:
     """All that the decision depends on.
 
     ``disks`` are the disks that carry the sealed partitions, ``volumes`` and ``foreign`` the further partitions of the
-    first of them: those that may be the volume, and the rest.
+    first of them: those that may be the volume, and the rest. ``saved_header`` is the digest of the copy of a header
+    that is kept on the EFI system partition while the header is changed.
     """
 
     anchor: Found
     disks: tuple[str, ...]
     volumes: tuple[Volume, ...] = ()
     foreign: tuple[str, ...] = ()
+    saved_header: Optional[bytes] = None
 
 
 @dataclass(frozen=True)
@@ -160,8 +172,10 @@ def decide(probed: Probed) -> Union[Decision, Refusal]:
     for refusal in _anomalies(probed):
         return refusal
     volume = probed.volumes[0] if probed.volumes else None
-    action = Action.OPEN if _ready(probed.anchor) else Action.FIRST_BOOT
-    return Decision(action, volume)
+    if volume is None or not _ready(probed.anchor):
+        return Decision(Action.FIRST_BOOT, volume)
+    pinned = volume.header_digest in _content(probed.anchor).pinned
+    return Decision(Action.OPEN if pinned else Action.REPAIR, volume)
 
 
 def refuse(code: Code, subject: str, detail: str = "") -> Refusal:
@@ -170,54 +184,42 @@ def refuse(code: Code, subject: str, detail: str = "") -> Refusal:
 
 
 def _anomalies(probed: Probed) -> Iterator[Refusal]:
-    """Yield the reasons to refuse, the most telling first."""
+    """Yield the reasons to refuse in the order of ``Code``."""
     if len(probed.disks) != 1:
         yield refuse(Code.DISK_AMBIGUOUS, ", ".join(probed.disks) or "no disk", f"{len(probed.disks)} found")
         return
-    if probed.foreign:
-        yield refuse(Code.PARTITION_FOREIGN, ", ".join(probed.foreign))
+    foreign = (*probed.foreign, *(volume.device for volume in probed.volumes if not volume.ours_by_type))
+    if foreign:
+        yield refuse(Code.PARTITION_FOREIGN, ", ".join(foreign))
     if len(probed.volumes) > 1:
         yield refuse(Code.VOLUME_DUPLICATE, ", ".join(volume.device for volume in probed.volumes))
     volume = probed.volumes[0] if probed.volumes else None
-    if _ready(probed.anchor):
-        yield from _anomalies_of_ready(probed, volume)
-    elif probed.anchor.standing is Standing.UNREADABLE:
+    if probed.anchor.standing is Standing.UNREADABLE:
         yield refuse(Code.ANCHOR_UNREADABLE, probed.disks[0])
-    elif volume is not None:
-        yield from _anomalies_of_first_boot(probed.anchor.standing, volume)
+    elif _ready(probed.anchor):
+        yield from _anomalies_of_ready(probed, volume)
+    elif volume is not None and probed.anchor.standing is not Standing.OURS:
+        yield _anomaly_of_first_boot(probed.anchor.standing, volume)
 
 
-def _anomalies_of_first_boot(standing: Standing, volume: Volume) -> Iterator[Refusal]:
-    """What the TPM never heard of is not ours, unless it says that we were just making it."""
-    if standing is Standing.OURS:
-        if not volume.ours_by_type:
-            yield refuse(Code.PARTITION_FOREIGN, volume.device)
-    elif standing is Standing.FOREIGN and volume.header_digest is not None:
-        yield refuse(Code.ANCHOR_FOREIGN, volume.device)
-    elif volume.header_digest is not None:
-        yield refuse(Code.VOLUME_WITHOUT_ANCHOR, volume.device)
-    else:
-        yield refuse(Code.PARTITION_FOREIGN, volume.device)
+def _anomaly_of_first_boot(standing: Standing, volume: Volume) -> Refusal:
+    """What the TPM never heard of is not ours; only an anchor that says so tells that we were just making it."""
+    if volume.header_digest is None:
+        return refuse(Code.PARTITION_FOREIGN, volume.device, "it is empty, and was there before the first boot")
+    if standing is Standing.FOREIGN:
+        return refuse(Code.ANCHOR_FOREIGN, volume.device)
+    return refuse(Code.VOLUME_WITHOUT_ANCHOR, volume.device)
 
 
 def _anomalies_of_ready(probed: Probed, volume: Optional[Volume]) -> Iterator[Refusal]:
     anchor = _content(probed.anchor)
     if volume is None:
         yield refuse(Code.VOLUME_MISSING, probed.disks[0])
-        return
-    if volume.header_digest is None:
-        yield refuse(Code.HEADER_MISMATCH, volume.device, "it has none")
-    elif volume.header_digest not in pinned_headers(anchor):
-        yield refuse(Code.HEADER_MISMATCH, volume.device)
-    elif not volume.ours_by_type:
-        yield refuse(Code.PARTITION_FOREIGN, volume.device, "its partition type was changed")
-    if volume.generation is not None and volume.generation < anchor.generation:
-        yield refuse(Code.ROLLED_BACK, volume.device, f"{volume.generation} < {anchor.generation}")
-
-
-def pinned_headers(anchor: Anchor) -> tuple[bytes, ...]:
-    """Return the header digests that may be opened: the current one, and the next while a change is under way."""
-    return tuple(digest for digest in (anchor.header_current, anchor.header_next) if any(digest))
+    elif volume.header_digest not in anchor.pinned and probed.saved_header not in anchor.pinned:
+        if any(anchor.header_previous) and volume.header_digest == anchor.header_previous:
+            yield refuse(Code.ROLLED_BACK, volume.device)
+        else:
+            yield refuse(Code.HEADER_MISMATCH, volume.device, "" if volume.header_digest else "it has none")
 
 
 def _ready(found: Found) -> bool:

@@ -8,17 +8,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Optional, Sequence
 
 from ..dm.device import DeviceMapper
 from ..errors import FdeError
-from ..volume import command
-from . import console, initrd
+from ..volume import command as volume_command
+from . import commit, console, initrd, refusals
 from .boot import boot
 from .decision import Code, refuse
 from .hydration import hydrate, notify
-from .machine import this_machine
+from .machine import Machine, this_machine
 from .process import SubprocessRunner
 from .status import status
 
@@ -34,38 +36,57 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     commands.add_parser("emergency", help="say that the initrd cannot continue")
     commands.add_parser("hydrate", help="copy the image's root into the encrypted volume")
     commands.add_parser("status", help="print what is known about the root as JSON")
+    pin = commands.add_parser("commit", help="let the next boot accept a header that was changed on purpose")
+    pin.add_argument("--dry-run", action="store_true", help="only show what was changed")
+    pin.add_argument("--digest", metavar="HEX", help="commit no other header than the one with this digest")
     tree = commands.add_parser("initrd", help="write the agent into the tree of an initrd; for dracut")
     tree.add_argument("root", type=Path)
-    command.add_parser(commands)
+    volume_command.add_parser(commands)
     chosen = parser.parse_args(arguments)
     if chosen.command == "volume":
-        return command.run(SubprocessRunner(limit=_LIMIT), chosen.action, chosen.name)
+        return volume_command.run(SubprocessRunner(limit=_LIMIT), chosen.action, chosen.name)
     if chosen.command == "initrd":
         for source, target in initrd.write(initrd.closure(), chosen.root):
             print(f"{source}\t{target}")
         return 0
-    return _run(chosen.command)
+    return _early(chosen.command) if chosen.command in ("boot", "emergency") else _late(chosen)
 
 
-def _run(command: str) -> int:
-    # Nothing that a boot starts takes longer by the size of a disk; hydration does.
-    runner = SubprocessRunner(limit=None if command == "hydrate" else _LIMIT)
+def _early(command: str) -> int:
+    """Run a command of the initrd; whatever goes wrong refuses the boot."""
+    runner = SubprocessRunner(limit=_LIMIT)
+    machine: Optional[Machine] = None
     try:
+        machine = this_machine(runner)
         if command == "emergency":
             raise refuse(Code.INITRD_FAILED, "the initrd")
-        if command == "boot":
-            boot(this_machine(runner))
-        elif command == "hydrate":
-            hydrate(DeviceMapper(runner), runner, notify)
-        else:
-            print(json.dumps(status(DeviceMapper(runner)), indent=2, sort_keys=True))
+        boot(machine)
     except Exception as error:
         known = error if isinstance(error, FdeError) else FdeError("the boot agent", repr(error), "Report this defect")
-        if command in ("boot", "emergency"):
-            # Whatever ended the boot is shown and measured; the traceback of a defect goes to the journal.
+        if machine is None:
             console.refuse(known, runner)
+        else:
+            console.refuse(known, runner, remember=partial(refusals.remember, machine))
         if known is not error:
+            # The traceback of a defect goes to the journal.
             raise
+        return 1
+    return 0
+
+
+def _late(chosen: argparse.Namespace) -> int:
+    """Run a command of the running system."""
+    # Nothing takes longer by the size of a disk but hydration.
+    runner = SubprocessRunner(limit=None if chosen.command == "hydrate" else _LIMIT)
+    try:
+        if chosen.command == "hydrate":
+            hydrate(DeviceMapper(runner), runner, notify)
+        elif chosen.command == "commit":
+            outcome = commit.commit(this_machine(runner), seen=chosen.digest, dry_run=chosen.dry_run)
+            print(json.dumps(asdict(outcome), indent=2, sort_keys=True))
+        else:
+            print(json.dumps(status(runner), indent=2, sort_keys=True))
+    except FdeError as error:
         print(f"cvm-fde: {error}", file=sys.stderr)
         return 1
     return 0

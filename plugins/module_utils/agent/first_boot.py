@@ -21,10 +21,10 @@ from ..luks2.profile import AUTHENTICATED, LAYOUT
 from ..luks2.secret import wipe
 from ..luks2.volume import enrol_tpm2, format_volume, import_token
 from ..tpm import anchor as anchors
-from ..tpm.anchor import Anchor, Standing, State
+from ..tpm.anchor import Anchor, State
 from ..tpm.esys import opened
 from ..tpm.policy import BOUND_PCRS, bound_values
-from . import evidence, partition, volume_key
+from . import anchoring, evidence, partition, volume_key
 from .console import say
 from .decision import Decision
 from .disks import Disk
@@ -37,26 +37,15 @@ _OVERHEAD = 192 << 20
 
 def first_boot(machine: Machine, disk: Disk, decision: Decision) -> None:
     """Make the volume on ``disk``, open it, put the root together and anchor it. Raises ``FdeError``."""
-    with opened(machine.tcti) as esys:
-        # One that is ours is written over: a power cut between deleting and making it would leave a volume without.
-        if anchors.probe(esys, machine.key).standing not in (Standing.UNWRITTEN, Standing.OURS):
-            anchors.define(esys, machine.key)
-        anchors.write(esys, machine.key, machine.policies, Anchor(State.INITIALIZING))
+    anchoring.start(machine, Anchor(State.INITIALIZING))
     say("first boot: making the encrypted volume of this instance")
     made, device = partition.create(machine.runner, disk, _minimum(machine), replace=decision.volume is not None)
     key_id = _make_volume(machine, made, device)
     area = read_area(device)
     open_volume(machine, area, key_id)
     clone.assemble(machine.mapper, VOLUME, IMAGE, fresh=True)
-    _anchor_ready(machine, area.digest, key_id)
+    anchoring.ready(machine, area.digest, key_id)
     say(f"first boot: complete, volume key id {key_id.hex()}")
-
-
-def _anchor_ready(machine: Machine, header: bytes, key_id: bytes) -> None:
-    """Pin the volume; from here on nothing but this header and this key is ever opened."""
-    with opened(machine.tcti) as esys:
-        ready = Anchor(State.READY, header_current=header, volume_key_id=key_id)
-        anchors.write(esys, machine.key, machine.policies, ready)
 
 
 def _minimum(machine: Machine) -> int:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping, Sequence
+from typing import Callable, Mapping, Optional, Sequence
 
 from ..disk.gpt import FDE
 from ..luks2.area import HeaderArea, read_area
@@ -20,16 +20,27 @@ from .disks import Disk, partition_device
 class Look:
     """One look at the machine: what the decision is made of, and what carrying it out needs.
 
-    ``areas`` are the header areas by device, read once: what is opened later are these bytes.
+    ``areas`` are the header areas by device, read once: what is opened later are these bytes. ``saved`` is the copy of
+    a header whose change was cut short, where there is one.
     """
 
     probed: Probed
     disks: tuple[Disk, ...]
     areas: Mapping[str, HeaderArea]
+    saved: Optional[HeaderArea] = None
 
 
-def look(configuration: Configuration, anchor: Found, found: Sequence[Disk]) -> Look:
-    """Look at the disks ``found``, of which one should carry the sealed image. Changes nothing."""
+def look(
+    configuration: Configuration,
+    anchor: Found,
+    found: Sequence[Disk],
+    saved_header: Callable[[str], Optional[HeaderArea]] = lambda _device: None,
+) -> Look:
+    """Look at the disks ``found``, of which one should carry the sealed image. Changes nothing.
+
+    ``saved_header`` returns the saved copy of the header of a device; it is asked only while the anchor says that the
+    header is being changed.
+    """
     sealed = (configuration.data_partition, configuration.hash_partition)
     carriers = tuple(disk for disk in found if disk.holds(sealed))
     volumes, foreign, areas = [], [], {}
@@ -43,4 +54,7 @@ def look(configuration: Configuration, anchor: Found, found: Sequence[Disk]) -> 
         else:
             foreign.append(device)
     names = tuple(disk.device for disk in carriers)
-    return Look(Probed(anchor, names, tuple(volumes), tuple(foreign)), carriers, areas)
+    changing = anchor.anchor is not None and any(anchor.anchor.header_next)
+    saved = saved_header(volumes[0].device) if changing and len(volumes) == 1 else None
+    probed = Probed(anchor, names, tuple(volumes), tuple(foreign), saved.digest if saved else None)
+    return Look(probed, carriers, areas, saved)

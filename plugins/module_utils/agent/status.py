@@ -5,47 +5,59 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional, TypeVar
 
 from ..dm import clone
 from ..dm import table as tables
 from ..dm.device import DeviceMapper
 from ..errors import FdeError
-from ..tpm import anchor as anchors
+from ..luks2.area import HeaderArea, read_area
+from ..runner import Runner
 from ..tpm.anchor import INDEX, Found
-from ..tpm.esys import DEFAULT_TCTI, opened
-from ..tpm.policy import PolicyKey
-from .configuration import ConfigurationError, parse
-from .console import REFUSAL_FILE
+from ..tpm.esys import DEFAULT_TCTI
+from . import anchoring, commit, refusals
 from .hydration import percent
-from .machine import IMAGE, PATHS, VOLUME, Paths
+from .machine import IMAGE, PATHS, VOLUME, Paths, this_machine
+
+_T = TypeVar("_T")
 
 
-def status(mapper: DeviceMapper, paths: Paths = PATHS, tcti: str = DEFAULT_TCTI) -> dict[str, Any]:
+def status(runner: Runner, paths: Paths = PATHS, tcti: str = DEFAULT_TCTI) -> dict[str, Any]:
     """Return what is known about the root: strategy, mappings, progress, volume, anchor and the last refusal.
 
     What cannot be found out is None; ``problems`` then says why.
     """
     problems: list[str] = []
-    root_hash = strategy = None
-    try:
-        configuration = parse(_text(paths.command_line) or "")
-        root_hash, strategy = configuration.root_hash.hex(), configuration.strategy.value
-    except ConfigurationError as error:
-        problems.append(str(error))
+    mapper = DeviceMapper(runner)
+    machine = _told(lambda: this_machine(runner, paths, tcti), problems)
+    found = _told(lambda: anchoring.look(machine), problems) if machine else None
+    header = _told(lambda: read_area(commit.underlying(mapper, VOLUME)), problems)
     return {
-        "strategy": strategy,
-        "root_hash": root_hash,
+        "strategy": machine.configuration.strategy.value if machine else None,
+        "root_hash": machine.configuration.root_hash.hex() if machine else None,
         "mappings": _mappings(mapper, problems),
         "hydration": _hydration(mapper, problems),
         "luks_uuid": _luks_uuid(mapper, problems),
-        "anchor": _anchor(paths, tcti, problems),
-        "refusal": _refusal(paths),
+        "header_digest": header.digest.hex() if header else None,
+        "anchor": {**described(found), "matches": matches(found, header)} if found else None,
+        "refusal": _told(lambda: refusals.recall(machine), problems) if machine else None,
         "problems": list(dict.fromkeys(problems)),
     }
+
+
+def _told(look: Callable[[], _T], problems: list[str]) -> Optional[_T]:
+    """Return what a look gives, or None after saying why it failed."""
+    try:
+        return look()
+    except (FdeError, OSError) as error:
+        problems.append(str(error))
+        return None
+
+
+def matches(found: Found, header: Optional[HeaderArea]) -> Optional[bool]:
+    """Tell whether the next boot accepts the header that is on the disk now; None where that cannot be told."""
+    return None if header is None or found.anchor is None else header.digest in found.anchor.pinned
 
 
 def _mappings(mapper: DeviceMapper, problems: list[str]) -> dict[str, list[str]]:
@@ -90,19 +102,6 @@ def _luks_uuid(mapper: DeviceMapper, problems: list[str]) -> Optional[str]:
     return re.sub("(.{8})(.{4})(.{4})(.{4})(.{12})", r"\1-\2-\3-\4-\5", match[1]) if match else None
 
 
-def _anchor(paths: Paths, tcti: str, problems: list[str]) -> Optional[dict[str, Any]]:
-    try:
-        with open(paths.public_key, "rb") as file:
-            key = PolicyKey.from_pem(file.read(1 << 16), paths.public_key)
-        with opened(tcti) as esys:
-            return described(anchors.probe(esys, key))
-    except OSError as error:
-        problems.append(f"{paths.public_key}: {error.strerror}")
-    except FdeError as error:
-        problems.append(str(error))
-    return None
-
-
 def described(found: Found) -> dict[str, Any]:
     """Return an anchor as plain values; ``standing`` is "ours" when its Name is the one of this image's key."""
     result: dict[str, Any] = {
@@ -113,25 +112,14 @@ def described(found: Found) -> dict[str, Any]:
     if found.anchor is not None:
         result.update(
             state=found.anchor.state.name.lower(),
-            clean=found.anchor.clean,
+            complete=found.anchor.complete,
             generation=found.anchor.generation,
-            reservation=found.anchor.reservation,
+            recoveries=found.anchor.recoveries,
+            refusals=found.anchor.refusals,
+            last_refusal=found.anchor.last_refusal or None,
             header_current=found.anchor.header_current.hex(),
             header_next=found.anchor.header_next.hex(),
-            superblock=found.anchor.superblock.hex(),
+            header_previous=found.anchor.header_previous.hex(),
             volume_key_id=found.anchor.volume_key_id.hex(),
         )
     return result
-
-
-def _refusal(paths: Paths) -> Optional[dict[str, str]]:
-    content = _text(str(paths.state / REFUSAL_FILE))
-    loaded = json.loads(content) if content else None
-    return loaded if isinstance(loaded, dict) else None
-
-
-def _text(path: str) -> Optional[str]:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return None

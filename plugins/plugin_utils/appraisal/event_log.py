@@ -222,6 +222,8 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._position = 0
+        # Looked for once: whoever looked anew before each event would read a long log some thousand times.
+        self._zeroes, self._ones = (len(data.rstrip(byte)) for byte in (b"\0", b"\xff"))
 
     @property
     def left(self) -> int:
@@ -231,10 +233,10 @@ class _Reader:
         """Tell whether only the padding of a fixed buffer is left."""
         # One index of all ones is not enough: that is also how a reference to a platform's manifest is written.
         if self._data.startswith(END_MARK, self._position):
-            return self._data.count(0xFF, self._position) == self.left
+            return self._position >= self._ones
         # Buffers are whole pages; without that rule a log cut inside an event's leading zeroes would pass for a
         # padded one.
-        return len(self._data) % 4096 == 0 and self._data.count(0, self._position) == self.left
+        return len(self._data) % 4096 == 0 and self._position >= self._zeroes
 
     def take(self, count: int) -> bytes:
         end = self._position + count

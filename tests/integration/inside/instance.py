@@ -39,8 +39,9 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 MIB = 1 << 20
 DISK_SIZE = 640 * MIB
-ESP_ID, ESP_SIZE = uuid.UUID("0e5ba5e0-0000-4000-8000-000000000001"), 8 * MIB
+ESP_ID, ESP_SIZE = uuid.UUID("0e5ba5e0-0000-4000-8000-000000000001"), 16 * MIB
 ROOT_SIZE, HASH_SIZE = 64 * MIB, 8 * MIB
+PHASES = (b"enter-initrd", b"leave-initrd", b"sysinit", b"ready")
 PLAINTEXT = b"this sentence stands in the image and must never reach the encrypted partition " * 64
 
 
@@ -95,6 +96,12 @@ class Lab:
         """Be in the initrd of one boot; afterwards nothing of it is left but disk and TPM."""
         with self._tpm(), self._measurements(), self._disk():
             yield self.machine
+
+    def start_system(self) -> None:
+        """Leave the initrd: the boot phases up to the running system are measured."""
+        with opened(self.tcti) as esys:
+            for phase in PHASES[1:]:
+                extend(esys, phase)
 
     @contextlib.contextmanager
     def _tpm(self) -> Iterator[None]:
@@ -203,13 +210,15 @@ class Content:
 def make_sealed(directory: Path, wanted: Content = Content()) -> tuple[Path, str]:
     """Make a disk image with ESP, verity data and verity hashes in ``directory``; return it and its root hash."""
     data, tree, image = directory / "data", directory / "hash", directory / "disk"
+    esp = directory / "esp"
     content = directory / "content"
     content.mkdir()
     for name, text in wanted.files.items():
         (content / name).write_bytes(text)
-    for path, size in ((data, wanted.root), (tree, HASH_SIZE), (image, wanted.disk)):
+    for path, size in ((data, wanted.root), (tree, HASH_SIZE), (image, wanted.disk), (esp, ESP_SIZE)):
         with path.open("wb") as file:
             file.truncate(size)
+    run("mkfs.vfat", str(esp))
     run("mkfs.ext4", "-q", "-b", "4096", "-d", str(content), str(data))
     output = run("veritysetup", "format", str(data), str(tree)).decode()
     root_hash = next(line.split()[-1] for line in output.splitlines() if line.startswith("Root hash"))
@@ -228,7 +237,7 @@ def make_sealed(directory: Path, wanted: Content = Content()) -> tuple[Path, str
         for offset, block in gpt.encode_table(table):
             disk.seek(offset)
             disk.write(block)
-        for place, source in ((places[1], data), (places[2], tree)):
+        for place, source in ((places[0], esp), (places[1], data), (places[2], tree)):
             disk.seek(place)
             disk.write(source.read_bytes())
     return image, root_hash
@@ -243,16 +252,20 @@ def make_lab(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
     pem = signer.public_key().public_bytes(serialization.Encoding.PEM, form)
     (tmp_path / "public.pem").write_bytes(pem)
     (tmp_path / "SecureBoot").write_bytes(b"\x06\0\0\0\x01")
-    value = hashlib.sha256(bytes(32) + hashlib.sha256(b"enter-initrd").digest()).digest()
-    digest = pcr_policy(11, value)
-    entry = {
-        "pcrs": [11],
-        "pkfp": PolicyKey.from_pem(pem).pkfp,
-        "pol": digest.hex(),
-        "sig": base64.b64encode(signer.sign(digest, padding.PKCS1v15(), hashes.SHA256())).decode(),
-    }
-    (tmp_path / "signatures.json").write_text(json.dumps({"sha256": [entry]}))
+    (tmp_path / "signatures.json").write_text(json.dumps({"sha256": list(signatures(signer, pem))}))
     return Lab(tmp_path, root_hash)
+
+
+def signatures(signer: rsa.RSAPrivateKey, pem: bytes) -> Iterator[dict[str, Any]]:
+    """Yield what the image builder signs: PCR 11 in the initrd, and in the system that runs."""
+    value = bytes(32)
+    for phase in PHASES:
+        value = hashlib.sha256(value + hashlib.sha256(phase).digest()).digest()
+        digest = pcr_policy(11, value)
+        if phase in (PHASES[0], PHASES[-1]):
+            signature = signer.sign(digest, padding.PKCS1v15(), hashes.SHA256())
+            entry = {"pcrs": [11], "pkfp": PolicyKey.from_pem(pem).pkfp, "pol": digest.hex()}
+            yield {**entry, "sig": base64.b64encode(signature).decode()}
 
 
 def write_file(name: str, content: bytes) -> None:
@@ -287,6 +300,18 @@ class CutRunner(SubprocessRunner):
         if all(word in words for word in self._before):
             raise PowerCut(" ".join(self._before))
         return super().run(argv, **options)
+
+
+class PcrRunner(SubprocessRunner):
+    """Tells systemd-pcrextend where the software TPM is; in a machine it finds the TPM by itself."""
+
+    def __init__(self, instance: Lab) -> None:
+        super().__init__(environment={"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"})
+        self._device = f"--tpm2-device={instance.tcti}"
+
+    def run(self, argv: Any, **options: Any) -> Any:
+        measuring = argv[0].endswith("systemd-pcrextend")
+        return super().run([argv[0], self._device, *argv[1:]] if measuring else argv, **options)
 
 
 def refused(instance: Lab) -> str:

@@ -18,7 +18,6 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent import console, disk
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import hydrate
-from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 from ansible_collections.cvm.fde.plugins.module_utils.agent.status import status
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
@@ -34,6 +33,7 @@ from instance import (
     PLAINTEXT,
     CutRunner,
     Lab,
+    PcrRunner,
     PowerCut,
     add_partition,
     change,
@@ -52,7 +52,7 @@ def test_agent_first_boot_then_later_boots(lab: Lab) -> None:
         ready = lab.anchor()
         assert ready.standing is Standing.OURS and ready.anchor is not None
         assert ready.anchor.state is State.READY
-        known = status(machine.mapper, machine.paths, lab.tcti)
+        known = status(machine.runner, machine.paths, lab.tcti)
         assert known["problems"] == []
         assert known["anchor"]["header_current"] == read_area(lab.partition).digest.hex()
     with lab.booting() as machine:
@@ -61,7 +61,7 @@ def test_agent_first_boot_then_later_boots(lab: Lab) -> None:
             assert (root / "written").read_bytes() == b"first boot"
             assert (root / "plaintext").read_bytes() == PLAINTEXT
         assert lab.anchor() == ready
-        assert status(machine.mapper, machine.paths, lab.tcti)["luks_uuid"] == known["luks_uuid"]
+        assert status(machine.runner, machine.paths, lab.tcti)["luks_uuid"] == known["luks_uuid"]
 
 
 def test_hydration_ends_and_leaves_no_plaintext_on_the_partition(installed: Lab) -> None:
@@ -72,7 +72,7 @@ def test_hydration_ends_and_leaves_no_plaintext_on_the_partition(installed: Lab)
             state = hydrate(machine.mapper, machine.runner, told.append, mount_point=str(root), interval=0.1)
             assert state is not None and state.complete
             assert (root / "plaintext").read_bytes() == PLAINTEXT
-        assert status(machine.mapper, machine.paths, installed.tcti)["hydration"]["percent"] == 100.0
+        assert status(machine.runner, machine.paths, installed.tcti)["hydration"]["percent"] == 100.0
         assert PLAINTEXT[:64] not in Path(installed.partition).read_bytes()
         assert PLAINTEXT[:64] in Path(f"{installed.device}p2").read_bytes()
     assert told[-1].startswith("100.0 %")
@@ -269,17 +269,6 @@ def test_a_refusal_closes_the_tpm_until_the_next_reset(installed: Lab) -> None:
         assert caught.value.code == "key-unavailable"
     with installed.booting() as machine:
         assert boot(machine) is Action.OPEN
-
-
-class PcrRunner(SubprocessRunner):
-    """Tells systemd-pcrextend where the software TPM is; in a machine it finds the TPM by itself."""
-
-    def __init__(self, instance: Lab) -> None:
-        super().__init__(environment={"SYSTEMD_FORCE_MEASURE": "1"})
-        self._device = f"--tpm2-device={instance.tcti}"
-
-    def run(self, argv: Any, **options: Any) -> Any:
-        return super().run([argv[0], self._device, *argv[1:]], **options)
 
 
 def test_another_root_hash_is_refused(installed: Lab) -> None:

@@ -26,7 +26,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Anchor, 
 CHECKOUT = Path(__file__).resolve().parents[3]
 PAGES = sorted([CHECKOUT / "README.md", *(CHECKOUT / "docs").glob("*.md")])
 
-CURRENT, NEXT, OTHER = b"\1" * 32, b"\2" * 32, b"\3" * 32
+CURRENT, NEXT, OTHER, PREVIOUS = b"\1" * 32, b"\2" * 32, b"\3" * 32, b"\4" * 32
 
 
 def table(page: str, first_heading: str) -> list[tuple[str, ...]]:
@@ -45,7 +45,7 @@ def volume(header_digest: Optional[bytes]) -> Volume:
     return Volume("/dev/sda3", ours_by_type=True, header_digest=header_digest)
 
 
-READY = Found(Standing.OURS, Anchor(State.READY, header_current=CURRENT, header_next=NEXT))
+READY = Found(Standing.OURS, Anchor(State.READY, header_current=CURRENT, header_next=NEXT, header_previous=PREVIOUS))
 ANCHORS = {
     "absent": Found(Standing.ABSENT),
     "never written": Found(Standing.UNWRITTEN),
@@ -60,7 +60,10 @@ PARTITIONS: dict[str, dict] = {
     "with LUKS2 header": {"volumes": (volume(OTHER),)},
     "header digest is the current one": {"volumes": (volume(CURRENT),)},
     "header digest is the next one": {"volumes": (volume(NEXT),)},
+    "header digest is the previous one": {"volumes": (volume(PREVIOUS),)},
     "another header digest": {"volumes": (volume(OTHER),)},
+    "another header digest, but a saved copy has the next one": {"volumes": (volume(OTHER),), "saved_header": NEXT},
+    "without LUKS2 header, but a saved copy has the next one": {"volumes": (volume(None),), "saved_header": NEXT},
     "two": {"volumes": (volume(CURRENT), volume(OTHER))},
     "of another kind": {"volumes": (volume(CURRENT),), "foreign": ("/dev/sda4",)},
 }
@@ -70,9 +73,16 @@ PARTITIONS: dict[str, dict] = {
 def test_the_boot_agent_decides_as_the_table_says(anchor: str, partition: str, outcome: str) -> None:
     decided = decide(Probed(ANCHORS[anchor], ("/dev/sda",), **PARTITIONS[partition]))
     if isinstance(decided, Decision):
-        assert outcome == {Action.FIRST_BOOT: "first boot", Action.OPEN: "open"}[decided.action]
+        words = {Action.FIRST_BOOT: "first boot", Action.OPEN: "open", Action.REPAIR: "write the copy, then open"}
+        assert outcome == words[decided.action]
     else:
         assert outcome == f"refusal `{decided.code}`"
+
+
+def test_the_table_has_a_row_for_every_anchor_and_every_outcome() -> None:
+    rows = table("how-it-works.md", "anchor in the TPM")
+    assert {anchor for anchor, _partition, _outcome in rows} == set(ANCHORS)
+    assert {partition for _anchor, partition, _outcome in rows} == set(PARTITIONS)
 
 
 def test_every_refusal_code_is_explained_in_its_own_words() -> None:

@@ -251,7 +251,7 @@ def test_keys_and_anchor_that_were_not_proved_are_not_recorded(
     record(honest, result=replace(honest.result, keys=None, anchor=CertifiedAnchor(2**64 - 1, 2, 9)))
     highest = ledger.highest_anchor("web1", "fde-crypt")
     assert highest is not None
-    assert highest.generation == 0
+    assert highest.generation == 1
 
 
 def test_an_untrusted_machine_is_not_enrolled(

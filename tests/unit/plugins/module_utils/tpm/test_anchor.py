@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Iterator
@@ -32,6 +33,13 @@ def signer() -> rsa.RSAPrivateKey:
 
 @pytest.fixture
 def esys(tmp_path: Path) -> Iterator[Any]:
+    with powered(tmp_path) as connection:
+        yield connection
+
+
+@contextmanager
+def powered(tmp_path: Path) -> Iterator[Any]:
+    """Yield a connection to a TPM with the state in ``tmp_path``; the end takes its power away."""
     if not shutil.which("swtpm"):
         pytest.skip("swtpm is not installed")
     socket = tmp_path / "swtpm.sock"
@@ -51,6 +59,8 @@ def esys(tmp_path: Path) -> Iterator[Any]:
     finally:
         process.kill()
         process.wait()
+        for file in (socket, tmp_path / "swtpm.sock.ctrl", tmp_path / "swtpm.pid"):
+            file.unlink(missing_ok=True)
 
 
 def pem(signer: rsa.RSAPrivateKey) -> bytes:
@@ -96,7 +106,7 @@ def test_a_signed_phase_writes_the_anchor_and_anyone_reads_it(esys: Any, signer:
     anchors.define(esys, key)
     first = Anchor(State.INITIALIZING)
     anchors.write(esys, key, signed(signer, b"enter-initrd"), first)
-    then = replace(first.ready(PHASE, bytes(range(32))), generation=7, clean=True, complete=True)
+    then = replace(first.ready(PHASE, bytes(range(32))), generation=7, complete=True, last_refusal="header-mismatch")
     anchors.write(esys, key, signed(signer, b"enter-initrd"), then)
     assert anchors.probe(esys, key) == anchors.Found(
         Standing.OURS, then, anchors.anchor_name(key, policies.bound_values(esys))
@@ -186,7 +196,7 @@ def test_a_content_of_another_version_is_unreadable(esys: Any, signer: rsa.RSAPr
     anchors.define(esys, key)
     index = esys.tr_from_tpmpublic(anchors.INDEX)
     with policies.authorized(esys, key, signed(signer)) as session:
-        esys.nv_write(index, b"CVFA\x02" + bytes(147), 0, index, session1=session)
+        esys.nv_write(index, b"CVFA\x01" + bytes(anchors.SIZE - 5), 0, index, session1=session)
     assert anchors.probe(esys, key).standing is Standing.UNREADABLE
 
 
@@ -194,17 +204,27 @@ def test_the_contents_of_an_index_that_was_never_defined_are_absent(esys: Any, s
     assert anchors.probe(esys, PolicyKey.from_pem(pem(signer))).standing is Standing.ABSENT
 
 
+READY = Anchor(State.READY).marshal()
+HEAD = len(READY) - 24
+
+
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        Anchor(State.READY).marshal()[:-1],
-        Anchor(State.READY).marshal() + b"\0",
-        b"CVFB" + Anchor(State.READY).marshal()[4:],
-        b"CVFA\x01\x00" + bytes(146),
-        b"CVFA\x01\x03" + bytes(146),
-        b"CVFA\x01\x02\x00\x04" + bytes(144),
-        bytes(152),
+        READY[:-1],
+        READY + b"\0",
+        b"CVFB" + READY[4:],
+        b"CVFA\x01\x02" + READY[6:],
+        b"CVFA\x02\x00" + READY[6:],
+        b"CVFA\x02\x03" + READY[6:],
+        b"CVFA\x02\x02\x00\x02" + READY[8:],
+        b"CVFA\x02\x02\x80\x00" + READY[8:],
+        READY[:HEAD] + b"\0a" + bytes(22),
+        READY[:HEAD] + b"Header-mismatch".ljust(24, b"\0"),
+        READY[:HEAD] + b"header mismatch".ljust(24, b"\0"),
+        READY[:HEAD] + b"\xff" * 24,
+        bytes(len(READY)),
     ],
 )
 def test_only_exact_anchors_are_read(content: bytes) -> None:
@@ -213,6 +233,149 @@ def test_only_exact_anchors_are_read(content: bytes) -> None:
 
 
 def test_an_anchor_survives_marshalling() -> None:
-    anchor = Anchor(State.READY, b"1" * 32, b"2" * 32, b"3" * 32, b"4" * 32, 1 << 60, 1 << 61, True)
+    digests = (b"1" * 32, b"2" * 32, b"3" * 32, b"4" * 32)
+    anchor = Anchor(State.READY, *digests, 1 << 60, 1 << 31, 1 << 30, "a" * anchors.CODE_LIMIT, True)
     assert Anchor.unmarshal(anchor.marshal()) == anchor
-    assert len(anchor.marshal()) == 152
+    assert len(anchor.marshal()) == anchors.SIZE == 176
+
+
+# What becomes of an anchor
+
+
+def test_a_change_of_the_header_pins_both_until_the_disk_holds_the_new_one() -> None:
+    before = Anchor(State.INITIALIZING).ready(b"o" * 32, b"k" * 32)
+    changing = before.changing(b"n" * 32)
+    after = changing.changed()
+    assert (before.pinned, changing.pinned, after.pinned) == ((b"o" * 32,), (b"o" * 32, b"n" * 32), (b"n" * 32,))
+    assert (before.generation, changing.generation, after.generation) == (1, 1, 2)
+    assert after.header_previous == b"o" * 32
+    assert changing.unchanged() == before
+
+
+def test_an_anchor_of_zeros_pins_nothing() -> None:
+    assert Anchor(State.READY).pinned == ()
+
+
+def test_completion_counts_once() -> None:
+    ready = Anchor(State.READY, generation=3)
+    assert ready.completed() == ready.completed().completed() == Anchor(State.READY, generation=4, complete=True)
+
+
+def test_refusals_are_counted_with_the_code_of_the_newest() -> None:
+    ready = Anchor(State.READY, generation=3)
+    twice = ready.refused("header-mismatch").refused("disk-ambiguous")
+    assert (twice.refusals, twice.last_refusal, twice.generation) == (2, "disk-ambiguous", 3)
+    assert replace(ready, refusals=0xFFFFFFFF).refused("failed").refusals == 0xFFFFFFFF
+    assert ready.refused("no such Code").last_refusal == "unnamed"
+    assert ready.refused("x" * 25).last_refusal == "unnamed"
+
+
+# What can be wrong with a TPM
+
+
+def other_index(handle: int, size: int, attributes: str, policy: bytes = b"") -> Any:
+    area = tss.TPMS_NV_PUBLIC(
+        nvIndex=handle,
+        nameAlg=tss.TPM2_ALG.SHA256,
+        attributes=tss.TPMA_NV.parse(attributes),
+        authPolicy=policy,
+        dataSize=size,
+    )
+    return tss.TPM2B_NV_PUBLIC(nvPublic=area)
+
+
+def test_a_tpm_without_room_for_the_anchor_is_named(esys: Any, signer: rsa.RSAPrivateKey) -> None:
+    handle = 0x01810000
+    for size in (2048, 64):
+        with pytest.raises(tss.TSS2_Exception, match="insufficient space"):
+            while True:
+                esys.nv_define_space(b"", other_index(handle, size, "ownerwrite|ownerread"))
+                handle += 1
+    with pytest.raises(AnchorError) as caught:
+        anchors.define(esys, PolicyKey.from_pem(pem(signer)))
+    assert caught.value.obstacle is anchors.Obstacle.FULL
+
+
+def test_a_tpm_whose_owner_has_a_password_is_named(esys: Any, signer: rsa.RSAPrivateKey) -> None:
+    esys.hierarchy_change_auth(tss.ESYS_TR.OWNER, b"password")
+    esys.tr_set_auth(tss.ESYS_TR.OWNER, None)
+    with pytest.raises(AnchorError) as caught:
+        anchors.define(esys, PolicyKey.from_pem(pem(signer)))
+    assert caught.value.obstacle is anchors.Obstacle.OWNED
+
+
+def test_a_tpm_whose_owner_is_switched_off_is_named(esys: Any, signer: rsa.RSAPrivateKey) -> None:
+    esys.hierarchy_control(tss.ESYS_TR.PLATFORM, tss.ESYS_TR.OWNER, False)
+    with pytest.raises(AnchorError) as caught:
+        anchors.define(esys, PolicyKey.from_pem(pem(signer)))
+    assert caught.value.obstacle is anchors.Obstacle.OWNED
+
+
+def test_an_index_of_the_platform_in_the_place_of_the_anchor_is_named(esys: Any, signer: rsa.RSAPrivateKey) -> None:
+    key = PolicyKey.from_pem(pem(signer))
+    theirs = other_index(anchors.INDEX, anchors.SIZE, "ppwrite|ppread|authread|noda|platformcreate")
+    esys.nv_define_space(b"", theirs, auth_handle=tss.ESYS_TR.PLATFORM)
+    assert anchors.probe(esys, key).standing is Standing.FOREIGN
+    with pytest.raises(AnchorError) as caught:
+        anchors.define(esys, key)
+    assert caught.value.obstacle is anchors.Obstacle.PROTECTED
+
+
+def test_an_index_that_a_power_cut_would_empty_is_foreign(esys: Any, signer: rsa.RSAPrivateKey) -> None:
+    """Everything but the attribute "orderly", which lets the TPM keep the content in its memory only, is as ours."""
+    key = PolicyKey.from_pem(pem(signer))
+    policy = policies.bound_policy(key, policies.bound_values(esys))
+    attributes = "policywrite|authread|ownerread|noda"
+    esys.nv_define_space(b"", other_index(anchors.INDEX, anchors.SIZE, attributes, policy))
+    assert anchors.probe(esys, key).standing is Standing.UNWRITTEN
+    esys.nv_undefine_space(esys.tr_from_tpmpublic(anchors.INDEX))
+    esys.nv_define_space(b"", other_index(anchors.INDEX, anchors.SIZE, f"{attributes}|orderly", policy))
+    assert anchors.probe(esys, key).standing is Standing.FOREIGN
+
+
+def test_a_cleared_tpm_knows_of_no_anchor(esys: Any, signer: rsa.RSAPrivateKey) -> None:
+    key = PolicyKey.from_pem(pem(signer))
+    anchors.define(esys, key)
+    anchors.write(esys, key, signed(signer), Anchor(State.READY))
+    esys.clear(tss.ESYS_TR.LOCKOUT)
+    assert anchors.probe(esys, key).standing is Standing.ABSENT
+
+
+def test_a_tpm_in_lockout_still_serves_the_anchor(esys: Any, signer: rsa.RSAPrivateKey) -> None:
+    """Whoever may guess passwords at the TPM can lock it; what needs no password goes on."""
+    key = PolicyKey.from_pem(pem(signer))
+    esys.dictionary_attack_parameters(1, 1000, 1000)
+    guarded = esys.nv_define_space(b"password", other_index(0x01810000, 64, "authwrite|authread"))
+    esys.tr_set_auth(guarded, b"guess")
+    with pytest.raises(tss.TSS2_Exception):
+        esys.nv_write(guarded, b"x", 0, guarded)
+    with pytest.raises(tss.TSS2_Exception, match="lockout"):
+        esys.nv_write(guarded, b"x", 0, guarded)
+    anchors.define(esys, key)
+    anchors.write(esys, key, signed(signer), Anchor(State.READY))
+    assert anchors.probe(esys, key).anchor == Anchor(State.READY)
+
+
+def test_the_anchor_survives_the_loss_of_power(tmp_path: Path, signer: rsa.RSAPrivateKey) -> None:
+    """What is written is in the TPM's memory when the command ends, without an orderly shutdown."""
+    key = PolicyKey.from_pem(pem(signer))
+    with powered(tmp_path) as before:
+        anchors.define(before, key)
+        anchors.write(before, key, signed(signer), Anchor(State.READY, generation=4))
+    with powered(tmp_path) as after:
+        assert anchors.probe(after, key).anchor == Anchor(State.READY, generation=4)
+
+
+def test_the_phase_in_which_the_system_runs_writes_the_anchor(esys: Any, signer: rsa.RSAPrivateKey) -> None:
+    key = PolicyKey.from_pem(pem(signer))
+    anchors.define(esys, key)
+    phases = (b"enter-initrd", b"leave-initrd", b"sysinit", b"ready")
+    allowed = signed(signer, phases[0]) + signed(signer, *phases)
+    for number, phase in enumerate(phases):
+        extend(esys, phase)
+        if number in (0, 3):
+            anchors.write(esys, key, allowed, Anchor(State.READY, generation=number))
+        else:
+            with pytest.raises(PolicyError):
+                anchors.write(esys, key, allowed, Anchor(State.READY, generation=9))
+    assert anchors.probe(esys, key).anchor == Anchor(State.READY, generation=3)

@@ -16,6 +16,7 @@ import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import esys as access
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import measurements, quote, templates
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import SIZE
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.certify import certifiable, certify
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import TpmError, exists, opened
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.keys import (
@@ -119,9 +120,9 @@ def test_a_bank_that_the_tpm_does_not_have_is_named(machine: Any) -> None:
 def test_an_index_is_certified_only_where_it_was_written(machine: Any) -> None:
     with opened(machine.tcti) as esys, attestation_key(esys) as key:
         assert not certifiable(esys, 0x01800001, 1)
-        assert certifiable(esys, 0x0180FDE0, 152)
-        assert not certifiable(esys, 0x0180FDE0, 153)
-        found = certify(esys, key, 0x0180FDE0, b"n", 152)
+        assert certifiable(esys, 0x0180FDE0, SIZE)
+        assert not certifiable(esys, 0x0180FDE0, SIZE + 1)
+        found = certify(esys, key, 0x0180FDE0, b"n", SIZE)
         body, _size = access.tss.TPMS_ATTEST.unmarshal(found.attest)
         assert bytes(body.attested.nv.nvContents)[:4] == b"CVFA"
 

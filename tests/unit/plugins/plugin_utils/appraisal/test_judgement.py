@@ -102,7 +102,7 @@ def test_a_machine_after_its_first_boot_is_trusted(good: Answers, machine: Any, 
     assert result.claims["volume_key_id"] == machine.volume_key_id.hex()
     assert result.claims["root_hash"] == image.root_hash
     assert result.claims["secure_boot"] is True
-    assert result.claims["anchor"] == {"state": "ready", "generation": 0, "matches": True}
+    assert result.claims["anchor"] == {"state": "ready", "generation": 1, "matches": True}
 
 
 def test_it_is_trusted_again_after_a_reboot(make_machine: Callable[..., Any], grounds: Grounds, image: Any) -> None:

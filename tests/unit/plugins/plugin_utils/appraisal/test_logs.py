@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import struct
+import time
 from pathlib import Path
 from typing import Any, Optional
 
@@ -455,3 +456,15 @@ def test_a_record_with_any_value_is_read_or_refused(name: str, value: Any) -> No
         return
     assert log is not None
     assert all(0 <= found.pcr < 24 for found in log.records)
+
+
+def test_the_end_of_a_padded_log_is_not_looked_for_before_each_event() -> None:
+    header = b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, 1) + struct.pack("<HHB", 0xB, 32, 0)
+    raw = struct.pack("<II20sI", 0, 3, b"", len(header)) + header
+    event = struct.pack("<IIIH", 0, 8, 1, 0xB) + bytes([1]) * 32
+    raw += (event + bytes(4)) * (event_log.EVENT_LIMIT - 2)
+    raw += event + struct.pack("<I", event_log.LOG_LIMIT - len(raw) - len(event) - 4)
+    started = time.process_time()
+    log = event_log.parse(raw.ljust(event_log.LOG_LIMIT, b"\0"))
+    assert log is not None and len(log.events) == event_log.EVENT_LIMIT - 1
+    assert time.process_time() - started < 5

@@ -1,0 +1,287 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What judging costs: quotes, logs and whole hosts a second, beside one call of tpm2-tools' tpm2_checkquote for each.
+
+After ``make setup``, from the checkout::
+
+    python -m tests.bench.appraisal              # a table
+    python -m tests.bench.appraisal --json -     # one JSON object, and nothing else
+
+Quotes and logs are those of real machines where they are at hand (``FDE_TEST_VECTORS``), otherwise those of a software
+TPM; which of both is said. Rates for one core are per second of processor time, so that other work on the machine does
+not count; those for all cores are per second of the clock. Every call of ``tpm2_checkquote`` judges one quote of the
+same kind; its time is its processor time as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(CHECKOUT / "build/collections"))
+
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import event_log, structures  # noqa: E402
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential import make_credential  # noqa: E402
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.documents import parse_json  # noqa: E402
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import (  # noqa: E402
+    parse_evidence,
+    parse_identity,
+)
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Verdict, appraise  # noqa: E402
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.replay import LogCache, replay  # noqa: E402
+from ansible_collections.cvm.fde.tests.fuzz.appraisal import JSON_LIMIT, honest  # noqa: E402
+from ansible_collections.cvm.fde.tests.fuzz.target import SEEDS, VECTORS  # noqa: E402
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.test_structures import (  # noqa: E402
+    SAMPLES,
+    Sample,
+)
+from cryptography.hazmat.primitives.serialization import (  # noqa: E402
+    Encoding,
+    PublicFormat,
+    load_der_public_key,
+)
+
+#: Quotes a second on four cores, with the replay of logs cached: what a design without a process for each must reach.
+GOAL, GOAL_CORES = 2000, 4
+#: Well-formed logs of real machines that lead to SHA-256 banks.
+LOGS = (
+    "glinux-alex.bin",
+    "ubuntu-1804-amd-sev.bin",
+    "cos-85-amd-sev.bin",
+    "ubuntu-2104-no-secure-boot.bin",
+    "keylime-binary_bios_measurements-secureboot",
+    "tpm2tools-event-arch-linux.bin",
+    "tpm2tools-event-sd-boot-fedora37.bin",
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is judged: quotes with the encoded key that each is by, and logs."""
+
+    real: bool
+    quotes: tuple[tuple[bytes, Sample], ...]
+    logs: tuple[bytes, ...]
+
+
+@cache
+def inputs() -> Inputs:
+    """Read what there is, once a process."""
+    real = (VECTORS / "quotes").is_dir()
+    samples = [make(VECTORS) for make in SAMPLES.values()] if real else [_software_sample()]
+    logs = [VECTORS / "eventlogs" / name for name in LOGS] if real else [SEEDS / "firmware_log/honest"]
+    quotes = tuple(
+        (sample.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), sample) for sample in samples
+    )
+    return Inputs(real, quotes, tuple(path.read_bytes() for path in logs))
+
+
+def _software_sample() -> Sample:
+    identity, evidence, challenge, _grounds = honest()
+    key = structures.parse_public(identity.attestation).key
+    signature = structures.parse_signature(evidence.quote.signature)
+    values = dict(evidence.values["sha256"])
+    return Sample(key, evidence.quote.attest, signature, challenge.nonce, "sha256", values)
+
+
+# --- what is measured
+# ------------------------------------------------------------------------------------------------
+
+
+def quotes() -> Callable[[int], object]:
+    """Judge a quote of a machine, key and all, and explain its PCRs by a log that was seen before."""
+    found, cache_ = inputs(), LogCache()
+
+    def judge(turn: int) -> None:
+        der, sample = found.quotes[turn % len(found.quotes)]
+        key = load_der_public_key(der)
+        quote = structures.parse_quote(sample.attest)
+        structures.verify_signature(key, sample.signature, sample.attest)  # type: ignore[arg-type]
+        values = {sample.bank: sample.values}
+        assert quote.extra_data == sample.nonce and structures.same_selection(quote.selection, values)
+        hash_name = sample.signature.scheme.hash_name
+        assert structures.pcr_digest(quote, values, hash_name) == quote.pcr_digest
+        assert cache_.replay(found.logs[turn % len(found.logs)], b"", "sha256") is not None
+
+    return judge
+
+
+def logs() -> Callable[[int], object]:
+    """Read and replay a log that was never seen before."""
+    found = inputs()
+
+    def read(turn: int) -> None:
+        log = event_log.parse(found.logs[turn % len(found.logs)])
+        assert log is not None
+        replay(log, None, "sha256")
+
+    return read
+
+
+def hosts() -> Callable[[int], object]:
+    """Hold the verifier's whole half of one host's attestation: credential, reading of both answers, every check."""
+    _identity, _evidence, challenge, grounds = honest()
+    first, second = ((SEEDS / name / "honest").read_bytes() for name in ("identity", "evidence"))
+
+    def attest(_turn: int) -> None:
+        identity = parse_identity(parse_json(first, "identity", JSON_LIMIT))
+        attestation, endorsement = (
+            structures.parse_public(raw) for raw in (identity.attestation, identity.endorsement)
+        )
+        make_credential(endorsement, attestation.name, challenge.secret)
+        evidence = parse_evidence(parse_json(second, "evidence", JSON_LIMIT))
+        assert appraise(identity, evidence, challenge, grounds).verdict is Verdict.TRUSTED
+
+    return attest
+
+
+WORK: dict[str, Callable[[], Callable[[int], object]]] = {"quotes": quotes, "logs": logs, "hosts": hosts}
+
+
+def on_one_core(name: str, seconds: float) -> float:
+    """Return how often it is done in a second of this process's time."""
+    work = WORK[name]()
+    for turn in range(16):
+        work(turn)
+    turn, started = 0, time.process_time()
+    while time.process_time() - started < seconds:
+        for _time in range(16):
+            work(turn)
+            turn += 1
+    return turn / (time.process_time() - started)
+
+
+def _loop(name: str, seconds: float) -> int:
+    work, turn, end = WORK[name](), 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        work(turn)
+        turn += 1
+    return turn
+
+
+def on_all_cores(name: str, seconds: float, cores: int) -> float:
+    """Return how often it is done in a second by a process on each core."""
+    with ProcessPoolExecutor(cores, mp_context=get_context("fork")) as pool:
+        list(pool.map(_loop, [name] * cores, [0.2] * cores))
+        return sum(pool.map(_loop, [name] * cores, [seconds] * cores)) / seconds
+
+
+# --- the peer
+# --------------------------------------------------------------------------------------------------------
+
+
+def checkquote(seconds: float) -> Optional[dict[str, float]]:
+    """Return calls of ``tpm2_checkquote`` and our judgements a second of processor time, over the same quote."""
+    folder = VECTORS / "quotes/keylime"
+    if shutil.which("tpm2_checkquote") is None or not folder.is_dir():
+        return None
+    sample = SAMPLES["keylime"](VECTORS)
+    with tempfile.TemporaryDirectory() as scratch:
+        key = Path(scratch) / "key.pem"
+        key.write_bytes(sample.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        words = ["tpm2_checkquote", "--public", str(key), "--message", str(folder / "quote.out")]
+        words += ["--signature", str(folder / "quotesig.out"), "--pcr", str(folder / "quotepcr.out")]
+        words += ["--qualification", sample.nonce.hex(), "--hash-algorithm", "sha256"]
+        calls, started = 0, _children()
+        clock = time.monotonic()
+        while time.monotonic() - clock < seconds or calls < 10:
+            subprocess.run(words, check=True, capture_output=True)
+            calls += 1
+        theirs = calls / (_children() - started)
+    der = sample.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    times, started = 0, time.process_time()
+    while time.process_time() - started < seconds / 2:
+        Sample(load_der_public_key(der), *_rest(sample)).check()  # type: ignore[arg-type]
+        times += 1
+    return {"theirs": theirs, "ours": times / (time.process_time() - started)}
+
+
+def _rest(sample: Sample) -> tuple[Any, ...]:
+    return sample.attest, sample.signature, sample.nonce, sample.bank, sample.values
+
+
+def _children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+# --- results
+# ---------------------------------------------------------------------------------------------------------
+
+
+def measured(seconds: float) -> dict[str, Any]:
+    """Measure all of it."""
+    cores = len(os.sched_getaffinity(0))
+    found: dict[str, Any] = {
+        "evidence": "of real machines" if inputs().real else "of a software TPM",
+        "cores": cores,
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    }
+    for name in WORK:
+        found[f"{name}_per_s_core"] = round(on_one_core(name, seconds), 1)
+        found[f"{name}_per_s_all"] = round(on_all_cores(name, seconds, cores), 1)
+    found["host_cpu_ms"] = round(1000 / found["hosts_per_s_core"], 3)
+    found["goal_quotes_per_s_core"] = GOAL / GOAL_CORES
+    found["goal_ratio"] = round(found["quotes_per_s_core"] / found["goal_quotes_per_s_core"], 2)
+    peer = checkquote(seconds)
+    found["checkquote_per_s_core"] = peer and round(peer["theirs"], 1)
+    found["checkquote_same_quote_per_s_core"] = peer and round(peer["ours"], 1)
+    found["checkquote_ratio"] = peer and round(peer["ours"] / peer["theirs"], 1)
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the results as text."""
+    lines = [
+        f"evidence {found['evidence']}; {found['cores']} cores, {found['machine']}, Python {found['python']}",
+        f"{'':34}{'one core':>12}{'all cores':>12}   per second",
+    ]
+    what = {"quotes": "quotes, log seen before", "logs": "logs never seen before", "hosts": "whole hosts"}
+    for name, text in what.items():
+        lines.append(f"{text:34}{found[f'{name}_per_s_core']:>12,.0f}{found[f'{name}_per_s_all']:>12,.0f}")
+    lines.append(f"one host costs {found['host_cpu_ms']:.2f} ms of processor time")
+    lines.append(f"goal: {found['goal_quotes_per_s_core']:.0f} quotes a core; ratio {found['goal_ratio']:.2f}")
+    if found["checkquote_ratio"] is None:
+        lines.append("tpm2_checkquote: not compared, for want of tpm2-tools or of real quotes")
+    else:
+        lines.append(
+            f"tpm2_checkquote, a call each: {found['checkquote_per_s_core']:,.0f}; the same quote here: "
+            f"{found['checkquote_same_quote_per_s_core']:,.0f}; ratio {found['checkquote_ratio']:.1f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests.bench.appraisal", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long each thing is measured (2)")
+    parser.add_argument("--json", metavar="FILE", help="write the results there as JSON; - is standard output")
+    options = parser.parse_args()
+    found = measured(options.seconds)
+    if options.json == "-":
+        print(json.dumps(found))
+        return 0
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=2) + "\n")
+    print(table(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

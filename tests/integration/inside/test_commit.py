@@ -1,0 +1,283 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The header of the root volume is changed while it is open: pinned before it is written, or committed afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent import (
+    anchoring,
+    commit,
+    console,
+    refusals,
+    volume_key,
+)
+from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
+from ansible_collections.cvm.fde.plugins.module_utils.agent.commit import Action
+from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action as Boot
+from ansible_collections.cvm.fde.plugins.module_utils.agent.esp import efi_partition
+from ansible_collections.cvm.fde.plugins.module_utils.agent.status import status
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.luks2 import change as changes
+from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea, read_area
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import Draft
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Anchor
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
+from instance import Lab, PcrRunner, PowerCut, refused
+
+#: What systemd-cryptenroll reads the signatures of PCR 11 from; it has no option for it.
+SIGNATURES = Path("/run/systemd/tpm2-pcr-signature.json")
+
+
+@contextmanager
+def system(instance: Lab) -> Iterator[Lab]:
+    """Be in the system of an instance, its root open."""
+    with instance.booting() as machine:
+        assert boot(machine) is Boot.OPEN
+        instance.start_system()
+        SIGNATURES.write_text(Path(machine.paths.signatures).read_text())
+        yield instance
+
+
+@pytest.fixture
+def running(installed: Lab) -> Iterator[Lab]:
+    """An instance whose system runs."""
+    with system(installed) as instance:
+        yield instance
+
+
+def cryptenroll(instance: Lab, *words: str, device: str = "") -> None:
+    """Run systemd-cryptenroll as an operator does, unlocked by the TPM; on the disk, if no device is named."""
+    unlock = f"--unlock-tpm2-device={instance.tcti}"
+    instance.machine.runner.run(["systemd-cryptenroll", unlock, *words, device or instance.partition])
+
+
+def add_recovery_key(instance: Lab) -> Callable[[Draft], None]:
+    return lambda copy: cryptenroll(instance, "--recovery-key", device=copy.path)
+
+
+def anchored(instance: Lab) -> Anchor:
+    anchor = instance.anchor().anchor
+    assert anchor is not None
+    return anchor
+
+
+def opens(instance: Lab) -> list[str]:
+    """Boot, and return the types of the tokens of the header that the volume was opened with."""
+    with instance.booting() as machine:
+        assert boot(machine) in (Boot.OPEN, Boot.REPAIR)
+        header = read_area(str(machine.paths.header))
+        assert anchored(instance).pinned == (header.digest,)
+        assert header.digest == read_area(instance.partition).digest
+        return sorted(token["type"] for token in header.header().metadata["tokens"].values())
+
+
+ALONE, WITH_RECOVERY = ["cvm-fde", "systemd-tpm2"], ["cvm-fde", "systemd-recovery", "systemd-tpm2"]
+
+
+def test_a_change_of_our_own_is_pinned(running: Lab) -> None:
+    before = anchored(running)
+    shown = commit.change(running.machine, add_recovery_key(running), dry_run=True)
+    assert anchored(running) == before and read_area(running.partition).digest == before.header_current
+    done = commit.change(running.machine, add_recovery_key(running))
+    assert done == shown == ("keyslot 0 was added (systemd-recovery)", "token 2 was added (systemd-recovery)")
+    after = anchored(running)
+    assert after.header_previous == before.header_current and after.generation == before.generation + 1
+    assert after.header_current == read_area(running.partition).digest
+    assert status(running.machine.runner, running.machine.paths, running.tcti)["anchor"]["matches"] is True
+    assert list(running.machine.paths.state.glob("header-*")) == []
+
+
+def test_what_an_operator_changed_is_found_refused_and_accepted_once_it_is_committed(installed: Lab) -> None:
+    with system(installed) as instance:
+        cryptenroll(instance, "--recovery-key")
+        known = status(instance.machine.runner, instance.machine.paths, instance.tcti)
+        assert known["anchor"]["matches"] is False
+        seen = commit.commit(instance.machine, dry_run=True)
+        assert (seen.action, seen.digest) == (Action.COMMIT, known["header_digest"])
+        assert seen.differences[0] == "keyslot 0 was added (systemd-recovery)"
+    assert refused(installed) == "header-mismatch"
+    with installed.booting() as machine, pytest.raises(FdeError, match="not open"):
+        commit.commit(machine)
+
+
+def test_a_committed_change_of_an_operator_survives_a_boot(installed: Lab) -> None:
+    with system(installed) as instance:
+        cryptenroll(instance, "--recovery-key")
+        done = commit.commit(instance.machine, seen=read_area(instance.partition).digest.hex())
+        assert done.action is Action.COMMIT
+        assert commit.commit(instance.machine).action is Action.NOTHING
+    assert opens(installed) == WITH_RECOVERY
+
+
+def test_only_what_was_looked_at_is_committed(running: Lab) -> None:
+    before = anchored(running)
+    seen = commit.commit(running.machine, dry_run=True).digest
+    cryptenroll(running, "--recovery-key")
+    with pytest.raises(FdeError, match="not the one that was looked at"):
+        commit.commit(running.machine, seen=seen)
+    assert anchored(running) == before
+
+
+def test_an_uncommitted_change_stops_changes_of_our_own(running: Lab) -> None:
+    cryptenroll(running, "--recovery-key")
+    with pytest.raises(FdeError, match="not committed"):
+        commit.change(running.machine, add_recovery_key(running))
+
+
+def test_the_previous_header_put_back_is_called_rolled_back(installed: Lab) -> None:
+    with system(installed) as instance:
+        old = read_area(instance.partition)
+        commit.change(instance.machine, add_recovery_key(instance))
+        changes.store(instance.partition, read_area(instance.partition), old)
+    assert refused(installed) == "rolled-back"
+
+
+def test_what_the_boot_would_refuse_is_not_committed(running: Lab) -> None:
+    """A passphrase is nothing that the root volume may be opened by; nor is a header without the TPM's keyslot."""
+    before = anchored(running)
+    recovery = ["--recovery-key", "--wipe-slot=tpm2"]
+    cryptenroll(running, *recovery)
+    with pytest.raises(Refusal) as caught:
+        commit.commit(running.machine)
+    assert caught.value.code == "luks2-policy"
+    assert anchored(running) == before
+
+
+def test_the_header_of_another_volume_is_never_committed(disk: Callable[..., str], running: Lab) -> None:
+    """It has the same UUID, profile, tokens and TPM; only the volume key is the attacker's."""
+    machine = running.machine
+    mine = read_area(running.partition)
+    header = mine.header()
+    twin = disk(64 << 20)
+    key, temporary = bytearray(os.urandom(96)), volume_key.temporary()
+    volumes.format_volume(machine.runner, twin, volume_key=key, temporary_key=temporary, uuid=header.uuid)
+    volumes.enrol_tpm2(
+        machine.runner,
+        twin,
+        unlock_key=temporary,
+        tpm2_device=running.tcti,
+        public_key=machine.paths.public_key,
+        pcrs=BOUND_PCRS,
+    )
+    [token] = [each for each in header.metadata["tokens"].values() if each["type"] == "cvm-fde"]
+    volumes.import_token(machine.runner, twin, token)
+    changes.store(running.partition, mine, HeaderArea(running.partition, read_area(twin).content))
+    with pytest.raises(FdeError, match="another volume key"):
+        commit.commit(machine)
+
+
+# Power cuts while the header is changed
+
+
+def cut_at(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lose power right before a step: ``store N`` is the N-th write to the disk, ``anchor N`` the N-th to the TPM."""
+    what, number = step.split()
+    owner, name = {"store": (changes, "_write"), "anchor": (anchoring, "update")}[what]
+    genuine, calls = getattr(owner, name), iter(range(1, 1000))
+
+    def cut(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == int(number):
+            raise PowerCut(step)
+        return genuine(*arguments, **options)
+
+    monkeypatch.setattr(owner, name, cut)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        ("anchor 1", ALONE),
+        ("store 1", ALONE),
+        ("store 2", WITH_RECOVERY),
+        ("store 3", WITH_RECOVERY),
+        ("anchor 2", WITH_RECOVERY),
+    ],
+)
+def test_a_power_cut_while_the_header_is_changed_leaves_one_of_both(
+    installed: Lab, step: str, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with system(installed) as instance:
+        with monkeypatch.context() as patch:
+            cut_at(step, patch)
+            with pytest.raises(PowerCut):
+                commit.change(instance.machine, add_recovery_key(instance))
+        torn = read_area(instance.partition).digest
+        assert (torn in anchored(instance).pinned) == (step not in ("store 2", "store 3"))
+    assert opens(installed) == expected
+
+
+def test_a_torn_change_whose_copy_the_host_changed_is_refused(installed: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    with system(installed) as instance:
+        with monkeypatch.context() as patch:
+            cut_at("store 2", patch)
+            with pytest.raises(PowerCut):
+                commit.change(instance.machine, add_recovery_key(instance))
+        copy = commit.saved(instance.machine, instance.partition)
+        assert copy is not None
+        efi = efi_partition(instance.machine.runner, instance.machine.configuration)
+        efi.write(commit.SAVED, copy.content[:-1] + b"?")
+    assert refused(installed) == "header-mismatch"
+
+
+def test_a_change_that_was_never_written_is_given_up_by_a_commit(running: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = anchored(running)
+    with monkeypatch.context() as patch:
+        cut_at("store 1", patch)
+        with pytest.raises(PowerCut):
+            commit.change(running.machine, add_recovery_key(running))
+    assert any(anchored(running).header_next)
+    assert commit.commit(running.machine).action is Action.ABANDON
+    assert anchored(running) == before
+
+
+# Refusals
+
+
+def test_a_refusal_is_remembered_until_somebody_can_read_it(installed: Lab) -> None:
+    before = None
+    with installed.booting() as machine:
+        before = anchored(installed)
+        error = Refusal("header-mismatch", "/dev/x", "it differs", "stop")
+        remember = partial(refusals.remember, machine)
+        console.refuse(error, PcrRunner(installed), machine.paths.state, remember)
+        (machine.paths.state / console.REFUSAL_FILE).unlink()
+    with installed.booting() as machine:
+        assert boot(machine) is Boot.OPEN
+        known = status(machine.runner, machine.paths, installed.tcti)
+        assert known["problems"] == []
+        assert known["refusal"] == {
+            "code": "header-mismatch",
+            "subject": "/dev/x",
+            "cause": "it differs",
+            "remedy": "stop",
+        }
+        anchor = known["anchor"]
+        assert (anchor["refusals"], anchor["last_refusal"]) == (before.refusals + 1, "header-mismatch")
+        assert anchored(installed).generation == before.generation
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[" * 9999, b'{"code": 1, "subject": "", "cause": "", "remedy": ""}', b"\xff"]
+)
+def test_words_that_the_host_wrote_are_no_trouble(installed: Lab, content: bytes) -> None:
+    with installed.booting() as machine:
+        efi_partition(machine.runner, machine.configuration).write(console.REFUSAL_FILE, content)
+        assert status(machine.runner, machine.paths, installed.tcti)["refusal"] is None
+
+
+def test_a_boot_needs_no_efi_partition_that_can_be_read(installed: Lab) -> None:
+    with installed.booting() as machine:
+        Path(f"{installed.device}p1").write_bytes(os.urandom(1 << 20))
+        assert boot(machine) is Boot.OPEN
+        with pytest.raises(FdeError, match="EFI system partition cannot be used"):
+            refusals.recall(machine)
