@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Mapping, Optional
 
 from ..verity.superblock import Superblock
-from .pcr import ZERO, pcr4, pcr7, with_os_separator
-from .secure_boot import Variable, authority, fingerprint, read_der
+from .prediction import BANKS, predicted
+from .secure_boot import Variable, fingerprint, read_der
 from .tools import File, Tools
 from .uki import Uki, describe_sections
 
@@ -82,21 +82,8 @@ def manifest(facts: Facts) -> dict[str, Any]:
             "public_key": public_key.decode("ascii"),
             "fingerprint": fingerprint(read_der(public_key, "PUBLIC KEY", ".pcrpkey")),
         },
-        "pcrs": {"sha256": _pcrs(facts)},
+        "pcrs": {bank: predicted(facts.uki, facts.variables, facts.certificate, bank) for bank in BANKS},
     }
-
-
-def _pcrs(facts: Facts) -> dict[str, Any]:
-    pcrs: dict[str, Any] = {"4": _values(pcr4([facts.uki.image.authenticode()]))}
-    if facts.variables is not None:
-        pcrs["7"] = _values(pcr7(facts.variables, authority(facts.variables, facts.certificate)))
-    pcrs["11"] = {path: value.hex() for path, value in facts.uki.pcrs.items()}
-    pcrs["12"] = _values(ZERO)
-    return pcrs
-
-
-def _values(pcr: bytes) -> list[str]:
-    return [value.hex() for value in with_os_separator(pcr)]
 
 
 def encode(document: Mapping[str, Any]) -> bytes:

@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Predict the PCRs of a machine that boots a unified kernel image.
 
-Pure functions over bytes, SHA-256 bank only. The rules live here once: the sealing side writes their values into the
-manifest, the verifying side compares quotes with them.
+Pure functions over bytes, of the SHA-256 bank unless another one is named. The rules live here once: the sealing side
+writes their values into the manifest, the verifying side compares quotes with them.
 
 Source: systemd docs/TPM2_PCR_MEASUREMENTS.md and src/fundamental/uki.c (order of sections); TCG PC Client Platform
 Firmware Profile 1.06, sections 3.3.4 and 10; TPM 2.0 Library part 3, TPM2_PolicyPCR.
@@ -53,21 +53,26 @@ TPM_ALG_SHA256 = 0x000B
 TPM_CC_POLICY_PCR = 0x0000017F
 
 
-def extend(pcr: bytes, digest: bytes) -> bytes:
+def zero(bank: str = "sha256") -> bytes:
+    """Return what the PCRs of a bank hold after a TPM reset."""
+    return bytes(hashlib.new(bank).digest_size)
+
+
+def extend(pcr: bytes, digest: bytes, bank: str = "sha256") -> bytes:
     """Return the PCR's value after one event digest was extended into it."""
-    return hashlib.sha256(pcr + digest).digest()
+    return hashlib.new(bank, pcr + digest).digest()
 
 
-def extend_data(pcr: bytes, *events: bytes) -> bytes:
+def extend_data(pcr: bytes, *events: bytes, bank: str = "sha256") -> bytes:
     """Return the PCR's value after the digests of these events were extended into it."""
     for event in events:
-        pcr = extend(pcr, hashlib.sha256(event).digest())
+        pcr = extend(pcr, hashlib.new(bank, event).digest(), bank)
     return pcr
 
 
-def with_os_separator(pcr: bytes) -> tuple[bytes, bytes]:
+def with_os_separator(pcr: bytes, bank: str = "sha256") -> tuple[bytes, bytes]:
     """Return both legal values of a PCR that systemd-pcrosseparator closes: before and after it ran."""
-    return pcr, extend_data(pcr, OS_SEPARATOR)
+    return pcr, extend_data(pcr, OS_SEPARATOR, bank=bank)
 
 
 def phase_paths() -> tuple[str, ...]:
@@ -75,15 +80,15 @@ def phase_paths() -> tuple[str, ...]:
     return tuple(":".join(PHASES[: count + 1]) for count in range(len(PHASES)))
 
 
-def pcr11(sections: Mapping[str, bytes]) -> dict[str, bytes]:
+def pcr11(sections: Mapping[str, bytes], bank: str = "sha256") -> dict[str, bytes]:
     """Return the value of PCR 11 in each phase path for a UKI with these sections (one profile)."""
-    value = ZERO
+    value = zero(bank)
     for name in MEASURED_SECTIONS:
         if name in sections:
-            value = extend_data(value, name.encode() + b"\0", sections[name])
+            value = extend_data(value, name.encode() + b"\0", sections[name], bank=bank)
     values = {}
     for path, phase in zip(phase_paths(), PHASES):
-        value = extend_data(value, phase.encode())
+        value = extend_data(value, phase.encode(), bank=bank)
         values[path] = value
     return values
 
@@ -98,30 +103,45 @@ def policy_pcr(values: Mapping[int, bytes]) -> bytes:
     return hashlib.sha256(ZERO + struct.pack(">I", TPM_CC_POLICY_PCR) + selection + digest).digest()
 
 
-def pcr4(authenticode: Sequence[bytes]) -> bytes:
+def measures_inner_kernel(stub: int, secure_boot: bool) -> bool:
+    """Tell whether firmware measures the kernel in a UKI as well, whose stub is of this major version of systemd.
+
+    From 258 on the stub starts the kernel itself. From 252 on, with Secure Boot, firmware is kept from checking it, and
+    with that from measuring it.
+    """
+    return stub < 258 and not (stub >= 252 and secure_boot)
+
+
+def pcr4(authenticode: Sequence[bytes], bank: str = "sha256") -> bytes:
     """Return PCR 4 after firmware called the first boot option and loaded these images, before the OS separator.
 
-    systemd-stub >= 258 starts the inner kernel itself, and with Secure Boot >= 252 does not have it measured either,
-    so a UKI is the only image.
+    That is the UKI, and the kernel in it where `measures_inner_kernel` says so.
     """
-    value = extend_data(ZERO, CALLING_BOOT_OPTION, FIRMWARE_SEPARATOR)
+    value = extend_data(zero(bank), CALLING_BOOT_OPTION, FIRMWARE_SEPARATOR, bank=bank)
     for digest in authenticode:
-        value = extend(value, digest)
+        value = extend(value, digest, bank)
     return value
 
 
-def pcr7(variables: Mapping[Variable, bytes], authority: Optional[Signature]) -> bytes:
-    """Return PCR 7 with Secure Boot on, before the OS separator.
+def pcr7(
+    variables: Mapping[Variable, bytes],
+    authority: Optional[Signature],
+    bank: str = "sha256",
+    secure_boot: bool = True,
+) -> bytes:
+    """Return PCR 7 before the OS separator.
 
     ``variables`` are contents of PK, KEK, db and dbx; one that is absent is measured as empty. ``authority`` is the
-    entry of db that vouches for the image.
+    entry of db that vouches for the image; without Secure Boot none is used.
     """
-    value = ZERO
+    value = zero(bank)
     for variable in Variable:
-        data = b"\x01" if variable is Variable.SECURE_BOOT else variables.get(variable, b"")
-        value = extend_data(value, variable_data(variable, data))
-    value = extend_data(value, FIRMWARE_SEPARATOR)
-    return value if authority is None else extend_data(value, variable_data(Variable.DB, authority.encoded))
+        data = bytes([secure_boot]) if variable is Variable.SECURE_BOOT else variables.get(variable, b"")
+        value = extend_data(value, variable_data(variable, data), bank=bank)
+    value = extend_data(value, FIRMWARE_SEPARATOR, bank=bank)
+    if authority is None:
+        return value
+    return extend_data(value, variable_data(Variable.DB, authority.encoded), bank=bank)
 
 
 def variable_data(variable: Variable, data: bytes) -> bytes:

@@ -64,9 +64,9 @@ class PeImage:
         """Tell whether there is a section of that name."""
         return any(section.name == name for section in self.sections)
 
-    def authenticode(self) -> bytes:
-        """Return the SHA-256 Authenticode digest, which firmware checks against signatures and measures in PCR 4."""
-        digest = hashlib.sha256()
+    def authenticode(self, bank: str = "sha256") -> bytes:
+        """Return the Authenticode digest, which firmware checks against signatures and measures in PCR 4."""
+        digest = hashlib.new(bank)
         view = memoryview(self.content)
         digest.update(view[: self.checksum_offset])
         digest.update(view[self.checksum_offset + 4 : self.certificate_entry_offset])

@@ -88,6 +88,8 @@ class Uki:
     image: PeImage
     sections: Mapping[str, bytes]
     stub_version: str
+    #: Its major version.
+    stub: int = MIN_STUB
 
     @property
     def command_line(self) -> str:
@@ -110,8 +112,8 @@ class Uki:
         )
 
 
-def parse_uki(content: bytes, subject: str = "UKI") -> Uki:
-    """Parse a UKI. Raises ``FdeError`` when it is not one, has several profiles or a stub that is too old."""
+def parse_uki(content: bytes, subject: str = "UKI", oldest: int = MIN_STUB) -> Uki:
+    """Parse a UKI. Raises ``FdeError`` when it is not one, has several profiles or a stub before ``oldest``."""
     image = parse_pe(content, subject)
     names = [section.name for section in image.sections]
     measured = [name for name in names if name in MEASURED_SECTIONS]
@@ -119,11 +121,11 @@ def parse_uki(content: bytes, subject: str = "UKI") -> Uki:
         raise FdeError(subject, "it is not a unified kernel image with one profile", "Build it with ukify")
     sections = {name: image.section(name) for name in (*measured, ".pcrsig") if image.has(name)}
     version, number = _stub_version(image, subject)
-    if number < MIN_STUB:
+    if number < oldest:
         raise FdeError(
-            subject, f"its stub is of systemd {version}", f"Use a stub of systemd {MIN_STUB} or later (tools_tree)"
+            subject, f"its stub is of systemd {version}", f"Use a stub of systemd {oldest} or later (tools_tree)"
         )
-    return Uki(image, sections, version)
+    return Uki(image, sections, version, number)
 
 
 def _stub_version(image: PeImage, subject: str) -> tuple[str, int]:
