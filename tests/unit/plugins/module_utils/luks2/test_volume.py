@@ -99,6 +99,21 @@ def test_an_enrolment_names_every_part_of_its_policy():
     } <= set(runner.argv)
 
 
+def test_an_enrolment_without_a_signed_policy_says_so():
+    runner = Recorder()
+    volume.enrol_tpm2(
+        runner,
+        "/dev/x",
+        unlock_key=bytearray(32),
+        public_key=None,
+        pcrs=(),
+        pcrlock_policy="/run/pcrlock.json",
+        wipe_keyslot=None,
+    )
+    assert {"--tpm2-public-key=", "--tpm2-pcrs=", "--tpm2-pcrlock=/run/pcrlock.json"} <= set(runner.argv)
+    assert not [word for word in runner.argv if "public-key-pcrs" in word or "wipe-slot" in word]
+
+
 def test_a_token_is_imported_as_canonical_json():
     runner = Recorder()
     volume.import_token(runner, "/dev/x", {"type": "cvm-fde", "keyslots": []})
@@ -114,6 +129,32 @@ def test_an_attach_uses_the_copy_of_the_header_and_never_asks():
     assert {"header=/run/header", "headless=yes", "tpm2-measure-pcr=yes", "fixate-volume-key=" + "ab" * 32} <= set(
         options
     )
+
+
+def test_an_attach_without_a_signed_policy_or_measurement_asks_for_neither():
+    runner = Recorder()
+    volume.attach(runner, "data", "/dev/x", header="/run/header", signature=None, measure=False)
+    assert "tpm2-signature" not in runner.argv[5] and "tpm2-measure-pcr" not in runner.argv[5]
+
+
+@pytest.mark.parametrize("journal", [True, False])
+def test_a_new_volume_is_opened_by_its_volume_key_and_told_about_its_journal(journal):
+    runner = Recorder()
+    key = bytearray(os.urandom(96))
+    volume.attach_with_key(runner, "data", "/dev/x", header="/run/header", volume_key=key, journal=journal)
+    assert runner.files[runner.after("--volume-key-file")] == key
+    assert runner.after("--header") == "/run/header"
+    assert ("--persistent" in runner.argv) is ("--integrity-no-journal" in runner.argv) is not journal
+
+
+def test_a_volume_is_opened_by_a_secret_that_nobody_sees():
+    runner = Recorder()
+    secret = bytearray(b"correct horse battery staple")
+    volume.attach_with_secret(runner, "data", "/dev/x", header="/run/header", secret=secret)
+    assert runner.files[runner.after("--key-file")] == secret
+    assert not any(secret.decode() in word for word in runner.argv)
+    # A token in the header may not ask a plugin that is on the machine.
+    assert "--disable-external-tokens" in runner.argv
 
 
 @pytest.mark.parametrize("value", ["/run/a,key-slot=1", "/run/a b", "/run/a\n"])
