@@ -140,6 +140,8 @@ def seeds() -> Iterator[bytes]:
         metadata["config"]["json_size"] = str(SIZE - 4096)
         text = json.dumps(metadata, separators=(",", ":")).encode()
         yield b"\1" + text
+        if path.stem != "2.8.8-root":
+            continue
         for offset, value in ((16, b"\0" * 8), (24, b"label\0"), (256, b"\1"), (448, b"x"), (8, b"\0\0\0\0\0\1\0\0")):
             for copy in (0, 1):
                 change = struct.pack(">BHB", copy, offset, len(value)) + value

@@ -147,7 +147,7 @@ class _Reader:
         if algorithm.rstrip(b"\0") != b"sha256":
             self.fail(Defect.CHECKSUM_ALGORITHM, f"the {copy} is not checked by SHA-256")
         self._checksum(area[offset : offset + size], copy)
-        if any(padding) or any(block[_BINARY.size :]):
+        if not _blank(padding) or not _blank(block[_BINARY.size :]):
             self.fail(Defect.PADDING, f"the padding of the {copy} is not empty")
         if not 0 < sequence_id <= _MAX_SEQUENCE_ID:
             self.fail(Defect.SEQUENCE_ID, f"the {copy} has sequence id {sequence_id}")
@@ -162,7 +162,7 @@ class _Reader:
 
     def _text(self, content: bytes) -> str:
         text, _end, rest = content.partition(b"\0")
-        if any(rest) or len(text) == len(content) or not all(32 <= byte < 127 for byte in text):
+        if not _blank(rest) or len(text) == len(content) or not all(32 <= byte < 127 for byte in text):
             self.fail(Defect.TEXT, "a text of the binary header is not printable or not terminated")
         return text.decode("ascii")
 
@@ -172,7 +172,7 @@ class _Reader:
         text, end, rest = content.partition(b"\0")
         if not end:
             self.fail(Defect.JSON_TRAILING, "the JSON fills its area without an end")
-        if any(rest):
+        if not _blank(rest):
             self.fail(Defect.JSON_TRAILING, "the JSON area goes on after its end")
         return text
 
@@ -242,3 +242,7 @@ class _Reader:
 
     def _not_a_number(self, _text: str) -> NoReturn:
         self.fail(Defect.JSON_NUMBER, "the JSON has a number that is not an integer")
+
+
+def _blank(content: bytes) -> bool:
+    return content.count(0) == len(content)
