@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import Mapping, Optional, Sequence
 
 from .cache import BUILD
 from .process import LabError
@@ -38,13 +38,18 @@ def inventory(path: Path, groups: Mapping[str, Mapping[str, Mapping[str, object]
 
 
 def playbook(
-    name: str, hosts: Path, variables: Optional[Mapping[str, object]] = None, *, log: Optional[Path] = None
+    name: str,
+    hosts: Path,
+    variables: Optional[Mapping[str, object]] = None,
+    *,
+    log: Optional[Path] = None,
+    options: Sequence[str] = (),
 ) -> None:
     """Run a playbook (a path, or a name of the collection) to its end; raise ``LabError`` unless it succeeds.
 
     What it says goes to the terminal, or to the file ``log``; then a failure quotes its last lines.
     """
-    words = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(hosts), name]
+    words = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(hosts), *options, name]
     words += ["-e", json.dumps(dict(variables or {}))]
     environment = {**os.environ, **SETTINGS}
     if log is None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator, Optional
 
+from .process import LabError
 from .progress import step
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -74,8 +75,17 @@ def cached(what: str, name: str, recipe: str, make: Callable[[Path], None], keep
     return path
 
 
+def _mount_points() -> list[Path]:
+    """Where something is mounted (proc(5), mountinfo: the fifth field)."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [Path(line.split()[4].encode().decode("unicode_escape")) for line in lines]
+
+
 def remove(path: Path) -> None:
-    """Delete a file or a folder, whether it exists or not."""
+    """Delete a file or a folder, whether it exists or not; never what is mounted in it, which may be this machine's."""
+    inside = [place for place in _mount_points() if path.absolute() in place.parents]
+    if inside:
+        raise LabError(f"{path} is not deleted: {inside[0]} is mounted in it; unmount that first")
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

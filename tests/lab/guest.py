@@ -26,10 +26,10 @@ from .serial import SerialLog, Silence
 from .tpm import manufacture
 
 GUESTS = BUILD / "guests"
-#: Seconds without a byte on the serial line after which a guest counts as hung.
-PATIENCE = 180.0
+#: Seconds without a byte on the serial line after which a guest counts as hung; more on a machine with much else to do.
+PATIENCE = float(os.environ.get("FDE_LAB_PATIENCE", "180"))
 #: Seconds until the firmware must have said something.
-FIRST_WORD = 90.0
+FIRST_WORD = PATIENCE / 2
 _PAUSE = 0.3
 SSH_OPTIONS = (
     "ConnectTimeout=60",
@@ -106,6 +106,14 @@ class Guest:
         run(["cp", "-a", "--sparse=always", "--reflink=auto", *files, self.variables, self.tpm_state, twin.folder])
         twin._describe(replace(self.hardware, port=_free_port()))
         return twin
+
+    def renew_tpm(self) -> None:
+        """Put another TPM into the machine, as new and certified as the first one was, while it is off."""
+        if self.running:
+            raise LabError(f"guest {self.name} is on: its TPM can only be replaced while it is off")
+        for path in self.folder.glob("tpm*"):
+            remove(path)
+        manufacture(self.folder, keys())
 
     def _describe(self, hardware: Hardware) -> None:
         (self.folder / "guest.json").write_text(json.dumps(asdict(hardware), indent=1))

@@ -9,6 +9,7 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Sequence
 
 from .cache import cached, digest
 from .keys import Keys, keys
@@ -57,11 +58,11 @@ class Layout:
         return f"start={start // self.sector}, size={size // self.sector}"
 
 
-def base_image(suite: str = SUITE, sector: int = 512) -> Path:
-    """Return the general-purpose image, the stand-in for what a cloud's marketplace offers."""
-    tree = base_tree(suite)
+def base_image(suite: str = SUITE, sector: int = 512, more: Sequence[str] = ()) -> Path:
+    """Return the general-purpose image, the stand-in for what a cloud's marketplace offers, with ``more`` packages."""
+    tree = base_tree(suite, more)
     recipe = digest(tree.name, Path(__file__), keys().certificate("db").read_text(), sector)
-    name = variant("base.raw", suite, "4k" if sector == 4096 else "")
+    name = variant("base.raw", suite, "more" if more else "", "4k" if sector == 4096 else "")
     return cached(f"the base image ({suite})", name, recipe, lambda at: pack(tree, at, sector))
 
 

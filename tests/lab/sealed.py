@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Optional
@@ -16,7 +15,7 @@ from .images import COMMAND_LINE, pack
 from .keys import keys
 from .machine import secure_boot_contents
 from .process import LabError
-from .trees import SUITE, base_tree, copy_tree, tools_tree, variant
+from .trees import SUITE, base_tree, copy_tree, names_resolved, tools_tree, variant
 
 #: What of the collection decides what a sealed image is.
 CORE = CHECKOUT / "plugins/module_utils"
@@ -81,16 +80,10 @@ def _variables(**wanted: Optional[str]) -> dict[str, str]:
 
 def _prepare(suite: str, tree: Path, wanted: Mapping[str, str]) -> None:
     copy_tree(base_tree(suite), tree)
-    log, resolver = tree.with_suffix(".log"), tree / "etc/resolv.conf"
+    log = tree.with_suffix(".log")
     hosts = inventory(tree.with_suffix(".json"), {"image_builders": {"localhost": LOCAL}})
-    link = resolver.readlink()
-    resolver.unlink()
-    shutil.copy("/etc/resolv.conf", resolver)
-    try:
+    with names_resolved(tree):
         playbook(str(PREPARE_PLAYBOOK), hosts, {"image_root": str(tree), **wanted}, log=log)
-    finally:
-        resolver.unlink()
-        resolver.symlink_to(link)
     hosts.unlink()
     log.unlink()
 

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterable, Optional, Sequence, Union
+from typing import Iterable, Iterator, Optional, Sequence, Union
 
 from .cache import cached, digest, remove
 from .keys import keys
@@ -52,12 +54,17 @@ def tools_tree() -> Path:
     return cached("the tree of tools", "tools", recipe, lambda at: _debian(at, TOOLS))
 
 
-def base_tree(suite: str = SUITE) -> Path:
-    """Return the unpacked general-purpose image; copy it before you change it (``copy_tree``)."""
+def base_tree(suite: str = SUITE, more: Sequence[str] = ()) -> Path:
+    """Return the unpacked general-purpose image and ``more`` packages; copy it before you change it (``copy_tree``)."""
     authorized = keys().ssh.with_suffix(".pub").read_text()
     recipe = digest(suite, MIRROR, IMAGE, APT_OPTIONS, MASKED, OVERLAY, authorized)
     what = f"the tree of the base image ({suite})"
-    return cached(what, variant("base", suite), recipe, lambda at: _base(at, suite, authorized))
+    tree = cached(what, variant("base", suite), recipe, lambda at: _base(at, suite, authorized))
+    if not more:
+        return tree
+    what = f"the tree of the base image with more packages ({suite})"
+    name, recipe = variant("base", suite, "more"), digest(tree.name, list(more))
+    return cached(what, name, recipe, lambda at: _add(tree, more, at))
 
 
 def variant(name: str, *words: str) -> str:
@@ -101,9 +108,50 @@ def _base(tree: Path, suite: str, authorized: str) -> None:
     run_in(tree, ["systemctl", "mask", *MASKED])
 
 
+def _add(source: Path, packages: Iterable[str], tree: Path) -> None:
+    """Install packages into a copy of a tree. Its initrd stays as it is: what finds the root is in there already."""
+    copy_tree(source, tree)
+    rebuild = tree / "usr/sbin/update-initramfs"
+    kept = rebuild.rename(rebuild.with_suffix(".kept"))
+    rebuild.symlink_to("/bin/true")
+    options = [word for option in APT_OPTIONS for word in ("-o", option.replace(" ", "=").replace('"', ""))]
+    apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", *options]
+    with names_resolved(tree):
+        run_in(tree, [*apt, "update"])
+        run_in(tree, [*apt, "install", "--yes", *packages])
+        run_in(tree, [*apt, "clean"])
+    rebuild.unlink()
+    kept.rename(rebuild)
+
+
+@contextmanager
+def names_resolved(tree: Path) -> Iterator[None]:
+    """Let programs of a tree resolve host names as this machine does."""
+    resolver = tree / "etc/resolv.conf"
+    link = resolver.readlink()
+    resolver.unlink()
+    shutil.copy("/etc/resolv.conf", resolver)
+    try:
+        yield
+    finally:
+        resolver.unlink()
+        resolver.symlink_to(link)
+
+
 def _debian(tree: Path, packages: Iterable[str], suite: str = SUITE) -> None:
+    # In a mount namespace of its own: what an interrupted run left mounted (this machine's /dev) would be in the tree.
     run(
-        ["mmdebstrap", "--quiet", "--mode=root", "--variant=apt", f"--include={','.join(packages)}"]
+        [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "mmdebstrap",
+            "--quiet",
+            "--mode=root",
+            "--variant=apt",
+            f"--include={','.join(packages)}",
+        ]
         + [f"--aptopt={option}" for option in APT_OPTIONS]
         + [suite, str(tree), MIRROR]
     )

@@ -175,3 +175,14 @@ def test_partitions_begin_and_end_at_sectors_of_the_disk(sector: int) -> None:
     assert layout.root_start % sector == layout.esp_size % sector == 0
     assert f"sector-size: {sector}\nstart={(1 << 20) // sector}," in layout.table("root", "esp")
     assert layout.esp_size // sector > 65525 + 512, "FAT32 has more clusters"
+
+
+def test_nothing_is_deleted_that_is_mounted_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree/dev/shm").mkdir(parents=True)
+    monkeypatch.setattr(cache, "_mount_points", lambda: [Path("/"), tmp_path / "tree/dev"])
+    with pytest.raises(LabError, match="tree/dev is mounted in it"):
+        cache.remove(tmp_path / "tree")
+    assert (tmp_path / "tree/dev/shm").is_dir()
+    monkeypatch.setattr(cache, "_mount_points", lambda: [Path("/"), tmp_path])
+    cache.remove(tmp_path / "tree")
+    assert not (tmp_path / "tree").exists()
