@@ -11,6 +11,7 @@ from typing import Any, Optional
 from ansible.plugins.action import ActionBase
 
 from ..module_utils.agent import archive
+from ..module_utils.agent.configuration import Strategy
 
 COLLECTION = Path(__file__).resolve().parents[2]
 #: Directories of the role and where their files go.
@@ -18,6 +19,11 @@ PLACES = {
     "dracut/90cvm-fde": "usr/lib/dracut/modules.d/90cvm-fde",
     "dracut/conf": "etc/dracut.conf.d",
     "systemd": "usr/lib/systemd/system",
+}
+
+ARGUMENTS = {
+    "strategy": {"type": "str", "choices": [strategy.value for strategy in Strategy], "default": "clone"},
+    "root": {"type": "path", "default": "/"},
 }
 
 
@@ -42,7 +48,7 @@ class ActionModule(ActionBase):
     def run(self, tmp: Optional[str] = None, task_vars: Optional[dict[str, Any]] = None) -> dict[str, Any]:
         result: dict[str, Any] = super().run(tmp, task_vars)
         del tmp
-        self.validate_argument_spec(argument_spec={"root": {"type": "path", "default": "/"}})
+        self.validate_argument_spec(argument_spec=ARGUMENTS)
         self._make_tmp_path()
         try:
             remote = self._connection._shell.join_path(self._connection._shell.tmpdir, "payload.zip")

@@ -16,8 +16,15 @@ description:
   - The system is the running one, or a directory tree that holds an installed one.
   - Afterwards the system's disk image can be sealed with M(cvm.fde.image_seal). Until then it boots as before, except
     that its initrd has no emergency shell any more.
-  - Needs root. Kernels without dm-clone, dm-crypt, dm-integrity or dm-verity are refused.
+  - Needs root. Kernels without what the strategy needs are refused, as those of Debian 13 for V(clone).
 options:
+  strategy:
+    description:
+      - The strategy that the image will be sealed for with M(cvm.fde.image_seal); see the page C(strategies.md) of the
+        collection's documentation.
+    type: str
+    choices: [clone, overlay, copy, ephemeral]
+    default: clone
   root:
     description: Root directory of the system to prepare.
     type: path
@@ -48,6 +55,7 @@ EXAMPLES = r"""
 - name: Prepare a tree that was made by mmdebstrap
   cvm.fde.image_prepare:
     root: /var/tmp/tree
+    strategy: overlay
 """
 
 RETURN = r"""
@@ -82,11 +90,16 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.agent.archive import unpack
 from ..module_utils.agent.chroot import entered
+from ..module_utils.agent.configuration import Strategy
 from ..module_utils.agent.prepare import Step, System, apply_all, plan, wanted
 from ..module_utils.errors import FdeError
 from ..module_utils.runner import ModuleRunner
 
-ARGUMENTS = {"root": {"type": "path", "default": "/"}, "payload": {"type": "path"}}
+ARGUMENTS = {
+    "strategy": {"type": "str", "choices": [strategy.value for strategy in Strategy], "default": "clone"},
+    "root": {"type": "path", "default": "/"},
+    "payload": {"type": "path"},
+}
 
 
 def described(steps: tuple[Step, ...]) -> list[dict[str, str]]:
@@ -94,11 +107,11 @@ def described(steps: tuple[Step, ...]) -> list[dict[str, str]]:
     return [{"action": step.action.value, "subject": step.subject} for step in steps]
 
 
-def prepare(module: AnsibleModule, root: Path, payload: bytes) -> dict[str, Any]:
+def prepare(module: AnsibleModule, root: Path, payload: bytes, strategy: Strategy) -> dict[str, Any]:
     """Probe, plan, and unless in check mode apply; return the module's result."""
     runner = ModuleRunner(module)
     outside = System(root, runner)
-    target = wanted(unpack(payload), outside.udev_rules())
+    target = wanted(unpack(payload), outside.udev_rules(), strategy)
     found = outside.probe(target)
     steps = plan(found, target)
     if steps and not module.check_mode:
@@ -118,7 +131,8 @@ def main() -> None:
     if module.params["payload"] is None:
         module.fail_json(msg="cvm.fde.image_prepare was not started through its action plugin, which brings the agent")
     try:
-        result = prepare(module, Path(module.params["root"]), Path(module.params["payload"]).read_bytes())
+        payload = Path(module.params["payload"]).read_bytes()
+        result = prepare(module, Path(module.params["root"]), payload, Strategy(module.params["strategy"]))
     except FdeError as error:
         module.fail_json(msg=str(error), subject=error.subject, cause=error.cause, remedy=error.remedy)
     module.exit_json(**result)

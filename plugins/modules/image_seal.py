@@ -16,7 +16,8 @@ description:
     carries signed PCR 11 policies.
   - Beside it a signed manifest says what a verifier must expect of a machine that runs it (see
     C(docs/reference-manifest.md)).
-  - The input is not mounted and not changed. The same input, keys and tools give the same root hash again.
+  - The input is not mounted and not changed. The sealed image is for disks with sectors of the same size as those of
+    the input's partition table (512 or 4096 bytes). The same input, keys and tools give the same root hash again.
   - An image that is sealed already is left alone.
 options:
   src:
@@ -86,6 +87,32 @@ options:
       content:
         description: A file with signature lists, that is the content of the variable without its attributes.
         type: path
+  strategy:
+    description:
+      - How the root of an instance becomes writable. It is part of the signed and measured command line, and of the
+        manifest; a host cannot change it.
+      - V(clone) copies the root into an encrypted volume while it is used. V(copy) copies it before it is used for the
+        first time. V(overlay) keeps what is written in an encrypted volume that is laid over the image. V(ephemeral)
+        keeps what is written in memory, and has no volume.
+      - The image must have been prepared for the same strategy, with a kernel that has what it needs.
+    type: str
+    choices: [clone, overlay, copy, ephemeral]
+    default: clone
+  volume_disk:
+    description:
+      - The disk that an instance makes its encrypted volume on.
+      - V(root) is the disk of the image, behind its partitions. V(other) is the only other disk of the machine.
+        V(serial:NUMBER) is the other disk with this serial number, as clouds and hypervisors let one choose it.
+      - Another disk must be blank at the first boot.
+    type: str
+    default: root
+  recovery:
+    description:
+      - What a machine offers whose boot is refused. V(none) is to switch off. V(console) is to ask for the recovery key
+        on the console, which whoever holds the console can read along.
+    type: str
+    choices: [none, console]
+    default: none
   sign_tool:
     description: Program that makes the Secure Boot signature.
     type: str
@@ -183,6 +210,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils.agent.configuration import Recovery, Strategy
 from ..module_utils.boot.seal import Result, difference, seal
 from ..module_utils.boot.seal_plan import Action, Request
 from ..module_utils.boot.seal_request import make_request
@@ -216,6 +244,9 @@ ARGUMENTS = {
         "required_one_of": [("certificate", "content")],
         "mutually_exclusive": [("certificate", "content")],
     },
+    "strategy": {"type": "str", "choices": [one.value for one in Strategy], "default": "clone"},
+    "volume_disk": {"type": "str", "default": "root"},
+    "recovery": {"type": "str", "choices": [one.value for one in Recovery], "default": "none"},
     "sign_tool": {"type": "str", "choices": ["systemd-sbsign", "sbsign"], "default": "systemd-sbsign"},
     "kernel": {"type": "str"},
     "command_line": {"type": "str", "default": ""},

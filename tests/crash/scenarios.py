@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
-from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import hydrate
+from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears, hydrate
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
 
 from tests.crash.machine import Lab, LabellingRunner, Log, RecordedLab, instance
@@ -159,7 +159,8 @@ def life(lab: RecordedLab, log: Log) -> None:
             user.write()
             log.label("phase hydration")
             with user.busy(20):
-                hydrate(labelled.mapper, labelled.runner, lambda _: None, mount_point=str(root), interval=0.2)
+                nobody = Ears(lambda _: None, lambda _: None)
+                hydrate(labelled.mapper, labelled.runner, nobody, mount_point=str(root), interval=0.2)
             user.write()
     log.label("phase second-boot")
     with lab.booting() as machine:

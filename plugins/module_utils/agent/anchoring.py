@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Callable
 
 from ..tpm import anchor as anchors
@@ -76,9 +77,13 @@ def _update(machine: Machine, change: Callable[[Anchor], Anchor]) -> Anchor:
         return wanted
 
 
-def ready(machine: Machine, header: bytes, volume_key_id: bytes) -> Anchor:
-    """Pin a new volume; from here on nothing but this header and this key is ever opened."""
-    return update(machine, lambda _: Anchor(State.INITIALIZING).ready(header, volume_key_id))
+def ready(machine: Machine, header: bytes, volume_key_id: bytes, complete: bool = False) -> Anchor:
+    """Pin a new volume; from here on nothing but this header and this key is ever opened.
+
+    One that is ``complete`` from its first boot on needs nothing of the image but what its strategy always needs.
+    """
+    made = replace(Anchor(State.INITIALIZING).ready(header, volume_key_id), complete=complete)
+    return update(machine, lambda _: made)
 
 
 def mark_complete(machine: Machine, wait: float = 600) -> None:

@@ -8,20 +8,19 @@ from __future__ import annotations
 import hashlib
 from typing import Optional
 
-from ..dm import clone
 from ..dm.table import Other
 from ..errors import Refusal
 from ..tpm.anchor import Anchor
 from ..tpm.esys import opened
 from ..tpm.quote import read_pcrs
-from . import anchoring, commit, disks, partition, probe
+from . import anchoring, capability, commit, disks, partition, probe
 from .console import say
 from .decision import Action, Code, Decision, decide, refuse
 from .first_boot import first_boot
-from .machine import IMAGE, VOLUME, Machine
+from .machine import IMAGE, Machine
 from .opening import open_volume
+from .strategies import ROOTS
 
-ROOT = f"/dev/mapper/{clone.NAMES.root}"
 #: Where systemd-stub measures what does not come from the image, and its values when there was nothing: systemd >= 261
 #: extends a separator into it before the agent runs.
 CONFIGURATION_PCRS = (12, 13)
@@ -30,17 +29,22 @@ UNCONFIGURED = (bytes(32), hashlib.sha256(bytes(32) + hashlib.sha256(b"os-separa
 
 def boot(machine: Machine) -> Action:
     """Make or open the root device and return which it was. Raises ``Refusal`` or ``FdeError``; nothing is mounted."""
+    root = ROOTS[machine.configuration.strategy]
     check_environment(machine)
+    capability.require(machine.runner, machine.configuration.strategy)
     partition.settle(machine.runner)
     check_image(machine)
+    if not root.has_volume:
+        say(f"strategy {machine.configuration.strategy.value}: there is no volume, and nothing written is kept")
+        return Action.EPHEMERAL
     anchor = anchoring.look(machine)
-    look = probe.look(machine.configuration, anchor, disks.disks(), lambda device: commit.saved(machine, device))
+    look = probe.look(machine.configuration, anchor, disks.survey(), lambda device: commit.saved(machine, device))
     decision = decide(look.probed)
     if isinstance(decision, Refusal):
         raise decision
     say(f"anchor {anchor.standing.value}, decision {decision.action.value}")
     if decision.action is Action.FIRST_BOOT:
-        first_boot(machine, look.disks[0], decision)
+        first_boot(machine, look.choice.volume, decision)
     else:
         later_boot(machine, look, decision, anchor.anchor)
     _announce(machine)
@@ -51,16 +55,19 @@ def later_boot(machine: Machine, look: probe.Look, decision: Decision, anchor: O
     """Open the anchored volume and put the root together again."""
     if decision.volume is None or anchor is None:
         raise ValueError("there is nothing to open")
+    root = ROOTS[machine.configuration.strategy]
     area = look.areas[decision.volume.device]
     if decision.action is Action.REPAIR and look.saved is not None:
         area = look.saved
         commit.repair(machine, area)
         say("a change of the volume's header was cut short: it is written again")
-    open_volume(machine, area, anchor.volume_key_id)
+    open_volume(machine, area, anchor.volume_key_id, journal=root.journal)
     if any(anchor.header_next):
         commit.settle(machine, area)
-    state = clone.assemble(machine.mapper, VOLUME, IMAGE, fresh=False)
-    say(f"volume opened, {state.hydrated} of {state.total} regions copied")
+    state = root.later(machine, anchor.complete)
+    say(f"volume opened: {state.said}")
+    if state.complete:
+        anchoring.mark_complete(machine)
 
 
 def check_environment(machine: Machine) -> None:
@@ -103,6 +110,7 @@ def _announce(machine: Machine) -> None:
 
     While the device was put together udev may have seen it suspended, and then it told nobody that it is usable.
     """
-    if partition.udev_runs():
-        machine.runner.run(["udevadm", "trigger", "--action=change", machine.mapper.get(clone.NAMES.root).path])
-        machine.runner.run(["udevadm", "wait", "--timeout=600", "--settle", ROOT])
+    device = ROOTS[machine.configuration.strategy].device
+    if device is not None and partition.udev_runs():
+        machine.runner.run(["udevadm", "trigger", "--action=change", device])
+        machine.runner.run(["udevadm", "wait", "--timeout=600", "--settle", device])

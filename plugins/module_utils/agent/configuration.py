@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The signed configuration of the boot agent: the kernel command line of the UKI."""
+"""What the image was sealed with: the words of the signed kernel command line that are ours."""
 
 from __future__ import annotations
 
@@ -16,10 +16,60 @@ COMMAND_LINE = "/proc/cmdline"
 
 
 class Strategy(str, Enum):
-    """How a read-only verity root becomes a writable encrypted root."""
+    """How a read-only verity root becomes a writable one."""
 
     #: dm-clone from the verity device into the encrypted volume.
     CLONE = "clone"
+    #: What is written goes to a file system in the encrypted volume, laid over the verity root.
+    OVERLAY = "overlay"
+    #: The verity device is copied into the encrypted volume before the root is used for the first time.
+    COPY = "copy"
+    #: What is written stays in memory and is gone at the next boot; there is no volume.
+    EPHEMERAL = "ephemeral"
+
+
+class Place(str, Enum):
+    """The disk that the encrypted volume is made on."""
+
+    #: The disk of the image.
+    ROOT = "root"
+    #: The only other disk.
+    OTHER = "other"
+    #: The other disk with a given serial number.
+    SERIAL = "serial"
+
+
+class Recovery(str, Enum):
+    """What a refused boot offers."""
+
+    #: Nothing: the machine is switched off.
+    NONE = "none"
+    #: Ask for the recovery key on the console.
+    CONSOLE = "console"
+
+
+#: What a hypervisor or a cloud lets one name a disk.
+SERIAL = r"[A-Za-z0-9._+-]{1,64}"
+
+
+@dataclass(frozen=True)
+class VolumeDisk:
+    """Which disk the encrypted volume is made on; ``serial`` where it is chosen by that."""
+
+    place: Place = Place.ROOT
+    serial: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> VolumeDisk:
+        """Read ``root``, ``other`` or ``serial:NUMBER``. Raises ``ValueError``."""
+        if text in (Place.ROOT.value, Place.OTHER.value):
+            return cls(Place(text))
+        if re.fullmatch(rf"serial:{SERIAL}", text):
+            return cls(Place.SERIAL, text.partition(":")[2])
+        raise ValueError(f"'{text}' names no disk: say 'root', 'other' or 'serial:' with a serial number")
+
+    def __str__(self) -> str:
+        return f"{self.place.value}:{self.serial}" if self.serial else self.place.value
 
 
 class ConfigurationError(FdeError):
@@ -31,10 +81,12 @@ class ConfigurationError(FdeError):
 
 @dataclass(frozen=True)
 class Configuration:
-    """The root hash (bytes) and the strategy that the image was sealed with."""
+    """What the image was sealed with; ``root_hash`` in bytes."""
 
     root_hash: bytes
     strategy: Strategy
+    disk: VolumeDisk = VolumeDisk()
+    recovery: Recovery = Recovery.NONE
 
     @property
     def data_partition(self) -> uuid.UUID:
@@ -58,11 +110,20 @@ def parse(command_line: str) -> Configuration:
     strategy = _single(command_line, "fde.strategy")
     if strategy not in tuple(Strategy):
         raise ConfigurationError(f"the strategy '{strategy}' is not known")
-    return Configuration(bytes.fromhex(root_hash), Strategy(strategy))
+    try:
+        disk = VolumeDisk.parse(_single(command_line, "fde.disk", default=Place.ROOT.value))
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    recovery = _single(command_line, "fde.recovery", default=Recovery.NONE.value)
+    if recovery not in tuple(Recovery):
+        raise ConfigurationError(f"the recovery '{recovery}' is not known")
+    return Configuration(bytes.fromhex(root_hash), Strategy(strategy), disk, Recovery(recovery))
 
 
-def _single(command_line: str, name: str) -> str:
+def _single(command_line: str, name: str, default: str = "") -> str:
     values = [word.partition("=")[2] for word in command_line.split() if word.partition("=")[0] == name]
+    if not values and default:
+        return default
     if len(values) != 1:
         raise ConfigurationError(f"'{name}=' is given {len(values)} times instead of once")
     return values[0]

@@ -38,6 +38,21 @@ class Code(str, Enum):
         "Not exactly one disk carries the partitions of the sealed image",
         "Detach every disk that is a copy of the root disk",
     )
+    DISK_DAMAGED = (
+        "disk-damaged",
+        "No disk carries the sealed image, and the partition table of one is damaged: it was cut off or changed",
+        "Give the machine the whole disk back, or deploy the image again",
+    )
+    VOLUME_DISK = (
+        "volume-disk",
+        "Not exactly one disk is the one that the encrypted volume belongs on",
+        "Attach the disk of this machine, and detach others; the image says which disk it is",
+    )
+    DISK_FOREIGN = (
+        "disk-foreign",
+        "The disk for the encrypted volume holds something that this agent did not make",
+        "Attach a blank disk, or the one that belongs to this machine",
+    )
     PARTITION_FOREIGN = (
         "partition-foreign",
         "The root disk has a partition that neither the image nor this agent made",
@@ -113,6 +128,11 @@ class Code(str, Enum):
         "Something beside the image configures this boot: a word for its command line, a credential, an extension",
         "Remove what was added to the machine's settings (SMBIOS) or to the EFI system partition",
     )
+    STRATEGY_UNSUPPORTED = (
+        "strategy-unsupported",
+        "The kernel lacks a part that the strategy needs for which the image is sealed",
+        "Seal the image for another strategy, or with another kernel",
+    )
     INITRD_FAILED = (
         "initrd-failed",
         "The initrd could not continue",
@@ -129,6 +149,8 @@ class Action(str, Enum):
     OPEN = "open"
     #: Write the saved copy of the header once more, because a change of it was cut short; then open the volume.
     REPAIR = "repair"
+    #: Run the verified image without a volume; nothing is decided about disks.
+    EPHEMERAL = "ephemeral"
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 import os
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Iterator, Optional, Sequence
+from typing import Iterable, Iterator, Mapping, Optional, Sequence, Union
 
-from ..disk.gpt import ESP, GptError, Partition, Table, read_live_table
-from ..errors import FdeError
+from ..disk.gpt import ESP, GptError, Partition, Table, has_signature, read_live_table
+from ..errors import FdeError, Refusal
+from .configuration import Configuration, Place
+from .decision import Code, refuse
 
 SYSFS = Path("/sys")
 DEVICES = Path("/dev")
 SECTOR = 512
+#: What of both ends of a disk must be zero for it to count as blank: partition tables and all common signatures.
+_ENDS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,21 +43,122 @@ class Disk:
         """Tell whether the disk has a partition of each of these ids."""
         return set(ids) <= {partition.id for partition in self.table.partitions}
 
+    def shows(self, ids: Iterable[uuid.UUID]) -> bool:
+        """Tell whether the disk has a partition of any of these ids."""
+        return bool(set(ids) & {partition.id for partition in self.table.partitions})
+
     def beyond(self, sealed: Sequence[uuid.UUID]) -> tuple[Partition, ...]:
         """Return the partitions that the sealed image does not have: it has one ESP and those of ``sealed``."""
         esp = self.table.of_type(ESP)[:1]
         return tuple(one for one in self.table.partitions if one.id not in sealed and one not in esp)
 
 
+@dataclass(frozen=True)
+class Bare:
+    """A whole disk without a partition table that can be used; ``blank`` when there is nothing on it at all."""
+
+    name: str
+    blank: bool
+    damage: str = ""
+
+    @property
+    def device(self) -> str:
+        """The device node of the disk."""
+        return str(DEVICES / self.name)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All disks of the machine, and the serial numbers of those that have one, by kernel name."""
+
+    disks: tuple[Disk, ...]
+    bare: tuple[Bare, ...] = ()
+    serials: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The disk of the image, and the disk that the encrypted volume is on or is to be made on."""
+
+    image: Disk
+    volume: Union[Disk, Bare]
+
+    @property
+    def apart(self) -> bool:
+        """Whether the volume has a disk of its own."""
+        return self.volume.name != self.image.name
+
+
+def choose(configuration: Configuration, survey: Survey) -> Union[Choice, Refusal]:
+    """Return which disks this boot is about; changes and reads nothing.
+
+    Refused are: no disk with the image, or several; a partition table that is damaged where that disk should be; and a
+    second disk that shows one of the ids of the first, be it of the image or of the volume. Which disk holds the volume
+    was decided when the image was sealed: it must be there, once, and have nothing on it that is not ours.
+    """
+    sealed = (configuration.data_partition, configuration.hash_partition)
+    carriers = [disk for disk in survey.disks if disk.holds(sealed)]
+    if not carriers and (damaged := [one for one in survey.bare if one.damage]):
+        return refuse(Code.DISK_DAMAGED, damaged[0].device, damaged[0].damage)
+    if len(carriers) != 1:
+        names = ", ".join(disk.device for disk in carriers)
+        return refuse(Code.DISK_AMBIGUOUS, names or "no disk", f"{len(carriers)} found")
+    image = carriers[0]
+    volume = _volume_disk(configuration, survey, image)
+    if isinstance(volume, Refusal):
+        return volume
+    ids = {partition.id for disk in (image, volume) if isinstance(disk, Disk) for partition in disk.table.partitions}
+    others = [disk for disk in survey.disks if disk.name not in (image.name, volume.name)]
+    twins = [disk.device for disk in others if disk.shows(ids)]
+    if isinstance(volume, Disk) and volume.name != image.name:
+        twins += [volume.device] if volume.shows(partition.id for partition in image.table.partitions) else []
+    if twins:
+        return refuse(Code.DISK_AMBIGUOUS, ", ".join([image.device, *twins]), "they show the same partition ids")
+    return Choice(image, volume)
+
+
+def _volume_disk(configuration: Configuration, survey: Survey, image: Disk) -> Union[Disk, Bare, Refusal]:
+    wanted = configuration.disk
+    if wanted.place is Place.ROOT:
+        return image
+    found: list[Union[Disk, Bare]] = [*survey.disks, *survey.bare]
+    others = [disk for disk in found if disk.name != image.name]
+    if wanted.place is Place.SERIAL:
+        others = [disk for disk in others if survey.serials.get(disk.name) == wanted.serial]
+    if len(others) != 1:
+        names = ", ".join(disk.device for disk in others)
+        return refuse(Code.VOLUME_DISK, names or "no disk", f"{len(others)} are '{wanted}'")
+    disk = others[0]
+    if isinstance(disk, Bare) and not disk.blank:
+        return refuse(Code.DISK_FOREIGN, disk.device, disk.damage or "there is something on it")
+    return disk
+
+
+def survey(sysfs: Path = SYSFS) -> Survey:
+    """Look at every disk of the machine; changes nothing."""
+    disks_, bare, serials = [], [], {}
+    for name in _whole_disks(sysfs):
+        found = _disk(name, sysfs)
+        if isinstance(found, Disk):
+            disks_.append(found)
+        else:
+            bare.append(found)
+        serial = _serial(sysfs / "block" / name)
+        if serial:
+            serials[name] = serial
+    return Survey(tuple(disks_), tuple(bare), serials)
+
+
 def disks(sysfs: Path = SYSFS) -> tuple[Disk, ...]:
     """Return the disks that have a partition table, in the order of their names; damaged tables count as none."""
-    return tuple(disk for name in _whole_disks(sysfs) if (disk := _disk(name, sysfs)) is not None)
+    return survey(sysfs).disks
 
 
-def reread(disk: Disk, sysfs: Path = SYSFS) -> Disk:
-    """Return the disk as it is now. Raises ``GptError`` when its table has become unreadable."""
-    with open(disk.device, "rb") as device:
-        return Disk(disk.name, read_live_table(device, _size(sysfs / "block" / disk.name), disk.device))
+def reread(name: str, sysfs: Path = SYSFS) -> Disk:
+    """Return a disk as it is now. Raises ``GptError`` when its table is unreadable."""
+    directory, device = sysfs / "block" / name, str(DEVICES / name)
+    with open(device, "rb") as opened:
+        return Disk(name, read_live_table(opened, _size(directory), device, sector_size=_sector_size(directory)))
 
 
 def partition_device(disk: Disk, partition: Partition, sysfs: Path = SYSFS) -> str:
@@ -74,21 +179,51 @@ def partition_device(disk: Disk, partition: Partition, sysfs: Path = SYSFS) -> s
 
 
 def _whole_disks(sysfs: Path) -> Iterator[str]:
-    """Yield the block devices that can be a disk: not empty, and not stacked on others (dm, md, zram)."""
+    """Yield what can be a disk: writable, not empty, not optical, not stacked on others (dm, md, zram)."""
     for directory in sorted((sysfs / "block").iterdir()):
+        optical = directory.name.startswith(("sr", "fd"))
         virtual = "/devices/virtual/" in os.path.realpath(directory) and not directory.name.startswith("loop")
-        if not virtual and _size(directory) > 0:
+        if not (virtual or optical) and _size(directory) > 0 and not _number(directory / "ro"):
             yield directory.name
 
 
-def _disk(name: str, sysfs: Path) -> Optional[Disk]:
-    device = DEVICES / name
+def _disk(name: str, sysfs: Path) -> Union[Disk, Bare]:
+    directory = sysfs / "block" / name
+    try:
+        return reread(name, sysfs)
+    except GptError as error:
+        with open(DEVICES / name, "rb") as opened:
+            had_one = has_signature(opened, _size(directory), _sector_size(directory))
+        return Bare(name, _is_blank(DEVICES / name, _size(directory)), error.cause if had_one else "")
+    except OSError as error:
+        # A drive without a medium, or one that does not answer.
+        return Bare(name, False, error.strerror or "it cannot be read")
+
+
+def _is_blank(device: Path, size: int) -> bool:
     try:
         with open(device, "rb") as opened:
-            return Disk(name, read_live_table(opened, _size(sysfs / "block" / name), str(device)))
-    except (GptError, OSError):
-        # A disk without a table, or without a medium, is not the one that is looked for.
-        return None
+            for offset in (0, max(0, size - _ENDS)):
+                opened.seek(offset)
+                if any(opened.read(_ENDS)):
+                    return False
+    except OSError:
+        return False
+    return True
+
+
+def _serial(directory: Path) -> str:
+    """Return the serial number of a disk: virtio and NVMe have it in sysfs, SCSI as page 0x80 of its vital data."""
+    for place in ("serial", "device/serial"):
+        if (text := _bytes(directory / place).decode("ascii", "replace").strip()) != "":
+            return text
+    page = _bytes(directory / "device/vpd_pg80")
+    length = int.from_bytes(page[2:4], "big")
+    return page[4 : 4 + length].decode("ascii", "replace").strip(" \0")
+
+
+def _sector_size(directory: Path) -> int:
+    return _number(directory / "queue/logical_block_size") or SECTOR
 
 
 def _size(directory: Path) -> int:
@@ -101,3 +236,10 @@ def _number(path: Path) -> Optional[int]:
         return int(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

@@ -13,13 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Optional, Sequence
 
-from ..dm.device import DeviceMapper
 from ..errors import FdeError
 from ..volume import command as volume_command
-from . import commit, console, initrd, refusals
+from . import commit, console, initrd, refusals, upkeep
 from .boot import boot
 from .decision import Code, refuse
-from .hydration import hydrate, notify
 from .machine import Machine, this_machine
 from .process import SubprocessRunner
 from .status import status
@@ -35,6 +33,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     commands.add_parser("boot", help="make or open the encrypted root; in the initrd")
     commands.add_parser("emergency", help="say that the initrd cannot continue")
     commands.add_parser("hydrate", help="copy the image's root into the encrypted volume")
+    commands.add_parser("masks", help="report what the volume of an overlay hides of the image")
     commands.add_parser("status", help="print what is known about the root as JSON")
     pin = commands.add_parser("commit", help="let the next boot accept a header that was changed on purpose")
     pin.add_argument("--dry-run", action="store_true", help="only show what was changed")
@@ -80,7 +79,9 @@ def _late(chosen: argparse.Namespace) -> int:
     runner = SubprocessRunner(limit=None if chosen.command == "hydrate" else _LIMIT)
     try:
         if chosen.command == "hydrate":
-            hydrate(DeviceMapper(runner), runner, notify)
+            upkeep.hydrate_root(runner)
+        elif chosen.command == "masks":
+            upkeep.keep_masks(runner)
         elif chosen.command == "commit":
             outcome = commit.commit(this_machine(runner), seen=chosen.digest, dry_run=chosen.dry_run)
             print(json.dumps(asdict(outcome), indent=2, sort_keys=True))

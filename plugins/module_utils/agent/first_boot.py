@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import json
 import uuid
+from typing import Union
 
 from ..disk.gpt import Partition
-from ..dm import clone
-from ..dm.table import SECTOR
 from ..luks2.area import read_area
 from ..luks2.digest import volume_key_id
 from ..luks2.profile import AUTHENTICATED, LAYOUT
 from ..luks2.secret import wipe
-from ..luks2.volume import enrol_tpm2, format_volume, import_token
+from ..luks2.volume import attach_with_key, detach, enrol_tpm2, format_volume, import_token
 from ..tpm import anchor as anchors
 from ..tpm.anchor import Anchor, State
 from ..tpm.esys import opened
@@ -27,41 +26,45 @@ from ..tpm.policy import BOUND_PCRS, bound_values
 from . import anchoring, evidence, partition, volume_key
 from .console import say
 from .decision import Decision
-from .disks import Disk
-from .machine import IMAGE, VOLUME, Machine
+from .disks import Bare, Disk
+from .machine import VOLUME, Machine
 from .opening import open_volume
-
-#: Space of the volume that is not the file system's: tags (1/128), the integrity journal, the clone's record.
-_OVERHEAD = 192 << 20
+from .strategies import ROOTS
 
 
-def first_boot(machine: Machine, disk: Disk, decision: Decision) -> None:
+def first_boot(machine: Machine, disk: Union[Disk, Bare], decision: Decision) -> None:
     """Make the volume on ``disk``, open it, put the root together and anchor it. Raises ``FdeError``."""
     anchoring.start(machine, Anchor(State.INITIALIZING))
+    root = ROOTS[machine.configuration.strategy]
     say("first boot: making the encrypted volume of this instance")
-    made, device = partition.create(machine.runner, disk, _minimum(machine), replace=decision.volume is not None)
-    key_id = _make_volume(machine, made, device)
+    made, device = partition.create(machine.runner, disk, root.minimum(machine), replace=decision.volume is not None)
+    key_id = _make_volume(machine, made, device, journal=root.journal)
     area = read_area(device)
-    open_volume(machine, area, key_id)
-    clone.assemble(machine.mapper, VOLUME, IMAGE, fresh=True)
-    anchoring.ready(machine, area.digest, key_id)
+    open_volume(machine, area, key_id, journal=root.journal)
+    complete = root.first(machine)
+    anchoring.ready(machine, area.digest, key_id, complete)
     say(f"first boot: complete, volume key id {key_id.hex()}")
 
 
-def _minimum(machine: Machine) -> int:
-    """Return the least size of the partition in bytes: the image's root, its tags, and the overhead."""
-    root = sum(target.length for target in machine.mapper.table(IMAGE)) * SECTOR
-    return LAYOUT.offset + root + root // 100 + _OVERHEAD
-
-
-def _make_volume(machine: Machine, made: Partition, device: str) -> bytes:
+def _make_volume(machine: Machine, made: Partition, device: str, *, journal: bool) -> bytes:
     """Make the LUKS2 volume with its TPM keyslot and its evidence, and return the volume key id."""
     luks_uuid = uuid.uuid4()
     temporary = volume_key.temporary()
     try:
         with opened(machine.tcti) as esys, volume_key.fresh(esys) as key:
             key_id = bytes.fromhex(volume_key_id(key, VOLUME, str(luks_uuid)))
-            format_volume(machine.runner, device, volume_key=key, temporary_key=temporary, uuid=str(luks_uuid))
+            format_volume(
+                machine.runner,
+                device,
+                volume_key=key,
+                temporary_key=temporary,
+                uuid=str(luks_uuid),
+                journal=journal,
+            )
+            if not journal:
+                # Only a volume that is open can be told to do without, for good.
+                attach_with_key(machine.runner, VOLUME, device, header=device, volume_key=key, journal=False)
+                detach(machine.runner, VOLUME)
         enrol_tpm2(
             machine.runner,
             device,

@@ -23,13 +23,15 @@ from .machine import VOLUME, Machine
 VOLUME_KEY_PCR = 15
 
 
-def open_volume(machine: Machine, area: HeaderArea, volume_key_id: bytes) -> None:
+def open_volume(machine: Machine, area: HeaderArea, volume_key_id: bytes, *, journal: bool) -> None:
     """Open the volume of ``area.device`` from the bytes in ``area``.
+
+    ``journal`` says whether its dm-integrity has one.
 
     Raises ``Refusal`` when the header asks for what is not allowed, the TPM does not give the key, the key is another
     one or was not measured, or the kernel's tables differ from the profile.
     """
-    judge(area.header(), root_volume(public_key=machine.public_key)).require(area.device)
+    judge(area.header(), root_volume(public_key=machine.public_key, journal=journal)).require(area.device)
     machine.paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     machine.paths.header.unlink(missing_ok=True)
     area.store(str(machine.paths.header))
@@ -45,7 +47,7 @@ def open_volume(machine: Machine, area: HeaderArea, volume_key_id: bytes) -> Non
         )
     except CommandError as error:
         raise refuse(Code.KEY_UNAVAILABLE, area.device, error.cause) from error
-    check_active(machine.mapper, VOLUME)
+    check_active(machine.mapper, VOLUME, journal=journal)
     check_measured(machine, volume_key_id)
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import tempfile
 import uuid
 from pathlib import Path
+from typing import Sequence, Union
 
 from ..disk.gpt import FDE, Partition
 from ..errors import FdeError
 from ..runner import Runner
-from .disks import Disk, partition_device, reread
+from .disks import Bare, Disk, partition_device, reread
 
 LABEL = "fde"
 _DEFINITION = """\
@@ -25,12 +26,12 @@ FactoryReset=yes
 """
 
 
-def create(runner: Runner, disk: Disk, minimum: int, *, replace: bool) -> tuple[Partition, str]:
+def create(runner: Runner, disk: Union[Disk, Bare], minimum: int, *, replace: bool) -> tuple[Partition, str]:
     """Make the partition in the free space of ``disk`` and return it with its device node.
 
-    ``minimum`` is the least size in bytes. ``replace`` first removes the partition of an earlier attempt. The
-    partition's id is random, so that nothing can be prepared for it. Raises ``FdeError`` when the table does not
-    become what it was plus this one partition.
+    A blank disk gets a partition table first. ``minimum`` is the least size in bytes. ``replace`` first removes the
+    partition of an earlier attempt. The partition's id is random, so that nothing can be prepared for it. Raises
+    ``FdeError`` when the table does not become what it was plus this one partition.
     """
     wanted = uuid.uuid4()
     with tempfile.TemporaryDirectory(prefix="cvm-fde-repart-") as directory:
@@ -40,7 +41,7 @@ def create(runner: Runner, disk: Disk, minimum: int, *, replace: bool) -> tuple[
             [
                 "systemd-repart",
                 "--dry-run=no",
-                "--empty=refuse",
+                f"--empty={'refuse' if isinstance(disk, Disk) else 'require'}",
                 "--seed=random",
                 f"--factory-reset={'yes' if replace else 'no'}",
                 "--discard=no",
@@ -48,8 +49,8 @@ def create(runner: Runner, disk: Disk, minimum: int, *, replace: bool) -> tuple[
                 disk.device,
             ]
         )
-    after = reread(disk)
-    partition = _new_one(disk, after, wanted)
+    after = reread(disk.name)
+    partition = _new_one(disk.table.partitions if isinstance(disk, Disk) else (), after, wanted)
     settle(runner)
     return partition, partition_device(after, partition)
 
@@ -65,12 +66,12 @@ def udev_runs() -> bool:
     return Path("/run/udev/control").exists()
 
 
-def _new_one(before: Disk, after: Disk, wanted: uuid.UUID) -> Partition:
-    kept = [one for one in before.table.partitions if one.type != FDE]
+def _new_one(before: Sequence[Partition], after: Disk, wanted: uuid.UUID) -> Partition:
+    kept = [one for one in before if one.type != FDE]
     added = [one for one in after.table.partitions if one not in kept]
     if len(added) != 1 or added[0].id != wanted or added[0].type != FDE or len(after.table.partitions) != len(kept) + 1:
         raise FdeError(
-            before.device,
+            after.device,
             "after systemd-repart the partition table is not what it was plus our partition",
             "Boot again; if it stays so, the disk changes under the machine",
         )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -20,11 +19,11 @@ from typing import Mapping, Optional, Sequence, Union
 
 from ..errors import FdeError
 from ..runner import Runner
+from .capability import STRATEGY_FILE, missing
+from .configuration import Strategy
 
 #: What was built from what, so that a second run knows that nothing changed.
 RECORD = "/var/lib/cvm-fde/initrds.json"
-#: Kernel modules without which there is no encrypted root.
-KERNEL_MODULES = ("dm-crypt", "dm-integrity", "dm-verity", "dm-clone")
 _INITRDS = ("/boot/initrd.img-{}", "/boot/initramfs-{}.img", "/usr/lib/modules/{}/initrd")
 
 
@@ -41,11 +40,13 @@ class Requirement:
 
     paths: tuple[str, ...]
     packages: Mapping[Family, tuple[str, ...]]
+    #: None: every one.
+    strategy: Optional[Strategy] = None
 
 
-def _need(paths: str, debian: str, redhat: str) -> Requirement:
+def _need(paths: str, debian: str, redhat: str, strategy: Optional[Strategy] = None) -> Requirement:
     packages = {Family.DEBIAN: tuple(debian.split()), Family.REDHAT: tuple(redhat.split())}
-    return Requirement(tuple(paths.split()), packages)
+    return Requirement(tuple(paths.split()), packages, strategy)
 
 
 #: Where several packages are named, the first that the distribution knows is taken: their split differs by release.
@@ -68,6 +69,7 @@ REQUIREMENTS = (
     _need("usr/lib/systemd/systemd-pcrextend", "systemd-tpm systemd", "systemd-udev"),
     _need("usr/sbin/fstrim usr/bin/fstrim", "util-linux", "util-linux"),
     _need("usr/bin/zstd", "zstd", "zstd"),
+    _need("usr/sbin/mkfs.btrfs usr/bin/mkfs.btrfs", "btrfs-progs", "btrfs-progs", Strategy.OVERLAY),
 )  # fmt: skip
 
 
@@ -94,6 +96,7 @@ class Wanted:
 
     files: tuple[File, ...]
     links: tuple[Link, ...]
+    strategy: Strategy = Strategy.CLONE
 
     @property
     def inputs(self) -> str:
@@ -142,16 +145,25 @@ class Step:
     subject: str
 
 
-_HYDRATE = "cvm-fde-hydrate.service"
+#: What a running system does for its root, and for which strategies.
+_SERVICES = {
+    "cvm-fde-hydrate.service": (Strategy.CLONE, Strategy.COPY),
+    "cvm-fde-masks.service": (Strategy.OVERLAY,),
+}
 _EXECUTABLE = (".pyz", ".sh")
 
 
-def wanted(payload: Mapping[str, bytes], udev_rules: str) -> Wanted:
+def wanted(payload: Mapping[str, bytes], udev_rules: str, strategy: Strategy = Strategy.CLONE) -> Wanted:
     """Return what is wanted of a system, from the files of the payload by their paths."""
     files = [File(f"/{path}", content, path.endswith(_EXECUTABLE)) for path, content in sorted(payload.items())]
     rules = next(file.content for file in files if file.path.endswith("/cvm-fde.rules"))
-    link = Link(f"/etc/systemd/system/multi-user.target.wants/{_HYDRATE}", f"/usr/lib/systemd/system/{_HYDRATE}")
-    return Wanted((*files, File(udev_rules, rules)), (link,))
+    links = tuple(
+        Link(f"/etc/systemd/system/multi-user.target.wants/{name}", f"/usr/lib/systemd/system/{name}")
+        for name, strategies in _SERVICES.items()
+        if strategy in strategies
+    )
+    chosen = File(STRATEGY_FILE, f"{strategy.value}\n".encode())
+    return Wanted((*files, File(udev_rules, rules), chosen), links, strategy)
 
 
 def plan(found: Found, target: Wanted) -> tuple[Step, ...]:
@@ -162,8 +174,8 @@ def plan(found: Found, target: Wanted) -> tuple[Step, ...]:
         if kernel.missing_modules:
             raise FdeError(
                 f"kernel {kernel.version}",
-                f"it has no {', '.join(kernel.missing_modules)}",
-                "Install a kernel that has them (Debian 14, Ubuntu 24.04, Fedora), or remove this one",
+                f"it has no {', '.join(kernel.missing_modules)}, which the strategy '{target.strategy.value}' needs",
+                "Choose another strategy, or a kernel that has it: dm-clone is in Debian 14, Ubuntu 24.04 and Fedora",
             )
     steps = [Step(Action.INSTALL, name) for name in _packages(found)]
     steps += [Step(Action.WRITE, file.path) for file in target.files if found.contents[file.path] != file.content]
@@ -202,9 +214,10 @@ class System:
         record = self._record()
         contents: dict[str, Union[bytes, str, None]] = {file.path: self._content(file) for file in target.files}
         contents.update({link.path: self._target(link) for link in target.links})
-        missing = tuple(one for one in REQUIREMENTS if not any(self._matches(path) for path in one.paths))
-        kernels = tuple(self._kernel(version, record) for version in self._kernel_versions())
-        return Found(self._family(), missing, contents, kernels, record.get("inputs"))
+        needed = (one for one in REQUIREMENTS if one.strategy in (None, target.strategy))
+        absent = tuple(one for one in needed if not any(self._matches(path) for path in one.paths))
+        kernels = tuple(self._kernel(version, record, target.strategy) for version in self._kernel_versions())
+        return Found(self._family(), absent, contents, kernels, record.get("inputs"))
 
     def apply(self, step: Step, target: Wanted) -> None:
         """Do one step. Raises ``FdeError``."""
@@ -256,14 +269,13 @@ class System:
         directory = self._at("/usr/lib/modules")
         return tuple(sorted(one.parent.name for one in directory.glob("*/modules.dep")))
 
-    def _kernel(self, version: str, record: Mapping[str, object]) -> Kernel:
+    def _kernel(self, version: str, record: Mapping[str, object], strategy: Strategy) -> Kernel:
         initrd = self._initrd(version)
         built = record.get("initrds")
         digest = built.get(version) if isinstance(built, dict) else None
         directory = self._at("/usr/lib/modules") / version
         known = "".join((directory / name).read_text() for name in ("modules.dep", "modules.builtin"))
-        missing = tuple(name for name in KERNEL_MODULES if not re.search(rf"/{re.escape(name)}\.ko", known))
-        return Kernel(version, self._digest(initrd) if initrd else None, digest, missing)
+        return Kernel(version, self._digest(initrd) if initrd else None, digest, missing(strategy, known))
 
     def _initrd(self, version: str) -> Optional[Path]:
         paths = (self._at(pattern.format(version)) for pattern in _INITRDS)

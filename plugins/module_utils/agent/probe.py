@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
-from typing import Callable, Mapping, Optional, Sequence
+from typing import Callable, Iterator, Mapping, Optional, Sequence
 
-from ..disk.gpt import FDE
+from ..disk.gpt import FDE, Partition
+from ..errors import Refusal
 from ..luks2.area import HeaderArea, read_area
 from ..tpm.anchor import Found
 from .configuration import Configuration
 from .decision import Probed, Volume
-from .disks import Disk, partition_device
+from .disks import Choice, Disk, Survey, choose, partition_device
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Look:
     """
 
     probed: Probed
-    disks: tuple[Disk, ...]
+    choice: Choice
     areas: Mapping[str, HeaderArea]
     saved: Optional[HeaderArea] = None
 
@@ -33,28 +35,39 @@ class Look:
 def look(
     configuration: Configuration,
     anchor: Found,
-    found: Sequence[Disk],
+    found: Survey,
     saved_header: Callable[[str], Optional[HeaderArea]] = lambda _device: None,
 ) -> Look:
-    """Look at the disks ``found``, of which one should carry the sealed image. Changes nothing.
+    """Look at the disks ``found``. Changes nothing. Raises ``Refusal`` when it is not clear which disks count.
 
     ``saved_header`` returns the saved copy of the header of a device; it is asked only while the anchor says that the
     header is being changed.
     """
+    choice = choose(configuration, found)
+    if isinstance(choice, Refusal):
+        raise choice
     sealed = (configuration.data_partition, configuration.hash_partition)
-    carriers = tuple(disk for disk in found if disk.holds(sealed))
     volumes, foreign, areas = [], [], {}
-    for partition in carriers[0].beyond(sealed) if len(carriers) == 1 else ():
-        device = partition_device(carriers[0], partition)
+    for disk, partition in _further(choice, sealed):
+        device = partition_device(disk, partition)
         area = read_area(device)
-        ours = partition.type == FDE
+        ours = partition.type == FDE and disk.name == choice.volume.name
         if ours or area.present:
             areas[device] = area
             volumes.append(Volume(device, ours, area.digest if area.present else None))
         else:
             foreign.append(device)
-    names = tuple(disk.device for disk in carriers)
     changing = anchor.anchor is not None and any(anchor.anchor.header_next)
     saved = saved_header(volumes[0].device) if changing and len(volumes) == 1 else None
+    names = (choice.image.device,)
     probed = Probed(anchor, names, tuple(volumes), tuple(foreign), saved.digest if saved else None)
-    return Look(probed, carriers, areas, saved)
+    return Look(probed, choice, areas, saved)
+
+
+def _further(choice: Choice, sealed: Sequence[uuid.UUID]) -> Iterator[tuple[Disk, Partition]]:
+    """Yield the partitions that are not the image's: of its disk, and all of the volume's own disk."""
+    for partition in choice.image.beyond(sealed):
+        yield choice.image, partition
+    if choice.apart and isinstance(choice.volume, Disk):
+        for partition in choice.volume.table.partitions:
+            yield choice.volume, partition

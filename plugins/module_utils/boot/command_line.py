@@ -8,15 +8,16 @@ It is a section of the signed UKI and measured into PCR 11; with Secure Boot on,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Mapping
+
+from ..agent.configuration import Recovery, Strategy, VolumeDisk
 from ..errors import FdeError
 
-#: What follows the root hash: the root that the boot agent assembles, no way into a shell of the initrd, no units or
-#: settings from the host by way of credentials, an end to the boot at the first block that fails verification, and the
-#: second copy of the partition table where a power cut of the first boot left the first one damaged.
+#: What follows the words of the strategy: no way into a shell of the initrd, no units or settings from the host by way
+#: of credentials, an end to the boot at the first block that fails verification, and the second copy of the partition
+#: table where a power cut of the first boot left the first one damaged.
 FIXED_WORDS = (
-    "root=/dev/mapper/fde-root",
-    "rw",
-    "fde.strategy=clone",
     "systemd.gpt_auto=0",
     "rd.shell=0",
     "rd.emergency=poweroff",
@@ -26,6 +27,22 @@ FIXED_WORDS = (
     "systemd.verity_root_options=panic-on-corruption",
     "gpt",
 )
+#: The root that systemd mounts when the boot agent is done.
+_DEVICE = ("root=/dev/mapper/fde-root", "rw")
+_LAYERS = "/run/cvm-fde"
+ROOT_WORDS: Mapping[Strategy, tuple[str, ...]] = {
+    Strategy.CLONE: _DEVICE,
+    Strategy.COPY: _DEVICE,
+    Strategy.OVERLAY: (
+        "root=overlay",
+        "rootfstype=overlay",
+        f"rootflags=lowerdir={_LAYERS}/lower,upperdir={_LAYERS}/upper/data,workdir={_LAYERS}/upper/work"
+        ",index=off,metacopy=off,redirect_dir=off",
+        "rw",
+    ),
+    # systemd itself lays memory over the verified root, which nothing may try to repair.
+    Strategy.EPHEMERAL: ("root=/dev/mapper/root", "ro", "systemd.volatile=overlay", "fsck.mode=skip"),
+}
 #: Further words that would boot something else, or open a shell before the root is protected.
 PROTECTED = frozenset(
     (
@@ -58,7 +75,7 @@ PROTECTED = frozenset(
     + ("systemd.unit", "rd.systemd.unit", "systemd.debug_shell", "rd.systemd.debug_shell", "systemd.volatile")
     + ("systemd.condition_first_boot", "systemd.setenv", "rd.systemd.setenv", "systemd.machine_id", "systemd.mask")
     + ("rd.systemd.mask", "systemd.wants", "rd.systemd.wants", "systemd.run", "systemd.sysext", "lockdown", "noefi")
-    + tuple(word.split("=", 1)[0].replace("-", "_") for word in FIXED_WORDS)
+    + tuple(word.split("=", 1)[0].replace("-", "_") for word in (*FIXED_WORDS, *_DEVICE, "fsck.mode"))
 )
 #: Whole families of words, by how they begin.
 PROTECTED_FAMILIES = (
@@ -74,13 +91,31 @@ PROTECTED_FAMILIES = (
 MAX_LENGTH = 2048
 
 
-def command_line(root_hash: str, extra: str = "") -> str:
+@dataclass(frozen=True)
+class Choices:
+    """What the builder chooses for all instances of an image: how and where the root becomes writable, and what a
+    refused boot offers.
+    """
+
+    strategy: Strategy = Strategy.CLONE
+    disk: VolumeDisk = VolumeDisk()
+    recovery: Recovery = Recovery.NONE
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of the command line that say so."""
+        disk = () if self.disk == VolumeDisk() else (f"fde.disk={self.disk}",)
+        recovery = () if self.recovery is Recovery.NONE else (f"fde.recovery={self.recovery.value}",)
+        return (*ROOT_WORDS[self.strategy], f"fde.strategy={self.strategy.value}", *disk, *recovery)
+
+
+def command_line(root_hash: str, choices: Choices = Choices(), extra: str = "") -> str:
     """Return the command line for this root hash with the user's words at its end.
 
     Raises ``FdeError`` as ``check_extra``.
     """
     words = check_extra(extra)
-    line = " ".join((f"roothash={root_hash}", *FIXED_WORDS, *words))
+    line = " ".join((f"roothash={root_hash}", *choices.words, *FIXED_WORDS, *words))
     if len(line) >= MAX_LENGTH:
         raise FdeError(
             "command_line", f"it makes the kernel command line longer than {MAX_LENGTH - 1} bytes", "Shorten it"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Mapping, Optional
 
 from ..verity.superblock import Superblock
+from .command_line import Choices
 from .prediction import BANKS, predicted
 from .secure_boot import Variable, fingerprint, read_der
 from .tools import File, Tools
@@ -42,6 +43,7 @@ class Facts:
     uki: Uki
     certificate: bytes
     variables: Optional[Mapping[Variable, bytes]]
+    choices: Choices = Choices()
 
 
 def manifest(facts: Facts) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def manifest(facts: Facts) -> dict[str, Any]:
     return {
         "version": VERSION,
         "name": facts.name,
-        "strategy": "clone",
+        "strategy": facts.choices.strategy.value,
         "root": {
             "hash": facts.root_hash.hex(),
             "partition_uuid": facts.root_partition,

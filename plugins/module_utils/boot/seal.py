@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Iterator, Optional
 
+from ..agent.capability import STRATEGY_FILE
 from ..disk import ext4, file_system, gpt, sparse
 from ..disk.clean import plan_clean
 from ..disk.esp import make_esp
@@ -165,7 +166,8 @@ def _size(path: str) -> tuple[int, bool]:
 def probe_source(tools: Tools, request: Request, size: int) -> Source:
     """Look at an image that is to be sealed. Raises ``FdeError`` when it cannot be."""
     with open(request.src, "rb") as disk:
-        root = choose_root(gpt.read_table(disk, size, request.src), request.src)
+        table = gpt.read_table(disk, size, request.src)
+        root = choose_root(table, request.src)
         disk.seek(root.offset)
         start = disk.read(min(file_system.PROBE_SIZE, root.size))
         found = check_file_system(file_system.identify(start), root, request.src)
@@ -180,13 +182,18 @@ def probe_source(tools: Tools, request: Request, size: int) -> Source:
         raise FdeError(
             request.src, "the root has no /usr/lib/os-release", "Use an image with an operating system in it"
         )
+    kernel = choose_kernel(files.list("/boot"), request.kernel, request.src)
+    modules = f"/usr/lib/modules/{kernel.version}/modules"
     return Source(
         root=root,
         file_system=found,
         root_content=content,
-        kernel=choose_kernel(files.list("/boot"), request.kernel, request.src),
+        kernel=kernel,
+        strategy=files.read(STRATEGY_FILE).decode("ascii", "replace").strip(),
+        modules=b"".join(files.read(f"{modules}.{name}") for name in ("dep", "builtin")).decode("ascii", "replace"),
         os_release=os_release,
         clean=plan_clean(files),
+        sector_size=table.sector_size,
     )
 
 
@@ -242,6 +249,7 @@ def _facts(request: Request, source: Source, sealed: SealedImage) -> manifests.F
         uki=sealed.uki,
         certificate=request.certificate,
         variables=request.variables,
+        choices=request.choices,
     )
 
 
@@ -277,8 +285,9 @@ class Builder:
         with self._step("build and sign the kernel image"):
             uki = self._build_uki(root_hash)
         sizes = superblock.data_size, superblock.area_size
-        layout = lay_out(self._request.esp_size, *sizes, root_hash, _device_size(self._request.dest))
-        sealed = SealedImage(root_hash, layout.root, layout.verity, superblock, uki)
+        sector = self._source.sector_size
+        layout = lay_out(self._request.esp_size, *sizes, root_hash, _device_size(self._request.dest), sector)
+        sealed = SealedImage(root_hash, layout.root, layout.verity, superblock, uki, sector)
         document = manifests.encode(manifests.manifest(_facts(self._request, self._source, sealed)))
         with self._step("make the EFI system partition"):
             self._make_esp(layout, root_hash)
@@ -335,7 +344,7 @@ class Builder:
             initrd=self._path("initrd"),
             os_release=self._path("os-release"),
             kernel_version=kernel.version,
-            command_line=command_line(root_hash.hex(), self._request.command_line),
+            command_line=command_line(root_hash.hex(), self._request.choices, self._request.command_line),
             pcr_private_key=self._request.pcr_private_key,
             pcr_public_key=self._path("pcr-public-key.pem"),
             secure_boot_key=self._request.secure_boot_key,
@@ -350,7 +359,8 @@ class Builder:
     def _make_esp(self, layout: Layout, root_hash: bytes) -> None:
         volume_id = int.from_bytes(layout.esp.id.bytes[:4], "big")
         uki = self._path("uki.efi")
-        make_esp(self._tools, self._path("esp"), layout.esp.size, volume_id, uki, manifests.UKI_PATH, self._now)
+        place = self._path("esp"), layout.esp.size, volume_id
+        make_esp(self._tools, *place, uki, manifests.UKI_PATH, self._now, layout.sector_size)
 
     def _assemble(self, layout: Layout) -> None:
         with open(self._path("disk"), "wb") as disk:

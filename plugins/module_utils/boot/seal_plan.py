@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Iterable, Mapping, Optional
 
+from ..agent.capability import missing
 from ..disk import gpt
 from ..disk.esp import MIN_SIZE, OVERHEAD
 from ..disk.ext4 import Change, Entry
@@ -17,7 +18,7 @@ from ..disk.file_system import FileSystem
 from ..disk.sparse import Content
 from ..errors import FdeError
 from ..verity.superblock import Superblock
-from .command_line import check_extra, command_line
+from .command_line import Choices, check_extra, command_line
 from .sealed_image import SealedImage, derive_uuid, lay_out
 from .secure_boot import Variable, authority
 from .uki import MIN_UKIFY, SignTool
@@ -53,6 +54,7 @@ class Request:
     command_line: str = ""
     esp_size: int = 256 << 20
     sign_tool: SignTool = SignTool.SYSTEMD
+    choices: Choices = Choices()
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,10 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Source:
-    """The image to seal. ``root_content`` says what its root held when it was looked at."""
+    """The image to seal. ``root_content`` says what its root held when it was looked at.
+
+    ``sector_size`` is the one that its partition table is made for; the sealed image is for the same disks.
+    """
 
     root: gpt.Partition
     file_system: FileSystem
@@ -75,6 +80,10 @@ class Source:
     kernel: Kernel
     os_release: str
     clean: tuple[Change, ...]
+    sector_size: int = 512
+    #: The strategy that it was prepared for, and the modules of its kernel (``modules.dep`` and ``modules.builtin``).
+    strategy: str = ""
+    modules: str = ""
 
 
 @dataclass(frozen=True)
@@ -215,6 +224,7 @@ def plan(request: Request, source: Optional[Source], output: Output, room: Room)
         raise FdeError(
             request.dest, "it exists and is not a sealed image", "Name another file, or set 'force' to replace it"
         )
+    _check_strategy(request, source)
     _check_sizes(request, source, output, room)
     reason = (
         "the output is sealed from another input or with other options" if output.sealed else "the image is not sealed"
@@ -226,12 +236,30 @@ def _is_wanted(sealed: SealedImage, request: Request, source: Source) -> bool:
     uki = sealed.uki
     return (
         sealed.superblock == wanted_superblock(source)
-        and uki.command_line == command_line(sealed.root_hash.hex(), request.command_line)
+        and uki.command_line == command_line(sealed.root_hash.hex(), request.choices, request.command_line)
+        and sealed.sector_size == source.sector_size
         and uki.sections.get(".uname", b"").rstrip(b"\0").decode("ascii", "replace") == source.kernel.version
         and uki.sections.get(".pcrpkey", b"").rstrip(b"\0") == request.pcr_public_key
         and len(uki.image.certificates) == 1
         and request.certificate in uki.image.certificates[0]
     )
+
+
+def _check_strategy(request: Request, source: Source) -> None:
+    strategy = request.choices.strategy
+    if source.strategy != strategy.value:
+        raise FdeError(
+            request.src,
+            f"it was prepared for the strategy '{source.strategy or 'none'}', not for '{strategy.value}'",
+            f"Prepare it with strategy={strategy.value}, or seal it for what it was prepared for",
+        )
+    lacking = missing(strategy, source.modules)
+    if lacking:
+        raise FdeError(
+            f"kernel {source.kernel.version}",
+            f"it has no {', '.join(lacking)}, which the strategy '{strategy.value}' needs",
+            "Choose another strategy, or another kernel with the option 'kernel'",
+        )
 
 
 def _check_sizes(request: Request, source: Source, output: Output, room: Room) -> None:
@@ -242,7 +270,14 @@ def _check_sizes(request: Request, source: Source, output: Output, room: Room) -
         )
     superblock = wanted_superblock(source)
     try:
-        lay_out(request.esp_size, superblock.data_size, superblock.area_size, bytes(32), output.device_size)
+        lay_out(
+            request.esp_size,
+            superblock.data_size,
+            superblock.area_size,
+            bytes(32),
+            output.device_size,
+            source.sector_size,
+        )
     except ValueError as error:
         raise FdeError(request.dest, str(error), "Use a larger device or a smaller 'esp_size'") from error
     image = source.root_content.stored + superblock.area_size + 2 * source.kernel.size

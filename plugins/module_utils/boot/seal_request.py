@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 from typing import Any, Mapping, Optional, Sequence
 
+from ..agent.configuration import Recovery, Strategy, VolumeDisk
 from ..errors import FdeError
+from .command_line import Choices
 from .manifest import public_key
 from .seal_plan import Request
 from .secure_boot import Variable, read_der, read_variables
@@ -57,7 +59,22 @@ def make_request(params: Mapping[str, Any], tools: Tools) -> Request:
         command_line=params["command_line"],
         esp_size=params["esp_size"],
         sign_tool=SignTool(params["sign_tool"]),
+        choices=make_choices(params),
     )
+
+
+def make_choices(params: Mapping[str, Any]) -> Choices:
+    """Return what holds for all instances. Raises ``FdeError`` where it makes no sense."""
+    strategy, recovery = Strategy(params["strategy"]), Recovery(params["recovery"])
+    try:
+        disk = VolumeDisk.parse(params["volume_disk"])
+    except ValueError as error:
+        raise FdeError("volume_disk", str(error), "Name the disk otherwise") from error
+    if strategy is Strategy.EPHEMERAL and (disk != VolumeDisk() or recovery is not Recovery.NONE):
+        raise FdeError(
+            "strategy", "an ephemeral image has no encrypted volume", "Leave out 'volume_disk' and 'recovery'"
+        )
+    return Choices(strategy, disk, recovery)
 
 
 def make_variables(parts: Optional[Sequence[Mapping[str, Any]]]) -> Optional[dict[Variable, bytes]]:

@@ -30,11 +30,12 @@ class Layout:
     verity: gpt.Partition
     disk_id: uuid.UUID
     disk_size: int
+    sector_size: int = 512
 
     @property
     def table(self) -> gpt.Table:
         """The partition table."""
-        return gpt.new_table(self.disk_id, self.disk_size, (self.esp, self.root, self.verity))
+        return gpt.new_table(self.disk_id, self.disk_size, (self.esp, self.root, self.verity), self.sector_size)
 
 
 def partition_ids(root_hash: bytes) -> tuple[uuid.UUID, uuid.UUID]:
@@ -46,12 +47,18 @@ def partition_ids(root_hash: bytes) -> tuple[uuid.UUID, uuid.UUID]:
 
 
 def lay_out(
-    esp_size: int, root_size: int, verity_size: int, root_hash: bytes, disk_size: Optional[int] = None
+    esp_size: int,
+    root_size: int,
+    verity_size: int,
+    root_hash: bytes,
+    disk_size: Optional[int] = None,
+    sector_size: int = 512,
 ) -> Layout:
     """Return the layout: ESP, root, root-verity from 1 MiB on, each on a MiB, and nothing else.
 
-    Without ``disk_size`` the disk ends at the first whole MiB after the second partition table.
-    Raises ``ValueError`` when the disk is too small.
+    ``sector_size`` is the one of the disks that the image is for: it decides where a table stands. Without
+    ``disk_size`` the disk ends at the first whole MiB after the second partition table. Raises ``ValueError`` when the
+    disk is too small.
     """
     root_id, verity_id = partition_ids(root_hash)
     esp = gpt.Partition(1, gpt.ESP, derive_uuid(root_hash, "esp"), gpt.MIB, _up(esp_size), name="esp")
@@ -59,10 +66,10 @@ def lay_out(
     hashes = gpt.Partition(
         3, gpt.ROOT_VERITY_X86_64, verity_id, _up(root.end), verity_size, gpt.READ_ONLY, "root-verity"
     )
-    minimum = _up(hashes.end + gpt.ENTRIES * gpt.ENTRY.size + 512)
+    minimum = _up(hashes.end + gpt.ENTRIES * gpt.ENTRY.size + sector_size)
     if disk_size is not None and disk_size < minimum:
         raise ValueError(f"the sealed image needs {minimum} bytes, the device has {disk_size}")
-    return Layout(esp, root, hashes, derive_uuid(root_hash, "disk"), disk_size or minimum)
+    return Layout(esp, root, hashes, derive_uuid(root_hash, "disk"), disk_size or minimum, sector_size)
 
 
 def derive_uuid(seed: bytes, purpose: str) -> uuid.UUID:
@@ -84,6 +91,7 @@ class SealedImage:
     verity: gpt.Partition
     superblock: Superblock
     uki: Uki
+    sector_size: int = 512
 
 
 def read_sealed(tools: Tools, path: str, size: int, scratch: str) -> Optional[SealedImage]:
@@ -108,4 +116,4 @@ def read_sealed(tools: Tools, path: str, size: int, scratch: str) -> Optional[Se
         return None
     if (root.id, hashes.id) != partition_ids(root_hash) or superblock.data_size != root.size:
         return None
-    return SealedImage(root_hash, root, hashes, superblock, uki)
+    return SealedImage(root_hash, root, hashes, superblock, uki, table.sector_size)

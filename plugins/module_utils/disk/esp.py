@@ -16,13 +16,19 @@ MIN_SIZE = 64 << 20
 OVERHEAD = 4 << 20
 
 
-def make_esp(tools: Tools, target: str, size: int, volume_id: int, file: str, path: str, now: int) -> None:
-    """Make a file system of ``size`` bytes in the file ``target`` with one file at ``path``; its times are ``now``."""
+def make_esp(
+    tools: Tools, target: str, size: int, volume_id: int, file: str, path: str, now: int, sector_size: int = 512
+) -> None:
+    """Make a file system of ``size`` bytes in the file ``target`` with one file at ``path``; its times are ``now``.
+
+    Its sectors are those of the disk: neither firmware nor kernel reads smaller ones.
+    """
     with open(target, "wb") as image:
         image.truncate(size)
     env = {"SOURCE_DATE_EPOCH": str(now)}
     image_file = File(target, writable=True)
-    tools.run(["mkfs.vfat", "--invariant", "-F", "32", "-n", LABEL, "-i", f"{volume_id:08x}", image_file], env=env)
+    form = ["-F", "32", "-S", str(sector_size), "-n", LABEL, "-i", f"{volume_id:08x}"]
+    tools.run(["mkfs.vfat", "--invariant", *form, image_file], env=env)
     parents = path.strip("/").split("/")[:-1]
     for depth in range(len(parents)):
         tools.run(["mmd", "-i", image_file, f"::/{'/'.join(parents[: depth + 1])}"], env=env)

@@ -125,6 +125,12 @@ def read_live_table(disk: BinaryIO, size: int, subject: str, sector_size: int = 
         return _table(blob, header, header.own, sector_size, subject)
 
 
+def has_signature(disk: BinaryIO, size: int, sector_size: int) -> bool:
+    """Tell whether there is a sign of a table, usable or not, in either of its places."""
+    places = (sector_size, (size // sector_size - 1) * sector_size)
+    return any(place > 0 and _read(disk, place, len(SIGNATURE)) == SIGNATURE for place in places)
+
+
 def _read_table(disk: BinaryIO, size: int, sector: int, subject: str) -> Table:
     _check_protective_mbr(_read(disk, 0, 512), subject)
     sectors = size // sector

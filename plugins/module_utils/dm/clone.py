@@ -18,30 +18,26 @@ drivers/md/dm-clone-{target,metadata}.c.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Iterator
 
 from ..errors import FdeError, Refusal
+from . import edges
 from .device import DeviceMapper
+from .edges import BACK, BLOCK, FRONT, MEBIBYTE
 from .table import SECTOR, Clone, Linear, TableError, counted, number
 
-#: 64 KiB: large enough that a request costs little beside its data, small enough that a 4 KiB write to a cold region
-#: does not copy much more than it writes. systemd-clonesetup takes 4 KiB and copies one region at a time.
+#: The smallest region, 64 KiB: large enough that a request costs little beside its data, small enough that a write of
+#: 4 KiB to a cold region does not copy much more than it writes. systemd-clonesetup takes 4 KiB, copied one at a time.
 REGION = 128
-#: Regions that may be under way at once, and neighbours that are copied by one request.
-THRESHOLD = 64
-BATCH = 16
+#: The largest one, 1 MiB.
+_REGION_MAXIMUM = 2048
+#: The record of a clone is read at every boot and each of its blocks is written at every commit.
+_REGIONS_MAXIMUM = 1 << 20
+#: Sectors that may be under way at once, and those that one request copies: 4 MiB and 1 MiB.
+_UNDER_WAY = 8192
+_REQUEST = 2048
 
-_MEBIBYTE = 2048
-#: What must be readable of a device from the first boot on, at its start and at its end. udev and mount look for
-#: signatures and give up at the first error: libblkid reads up to 4 MiB and a block (the second LUKS2 header) from the
-#: start and 3087 sectors (Promise RAID) from the end. ext4 and xfs read their last block before they grow.
-_FRONT = 5 * _MEBIBYTE
-_BACK = 2 * _MEBIBYTE
-#: dm-clone's metadata block, fixed in the kernel.
-_BLOCK = 8
 #: A bitset is an array of 64-bit words; a 4 KiB array block has a header of 24 bytes.
 _BITS_PER_BLOCK = (4096 - 24) // 8 * 64
 
@@ -60,6 +56,32 @@ class Slices:
 
     metadata: int
     destination: int
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How a root is copied: sectors of a region, regions that may be under way at once, and neighbours copied by one
+    request. The region is part of the volume's format: the record counts in it.
+    """
+
+    region: int
+    threshold: int
+    batch: int
+
+
+def tuning(source: int) -> Tuning:
+    """Return how a source of that many sectors is copied; it depends on nothing else, and is the same at every boot.
+
+    Regions are as small as the record of them allows.
+    """
+    region = REGION
+    while region < _REGION_MAXIMUM and -(-source // region) > _REGIONS_MAXIMUM:
+        region *= 2
+    return Tuning(region, _UNDER_WAY // region, _REQUEST // region)
+
+
+#: What copying is slowed down to beside the I/O of users: one region at a time.
+GENTLE = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -104,15 +126,15 @@ def metadata_sectors(size: int, region: int = REGION) -> int:
     regions = -(-size // region)
     leaves = -(-regions // _BITS_PER_BLOCK)
     blocks = 2 * leaves + leaves // 8 + 64
-    return max(4 * _MEBIBYTE, -(-blocks * _BLOCK // _MEBIBYTE) * _MEBIBYTE)
+    return max(4 * MEBIBYTE, -(-blocks * BLOCK // MEBIBYTE) * MEBIBYTE)
 
 
-def slices(size: int, source: int, region: int = REGION) -> Slices:
+def slices(size: int, source: int) -> Slices:
     """Cut an encrypted device of ``size`` sectors for a source of ``source`` sectors.
 
     Raises ``FdeError`` when the source does not fit.
     """
-    metadata = metadata_sectors(source, region)
+    metadata = metadata_sectors(source, tuning(source).region)
     destination = (size - metadata) // 8 * 8
     if source <= 0 or source > destination:
         raise FdeError(
@@ -133,13 +155,13 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
     """
     below, image = mapper.get(encrypted), mapper.get(source)
     size, source_size = _length(mapper, encrypted), _length(mapper, source)
-    cut = slices(size, source_size)
+    cut, how = slices(size, source_size), tuning(source_size)
     destination = mapper.create(names.destination, (Linear(0, cut.destination, below.number, cut.metadata),))
     metadata = mapper.create(names.metadata, (Linear(0, cut.metadata, below.number, 0),))
     if fresh:
-        _zero(metadata.path, 0, cut.metadata)
-        tail = min(_BACK, cut.destination - source_size) // _BLOCK * _BLOCK
-        _zero(destination.path, cut.destination - tail, tail)
+        edges.zero(metadata.path, 0, cut.metadata)
+        tail = min(BACK, cut.destination - source_size) // BLOCK * BLOCK
+        edges.zero(destination.path, cut.destination - tail, tail)
     elif _is_empty(metadata.path):
         # The kernel takes an empty superblock as leave to start over, with the image's content everywhere. It was empty
         # for a moment of the first boot, so the host can have a copy of that very sector.
@@ -150,19 +172,29 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
         metadata.number,
         destination.number,
         image.number,
-        REGION,
-        threshold=THRESHOLD,
-        batch=BATCH,
+        how.region,
+        threshold=how.threshold,
+        batch=how.batch,
     )
     root = mapper.create(names.root, (clone,))
     if fresh:
-        _hydrate_edges(root.path, source_size)
+        _hydrate_edges(root.path, source_size, how.region)
     state = status(mapper, names)
     if state.mode is not Mode.READ_WRITE:
         raise _unusable(names, f"its mode is '{state.mode.value}'")
     if state.complete:
         finish(mapper, names)
     return state
+
+
+def map_complete(
+    mapper: DeviceMapper, encrypted: str, source: str, *, read_only: bool = False, names: Names = NAMES
+) -> None:
+    """Make the root device of a clone that is known to be complete; its record is not read. Raises ``FdeError``."""
+    below = mapper.get(encrypted)
+    cut = slices(_length(mapper, encrypted), _length(mapper, source))
+    root = Linear(0, cut.destination, below.number, cut.metadata)
+    mapper.create(names.root, (root,), read_only=read_only)
 
 
 def status(mapper: DeviceMapper, names: Names = NAMES) -> Status:
@@ -175,8 +207,8 @@ def is_clone(mapper: DeviceMapper, names: Names = NAMES) -> bool:
     return any(isinstance(target, Clone) for target in mapper.table(names.root))
 
 
-def hydrate(mapper: DeviceMapper, names: Names = NAMES, *, threshold: int = THRESHOLD, batch: int = BATCH) -> None:
-    """Copy in the background from now on; it yields to the I/O of users."""
+def hydrate(mapper: DeviceMapper, names: Names = NAMES, *, threshold: int, batch: int) -> None:
+    """Copy in the background from now on: at most ``threshold`` regions at once, ``batch`` of them by one request."""
     mapper.message(names.root, f"hydration_threshold {threshold}")
     mapper.message(names.root, f"hydration_batch_size {batch}")
     mapper.message(names.root, "enable_hydration")
@@ -190,7 +222,8 @@ def pause(mapper: DeviceMapper, names: Names = NAMES) -> None:
 def finish(mapper: DeviceMapper, names: Names = NAMES) -> None:
     """Replace a complete clone by its destination while it is in use; the root device grows to all of the slice.
 
-    The metadata stays where it is and says "complete" at the next boot. Raises ``FdeError`` when it is not complete.
+    What it was assembled from is not needed any more and is removed; the metadata stays on the disk and says "complete"
+    at the next boot. Raises ``FdeError`` when it is not complete.
     """
     state = status(mapper, names)
     if not state.complete:
@@ -201,6 +234,10 @@ def finish(mapper: DeviceMapper, names: Names = NAMES) -> None:
     if not isinstance(lower, Linear):
         raise FdeError(names.destination, "it is not a slice of the encrypted device", "Reboot to assemble it again")
     mapper.swap(names.root, (lower,))
+    if is_clone(mapper, names):
+        raise FdeError(names.root, "it is a clone still", "Look at the kernel's log, then reboot")
+    for name in (names.metadata, names.destination):
+        mapper.remove(name)
 
 
 def disassemble(mapper: DeviceMapper, names: Names = NAMES) -> None:
@@ -259,43 +296,17 @@ def _unusable(names: Names, why: str) -> Refusal:
 def _is_empty(path: str) -> bool:
     """Tell whether the clone's superblock, the first 4 KiB block, is all zeros."""
     with open(path, "rb", buffering=0) as device:
-        return not any(device.read(_BLOCK * SECTOR))
+        return not any(device.read(BLOCK * SECTOR))
 
 
-def _zero(path: str, start: int, length: int) -> None:
-    """Write zeros: a sector of the encrypted device that was never written cannot even be read."""
-    zeros = bytes(_MEBIBYTE * SECTOR)
-    with _opened(path) as device:
-        for at in range(start, start + length, _MEBIBYTE):
-            _write(device, zeros[: (start + length - at) * SECTOR], at)
-
-
-def _hydrate_edges(path: str, length: int) -> None:
+def _hydrate_edges(path: str, length: int, region: int) -> None:
     """Copy the regions at both ends now, by writing a block of each back as it is.
 
     Otherwise the first ``fstrim`` would mark the free ones as copied, and their sectors would stay unwritten.
     """
-    back = max(0, length - _BACK) // REGION * REGION
-    starts = {*range(0, min(_FRONT, length), REGION), *range(back, length, REGION)}
-    with _opened(path) as device:
+    back = max(0, length - BACK) // region * region
+    starts = {*range(0, min(FRONT, length), region), *range(back, length, region)}
+    with edges.opened(path) as device:
         for at in sorted(starts):
-            size = min(_BLOCK, length - at) * SECTOR
-            _write(device, os.pread(device, size, at * SECTOR), at)
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[int]:
-    """Yield a descriptor of a device; what was written is on the disk afterwards."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        yield descriptor
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write(device: int, content: bytes, sector: int) -> None:
-    view, at = memoryview(content), sector * SECTOR
-    while view:
-        written = os.pwrite(device, view, at)
-        view, at = view[written:], at + written
+            size = min(BLOCK, length - at) * SECTOR
+            edges.put(device, os.pread(device, size, at * SECTOR), at)

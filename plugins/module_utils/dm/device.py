@@ -10,6 +10,9 @@ here says ``--noudevsync``: udev still gets the uevent with its flags and makes 
 What follows does not need the links either: ``Device.path`` is /dev/dm-N, which the kernel itself makes (devtmpfs)
 before the call returns, and tables name devices by major:minor.
 
+A table is exchanged under a mounted file system by ``swap`` alone, in one call to the kernel (``control``): no program
+could be started from a root that is suspended.
+
 ``suspend`` waits for I/O in flight; on a device whose lower devices are suspended or dead that I/O never ends.
 Suspend from the top of a stack to its bottom, resume from the bottom to the top.
 """
@@ -21,8 +24,9 @@ from dataclasses import dataclass
 from typing import Optional, Sequence
 
 from ..errors import FdeError
-from ..runner import CommandError, Completed, Runner
+from ..runner import Completed, Runner
 from . import table as tables
+from .control import Control
 from .table import Table, Target
 
 
@@ -54,8 +58,9 @@ class DeviceMapper:
     refuses.
     """
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: Runner, control: Optional[Control] = None) -> None:
         self._runner = runner
+        self._control = control or Control()
 
     def find(self, name: str) -> Optional[Device]:
         """Return the device of that name, or None."""
@@ -101,18 +106,11 @@ class DeviceMapper:
         self._dmsetup("resume", name)
 
     def swap(self, name: str, table: Sequence[Target]) -> None:
-        """Replace the active table while the device is in use.
-
-        Whatever fails, the device is not left suspended: a suspended root file system is a machine that hangs.
+        """Replace the active table while the device is in use, be it the root. Raises ``FdeError``; the old table is in
+        use then.
         """
         self.load(name, table)
-        self.suspend(name)
-        try:
-            self.resume(name)
-        except CommandError:
-            self._dmsetup("clear", name)
-            self.resume(name)
-            raise
+        self._control.exchange(name)
 
     def message(self, name: str, text: str, sector: int = 0) -> None:
         """Send a message to the target at ``sector``."""

@@ -21,13 +21,14 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Optional
 
 import pytest
 import tpm2_pytss as tss
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine, Paths, this_machine
 from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
+from ansible_collections.cvm.fde.plugins.module_utils.agent.strategy_overlay import LOWER, UPPER
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
@@ -56,6 +57,9 @@ class Lab:
     directory: Path
     root_hash: str
     device: str = ""
+    #: Bytes of a sector of its disks, and the file of a second disk, if it has one.
+    sector: int = 512
+    spare: Optional[Path] = None
     #: Devices of device-mapper that a boot does not own.
     kept: ClassVar[tuple[str, ...]] = ()
 
@@ -154,16 +158,23 @@ class Lab:
             try:
                 yield
             finally:
+                for layer in (UPPER, LOWER):
+                    subprocess.run(["umount", self.directory / "state" / layer], capture_output=True)
                 take_down(*self.kept)
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[None]:
         """Attach the disk as ``device``, with its partitions."""
-        self.device = run("losetup", "--find", "--show", "--partscan", str(self.image)).decode().strip()
+        attach = ("losetup", "--find", "--show", "--partscan", "--sector-size", str(self.sector))
+        self.device = run(*attach, str(self.image)).decode().strip()
+        attached = [self.device]
+        if self.spare is not None:
+            attached.append(run(*attach, str(self.spare)).decode().strip())
         try:
             yield
         finally:
-            run("losetup", "--detach", self.device)
+            for device in attached:
+                run("losetup", "--detach", device)
 
 
 def take_down(*kept: str) -> None:

@@ -17,7 +17,7 @@ import tpm2_pytss as tss
 from ansible_collections.cvm.fde.plugins.module_utils.agent import console, disks, first_boot, volume_key
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
-from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import hydrate
+from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears, hydrate
 from ansible_collections.cvm.fde.plugins.module_utils.agent.status import status
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
@@ -69,7 +69,8 @@ def test_hydration_ends_and_leaves_no_plaintext_on_the_partition(installed: Lab)
     with installed.booting() as machine:
         assert boot(machine) is Action.OPEN
         with mounted() as root:
-            state = hydrate(machine.mapper, machine.runner, told.append, mount_point=str(root), interval=0.1)
+            ears = Ears(told.append, lambda _: None)
+            state = hydrate(machine.mapper, machine.runner, ears, mount_point=str(root), interval=0.1)
             assert state is not None and state.complete
             assert (root / "plaintext").read_bytes() == PLAINTEXT
         assert status(machine.runner, machine.paths, installed.tcti)["hydration"]["percent"] == 100.0
@@ -104,7 +105,7 @@ def test_a_power_cut_between_any_two_steps_of_the_first_boot_starts_it_over(lab:
             assert found.anchor is not None and found.anchor.state is State.INITIALIZING, before
     with lab.booting() as machine, pytest.MonkeyPatch.context() as patch:
         # The last step: everything is there, only the anchor does not say so yet.
-        patch.setattr(first_boot, "_anchor_ready", lambda *_: (_ for _ in ()).throw(PowerCut("anchor")))
+        patch.setattr(first_boot.anchoring, "ready", lambda *_: (_ for _ in ()).throw(PowerCut("anchor")))
         with pytest.raises(PowerCut):
             boot(machine)
     with lab.booting() as machine:

@@ -74,7 +74,8 @@ class Machine:
         return Path("/mnt")
 
     def hydrate(self) -> clone.Status:
-        clone.hydrate(self.mapper)
+        how = clone.tuning(IMAGE_SIZE // 512)
+        clone.hydrate(self.mapper, threshold=how.threshold, batch=how.batch)
         limit = time.monotonic() + 120
         while not (state := clone.status(self.mapper)).complete:
             assert time.monotonic() < limit, f"hydration stands at {state}"

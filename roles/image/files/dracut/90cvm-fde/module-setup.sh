@@ -20,7 +20,7 @@ depends() {
     local _module _found=""
     # Their names differ between the versions of dracut; one that is not there is part of another one.
     for _module in systemd systemd-initrd systemd-udevd systemd-journald systemd-tmpfiles systemd-modules-load \
-        systemd-veritysetup udev-rules kernel-modules; do
+        systemd-veritysetup udev-rules; do
         compgen -G "$dracutbasedir/modules.d/[0-9][0-9]$_module" > /dev/null && _found+=" $_module"
     done
     echo "$_found"
@@ -31,21 +31,43 @@ config() {
     add_dlopen_features+=" libsystemd-shared-*.so:cryptsetup,libcrypto,fdisk,tpm,tpm2,blkid,mount,kmod "
 }
 
+# The strategy that the system was prepared for.
+_strategy() {
+    local _name=clone
+    read -r _name 2> /dev/null < "${dracutsysrootdir-}/usr/lib/cvm-fde/strategy"
+    echo "$_name"
+}
+
+# Named one by one: dracut's own choice of every driver, file system and cipher is five times as large, and the firmware
+# hashes all of it at every boot.
 installkernel() {
-    hostonly='' instmods dm_mod dm-crypt dm-integrity dm-verity dm-clone \
-        aes xts hmac sha256 authenc essiv cbc algif_skcipher algif_hash algif_aead af_alg \
-        '=drivers/char/tpm' ext4 xfs btrfs \
-        virtio_blk virtio_scsi virtio_pci nvme sd_mod ahci hv_storvsc hv_vmbus xen-blkfront loop
+    # Disks of QEMU, of the clouds and of VMware; keyboards for those who recover at a screen; what holds the image.
+    hostonly='' instmods dm-mod dm-verity sha256 ext4 loop '=drivers/char/tpm'
+    hostonly='' instmods -s virtio_pci virtio_blk virtio_scsi nvme sd_mod ahci ata_piix hv_vmbus hv_storvsc pci-hyperv \
+        xen-blkfront vmw_pvscsi virtio_console hyperv-keyboard atkbd i8042 efivarfs vfat nls_cp437 nls_ascii \
+        nls_iso8859-1 crc32c sha256_ssse3 sha2_ce qemu_fw_cfg
+    case "$(_strategy)" in
+        ephemeral)
+            hostonly='' instmods overlay
+            return 0
+            ;;
+        overlay) hostonly='' instmods overlay btrfs ;;
+        clone) hostonly='' instmods dm-clone ;;
+    esac
+    hostonly='' instmods dm-crypt dm-integrity aes xts hmac authenc essiv cbc \
+        algif_skcipher algif_hash algif_aead af_alg
     # Without these the software versions are used; they exist on some architectures only.
-    hostonly='' instmods -s aesni_intel aes_ce_blk sha256_ssse3 sha2_ce aegis128 aegis128_aesni
+    hostonly='' instmods -s aesni_intel aes_ce_blk aegis128 aegis128_aesni
 }
 
 install() {
-    inst_multiple dmsetup cryptsetup systemd-repart systemd-cryptenroll udevadm modprobe \
+    inst_multiple dmsetup cryptsetup systemd-repart systemd-cryptenroll udevadm modprobe mount umount systemctl \
         "$systemdutildir"/systemd-cryptsetup "$systemdutildir"/systemd-veritysetup "$systemdutildir"/systemd-pcrextend
     inst_multiple -o fsck fsck.ext4 e2fsck systemd-cryptsetup \
         "$systemdutildir"/systemd-tpm2-setup "$systemdutildir"/system-generators/systemd-tpm2-generator \
-        "$tmpfilesdir"/20-systemd-stub.conf "$tmpfilesdir"/cryptsetup.conf
+        "$tmpfilesdir"/20-systemd-stub.conf "$tmpfilesdir"/cryptsetup.conf \
+        "$systemdutildir"/systemd-volatile-root "$systemdsystemunitdir"/systemd-volatile-root.service
+    [[ "$(_strategy)" != overlay ]] || inst_multiple mkfs.btrfs
 
     _install_measurement
     _install_libraries
@@ -91,8 +113,9 @@ _install_python() {
 
 _install_units() {
     local _unit _units=/etc/systemd/system
-    for _unit in cvm-fde-boot.service emergency.service rescue.service; do
-        inst_simple "$moddir/units/$_unit" "$_units/$_unit"
+    inst_simple "$moddir/units/cvm-fde-boot.service" "$_units/cvm-fde-boot.service"
+    for _unit in emergency.service rescue.service; do
+        inst_simple "$moddir/units/emergency.service" "$_units/$_unit"
     done
     inst_simple "$moddir/sysroot.conf" "$_units/sysroot.mount.d/cvm-fde.conf"
     inst_simple "$moddir/device.conf" "$_units/dev-mapper-fde\\x2droot.device.d/cvm-fde.conf"

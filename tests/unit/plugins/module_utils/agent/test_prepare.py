@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Optional, Sequence
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent.capability import MODULES, STRATEGY_FILE, missing
+from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Strategy
 from ansible_collections.cvm.fde.plugins.module_utils.agent.prepare import (
-    KERNEL_MODULES,
     REQUIREMENTS,
     Action,
     Family,
@@ -109,7 +110,7 @@ def root(tmp_path: Path) -> Path:
         path.touch()
     modules = tmp_path / "usr/lib/modules/7.2"
     modules.mkdir(parents=True)
-    lines = [f"kernel/drivers/md/{name}.ko.xz:\n" for name in KERNEL_MODULES]
+    lines = [f"kernel/drivers/md/{name}.ko.xz:\n" for name in MODULES[Strategy.CLONE]]
     (modules / "modules.dep").write_text("".join(lines[:2]))
     (modules / "modules.builtin").write_text("".join(line.replace(".xz:", "") for line in lines[2:]))
     (tmp_path / "boot").mkdir()
@@ -146,3 +147,48 @@ def test_a_kernel_without_dm_clone_is_found(root: Path) -> None:
 def test_a_directory_that_is_no_system_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FdeError, match="not an installed system"):
         System(tmp_path, Dracut(tmp_path)).probe(WANTED)
+
+
+TRIXIE = """kernel/drivers/md/dm-crypt.ko.xz: kernel/drivers/md/dm-mod.ko.xz
+kernel/drivers/md/dm-integrity.ko.xz:
+kernel/drivers/md/dm-verity.ko.xz:
+kernel/fs/btrfs/btrfs.ko.xz:
+kernel/fs/overlayfs/overlay.ko.xz:
+"""
+
+
+@pytest.mark.parametrize(
+    ("strategy", "lacking"),
+    [
+        (Strategy.CLONE, ("dm-clone",)),
+        (Strategy.OVERLAY, ()),
+        (Strategy.COPY, ()),
+        (Strategy.EPHEMERAL, ()),
+    ],
+)
+def test_what_a_kernel_lacks_depends_on_the_strategy(strategy: Strategy, lacking: tuple[str, ...]) -> None:
+    assert missing(strategy, TRIXIE) == lacking
+    assert missing(strategy, TRIXIE.replace("-", "_") + "kernel/dm_clone.ko\n") == ()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "services"),
+    [
+        (Strategy.CLONE, ["cvm-fde-hydrate.service"]),
+        (Strategy.COPY, ["cvm-fde-hydrate.service"]),
+        (Strategy.OVERLAY, ["cvm-fde-masks.service"]),
+        (Strategy.EPHEMERAL, []),
+    ],
+)
+def test_a_system_is_prepared_for_one_strategy(strategy: Strategy, services: list[str]) -> None:
+    target = wanted({"a/cvm-fde.rules": b""}, "/rules", strategy)
+    assert [link.path.rsplit("/", 1)[-1] for link in target.links] == services
+    assert [file.content for file in target.files if file.path == STRATEGY_FILE] == [f"{strategy.value}\n".encode()]
+
+
+def test_only_an_overlay_needs_what_makes_its_file_system(root: Path) -> None:
+    (root / "usr/sbin/mkfs.btrfs").unlink()
+    system = System(root, Dracut(root))
+    payload = {"usr/lib/dracut/modules.d/90cvm-fde/cvm-fde.rules": b"rules"}
+    for strategy, absent in ((Strategy.CLONE, 0), (Strategy.OVERLAY, 1)):
+        assert len(system.probe(wanted(payload, system.udev_rules(), strategy)).missing) == absent

@@ -6,14 +6,24 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.boot.command_line import command_line, root_hash_of
+from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import (
+    Recovery,
+    Strategy,
+    VolumeDisk,
+    parse,
+)
+from ansible_collections.cvm.fde.plugins.module_utils.boot.command_line import (
+    Choices,
+    command_line,
+    root_hash_of,
+)
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
 
 HASH = "ab" * 32
 
 
 def test_the_fixed_words_come_first_and_name_the_root_hash() -> None:
-    line = command_line(HASH, " console=ttyS0  net.ifnames=0 ")
+    line = command_line(HASH, extra=" console=ttyS0  net.ifnames=0 ")
     assert line == (
         f"roothash={HASH} root=/dev/mapper/fde-root rw fde.strategy=clone systemd.gpt_auto=0 rd.shell=0 "
         "rd.emergency=poweroff panic=10 systemd.firstboot=off systemd.import_credentials=no "
@@ -36,6 +46,11 @@ def test_the_fixed_words_come_first_and_name_the_root_hash() -> None:
         "rd.emergency=reboot",
         "fde.strategy=copy",
         "fde.anything",
+        "fde.disk=other",
+        "rootflags=x",
+        "rootfstype=ext4",
+        "fsck.mode=force",
+        "systemd.volatile=no",
         "init=/bin/sh",
         "rdinit=/bin/sh",
         "systemd.gpt-auto=1",
@@ -57,14 +72,30 @@ def test_the_fixed_words_come_first_and_name_the_root_hash() -> None:
 )
 def test_words_that_would_undo_the_protection_are_refused(word: str) -> None:
     with pytest.raises(FdeError, match="command_line"):
-        command_line(HASH, f"quiet {word}")
+        command_line(HASH, extra=f"quiet {word}")
 
 
 @pytest.mark.parametrize(
     "word", ["console=ttyS0", "quiet", "rootless=1", "systemd.log_level=debug", "mitigations=auto"]
 )
 def test_other_words_are_taken(word: str) -> None:
-    assert command_line(HASH, word).endswith(f" {word}")
+    assert command_line(HASH, extra=word).endswith(f" {word}")
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+@pytest.mark.parametrize("disk", [VolumeDisk(), VolumeDisk.parse("other"), VolumeDisk.parse("serial:data-1")])
+@pytest.mark.parametrize("recovery", list(Recovery))
+def test_the_agent_reads_what_was_chosen_at_sealing(strategy: Strategy, disk: VolumeDisk, recovery: Recovery) -> None:
+    found = parse(command_line(HASH, Choices(strategy, disk, recovery), "quiet"))
+    assert (found.root_hash.hex(), found.strategy, found.disk, found.recovery) == (HASH, strategy, disk, recovery)
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_every_strategy_names_one_root(strategy: Strategy) -> None:
+    words = command_line(HASH, Choices(strategy)).split()
+    assert len([word for word in words if word.startswith("root=")]) == 1
+    assert ("rw" in words) is (strategy is not Strategy.EPHEMERAL)
+    assert ("systemd.volatile=overlay" in words) is (strategy is Strategy.EPHEMERAL)
 
 
 @pytest.mark.parametrize("line", ["", "roothash=12", f"roothash={HASH} roothash={HASH}", f"xroothash={HASH}"])

@@ -17,6 +17,8 @@ from typing import Iterator
 
 import jsonschema
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent.capability import MODULES
+from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Strategy
 from ansible_collections.cvm.fde.plugins.module_utils.boot import manifest as manifests
 from ansible_collections.cvm.fde.plugins.module_utils.boot.seal import Result, seal
 from ansible_collections.cvm.fde.plugins.module_utils.boot.seal_plan import Action, Request
@@ -68,6 +70,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(os.path.join(TREE or "/", STUB), tree / "boot/vmlinuz-7.2-test")
     (tree / "boot/initrd.img-7.2-test").write_bytes(b"initrd" * 1000)
     (tree / "usr/lib/os-release").write_text("ID=test\n")
+    modules = "".join(f"kernel/{name}.ko.xz:\n" for name in MODULES[Strategy.CLONE])
+    for path, content in (("modules/7.2-test/modules.dep", modules), ("cvm-fde/strategy", "clone\n")):
+        (tree / "usr/lib" / path).parent.mkdir(parents=True)
+        (tree / "usr/lib" / path).write_text(content)
     (tree / "usr/sbin/sshd").write_text("")
     (tree / "etc/machine-id").write_text("0" * 32 + "\n")
     (tree / "etc/ssh/ssh_host_rsa_key").write_text("PRIVATE HOST KEY")

@@ -11,8 +11,10 @@ from dataclasses import replace
 from typing import Any, Optional
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent.capability import MODULES
+from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Strategy
 from ansible_collections.cvm.fde.plugins.module_utils.boot import seal_plan
-from ansible_collections.cvm.fde.plugins.module_utils.boot.command_line import command_line
+from ansible_collections.cvm.fde.plugins.module_utils.boot.command_line import Choices, command_line
 from ansible_collections.cvm.fde.plugins.module_utils.boot.pe import PeImage
 from ansible_collections.cvm.fde.plugins.module_utils.boot.seal_plan import (
     Action,
@@ -52,6 +54,8 @@ SOURCE = Source(
     kernel=Kernel("7.2", "/boot/vmlinuz-7.2", "/boot/initrd.img-7.2", 40 * MIB),
     os_release="/usr/lib/os-release",
     clean=(),
+    strategy="clone",
+    modules="".join(f"kernel/{name}.ko.xz:\n" for name in MODULES[Strategy.CLONE]),
 )
 NOTHING = Output(False, None, b"", b"")
 PLENTY = Room(1 << 40)
@@ -61,7 +65,7 @@ def sealed(request: Request = REQUEST, source: Source = SOURCE, signer: bytes = 
     superblock = seal_plan.wanted_superblock(source)
     layout = lay_out(request.esp_size, superblock.data_size, superblock.area_size, HASH)
     image = PeImage(b"", (), 0, 0, 0, (b"signature by " + signer,))
-    line = command_line(HASH.hex(), request.command_line)
+    line = command_line(HASH.hex(), request.choices, request.command_line)
     sections = {".cmdline": line.encode(), ".uname": source.kernel.version.encode(), ".pcrpkey": request.pcr_public_key}
     return SealedImage(HASH, layout.root, layout.verity, superblock, Uki(image, sections, "262"))
 
@@ -225,3 +229,27 @@ def test_missing_and_old_programs_are_named(missing: list[str], version: int, st
     with pytest.raises(FdeError, match=cause):
         seal_plan.check_programs(missing, version, stub)
     seal_plan.check_programs([], 262, True)
+
+
+def test_an_image_is_sealed_only_for_what_it_was_prepared_for() -> None:
+    overlay = replace(REQUEST, choices=Choices(Strategy.OVERLAY))
+    with pytest.raises(FdeError, match="prepared for the strategy 'clone', not for 'overlay'"):
+        seal_plan.plan(overlay, SOURCE, NOTHING, PLENTY)
+    with pytest.raises(FdeError, match="prepared for the strategy 'none'"):
+        seal_plan.plan(REQUEST, replace(SOURCE, strategy=""), NOTHING, PLENTY)
+
+
+def test_a_kernel_that_lacks_what_the_strategy_needs_is_refused_at_sealing() -> None:
+    trixie = replace(SOURCE, modules=SOURCE.modules.replace("kernel/dm-clone.ko.xz:\n", ""))
+    with pytest.raises(FdeError, match="it has no dm-clone, which the strategy 'clone' needs"):
+        seal_plan.plan(REQUEST, trixie, NOTHING, PLENTY)
+    copy = replace(REQUEST, choices=Choices(Strategy.COPY))
+    assert seal_plan.plan(copy, replace(trixie, strategy="copy"), NOTHING, PLENTY).action is Action.SEAL
+
+
+def test_another_strategy_or_sector_size_is_another_image() -> None:
+    found = output(sealed())
+    assert seal_plan.plan(REQUEST, SOURCE, found, PLENTY).action is Action.NOTHING
+    other = replace(REQUEST, choices=Choices(Strategy.COPY)), replace(SOURCE, strategy="copy")
+    assert seal_plan.plan(*other, found, PLENTY).action is Action.SEAL
+    assert seal_plan.plan(REQUEST, replace(SOURCE, sector_size=4096), found, PLENTY).action is Action.SEAL

@@ -15,6 +15,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.dm.clone import (
     metadata_sectors,
     parse_status,
     slices,
+    tuning,
 )
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import TableError
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
@@ -90,7 +91,9 @@ def test_the_parts_of_a_volume_do_not_overlap(size, share):
     source = int(size * share) // 8 * 8 or 8
     cut = slices(size, source)
     assert source <= cut.destination
-    assert cut.metadata == metadata_sectors(source), "the host can shrink the device, not the image"
+    assert cut.metadata == metadata_sectors(source, tuning(source).region), (
+        "the host can shrink the device, not the image"
+    )
     assert cut.destination % 8 == 0
     assert cut.destination + cut.metadata <= size
 
@@ -99,3 +102,20 @@ def test_the_parts_of_a_volume_do_not_overlap(size, share):
 def test_an_image_that_does_not_fit_is_an_error(source):
     with pytest.raises(FdeError, match="does not fit"):
         slices(GIBIBYTE, source)
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "region", "threshold", "batch"),
+    [(1, 128, 64, 16), (64, 128, 64, 16), (65, 256, 32, 8), (1024, 2048, 4, 1), (16384, 2048, 4, 1)],
+)
+def test_how_a_root_is_copied_follows_from_its_size(gibibytes, region, threshold, batch):
+    how = tuning(gibibytes * GIBIBYTE)
+    assert (how.region, how.threshold, how.batch) == (region, threshold, batch)
+
+
+@given(st.integers(min_value=1, max_value=1 << 44))
+def test_every_region_is_one_that_the_kernel_takes_and_a_request_never_exceeds_what_may_be_under_way(source):
+    how = tuning(source)
+    assert how.region & (how.region - 1) == 0 and 8 <= how.region <= 1 << 21
+    assert 1 <= how.batch <= how.threshold
+    assert how.region == 2048 or -(-source // how.region) <= 1 << 20

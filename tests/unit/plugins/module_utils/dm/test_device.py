@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.dm.control import DEVICE_SUSPEND, TABLE_CLEAR, Control, request
 from ansible_collections.cvm.fde.plugins.module_utils.dm.device import Device, DeviceMapper
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import TableError, zero
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
@@ -56,17 +57,42 @@ def test_a_table_travels_by_standard_input():
     assert dmsetup.calls[0] == ("create", "--uuid", "CVM-1", "--readonly", "root", "0 8 zero\n")
 
 
-def test_a_swap_loads_before_it_suspends():
-    dmsetup = Dmsetup()
-    DeviceMapper(dmsetup).swap("root", zero(8))
-    assert dmsetup.calls == [("load", "root", "0 8 zero\n"), ("suspend", "root"), ("resume", "root")]
+class Kernel:
+    """Device-mapper's control node; ``refuses`` is how many calls fail from the first on."""
+
+    def __init__(self, refuses: int = 0) -> None:
+        self.calls: list[tuple[int, str]] = []
+        self._refuses = refuses
+
+    def __call__(self, descriptor: int, number: int, request: bytearray) -> int:
+        self.calls.append((number, bytes(request[48:176]).rstrip(b"\0").decode()))
+        if len(self.calls) <= self._refuses:
+            raise OSError(22, "Invalid argument")
+        return 0
 
 
-def test_a_swap_that_fails_lets_the_old_table_go_on():
-    dmsetup = Dmsetup(fails="resume")
-    with pytest.raises(CommandError):
-        DeviceMapper(dmsetup).swap("root", zero(8))
-    assert [call[0] for call in dmsetup.calls] == ["load", "suspend", "resume", "clear", "resume"]
+def test_a_swap_starts_one_program_before_the_device_is_suspended_and_none_after(tmp_path):
+    node = tmp_path / "control"
+    node.touch()
+    dmsetup, kernel = Dmsetup(), Kernel()
+    DeviceMapper(dmsetup, Control(str(node), kernel)).swap("root", zero(8))
+    assert dmsetup.calls == [("load", "root", "0 8 zero\n")]
+    assert kernel.calls == [(DEVICE_SUSPEND, "root")]
+
+
+def test_a_swap_that_the_kernel_refuses_lets_the_old_table_go_on(tmp_path):
+    node = tmp_path / "control"
+    node.touch()
+    kernel = Kernel(refuses=1)
+    with pytest.raises(FdeError, match="Invalid argument"):
+        DeviceMapper(Dmsetup(), Control(str(node), kernel)).swap("root", zero(8))
+    assert [number for number, _name in kernel.calls] == [DEVICE_SUSPEND, TABLE_CLEAR, DEVICE_SUSPEND]
+
+
+def test_the_numbers_are_those_of_the_kernels_header():
+    # As strace shows them of dmsetup.
+    assert (DEVICE_SUSPEND, TABLE_CLEAR) == (0xC138FD06, 0xC138FD0A)
+    assert len(request("x")) == 312
 
 
 def test_a_table_that_the_kernel_refuses_never_suspends_anything():

@@ -1,0 +1,210 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the upper layer of an overlay masks of the image, and whether an update of the image changed it below.
+
+A file that an instance wrote stays what it is when the image is updated: of a program that was patched by the update it
+would go on to run its own old copy. overlayfs does not notice. So the volume has a record beside the upper layer: the
+root hash of the lower one, and of each masked file what it was there. When the root hash is another one, the files that
+are different now are reported, and stay reported until the upper file is gone or the same as the lower one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Callable, Iterator, Mapping, Optional
+
+from .machine import Machine
+from .strategy_overlay import DATA, LOWER, UPPER
+
+RECORD = "masked.json"
+REPORT = "masks.json"
+VERSION = 1
+#: A record larger than this is not read: it is ours, but nothing that is read at boot has no bound.
+_LIMIT = 64 << 20
+
+
+class Why(str, Enum):
+    """Why a masked file is reported."""
+
+    #: The image's file is another one than when the instance made its own.
+    CHANGED = "changed"
+    #: The image has got a file where the instance already had one.
+    ADDED = "added"
+    #: The instance made its own from the image's file, but when that was is not known: the machine lost power.
+    UNRECORDED = "unrecorded"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of the upper layer that hides one of the lower layer.
+
+    The identities cover type, owner, mode and content; ``upper`` is None for a file that was deleted (a whiteout).
+    ``copied_up`` says that overlayfs made it from the lower one.
+    """
+
+    upper: Optional[str]
+    lower: str
+    copied_up: bool
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept in the volume: ``known`` maps paths to lower identities, ``reported`` to the reason."""
+
+    root_hash: str
+    known: Mapping[str, str] = field(default_factory=dict)
+    reported: Mapping[str, Why] = field(default_factory=dict)
+
+    def marshal(self) -> bytes:
+        """Return the content of the record's file."""
+        return json.dumps({"version": VERSION, **asdict(self)}, sort_keys=True).encode()
+
+    @classmethod
+    def unmarshal(cls, content: bytes) -> Optional[Record]:
+        """Read a record, None when it is not one of this version: then nothing is known."""
+        try:
+            document = json.loads(content)
+            if document["version"] != VERSION:
+                return None
+            reported = {str(path): Why(why) for path, why in document["reported"].items()}
+            known = {str(path): str(identity) for path, identity in document["known"].items()}
+            return cls(str(document["root_hash"]), known, reported)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def compare(record: Optional[Record], root_hash: str, masked: Mapping[str, Entry]) -> Record:
+    """Return the record after a look at all masked files, with everything that is to be reported in it."""
+    if record is None:
+        record = Record("")
+    updated = record.root_hash != root_hash
+    reported = {}
+    for path, entry in masked.items():
+        if entry.upper == entry.lower:
+            continue
+        why = record.reported.get(path)
+        if updated and record.root_hash:
+            why = _why(record.known.get(path), entry) or why
+        if why is not None:
+            reported[path] = why
+    return Record(root_hash, {path: entry.lower for path, entry in masked.items()}, reported)
+
+
+def _why(known: Optional[str], entry: Entry) -> Optional[Why]:
+    if known is None:
+        return Why.UNRECORDED if entry.copied_up else Why.ADDED
+    return Why.CHANGED if known != entry.lower else None
+
+
+def keep(machine: Machine, tell: Callable[[str], None]) -> Record:
+    """Look at all masked files, report what an update changed below them, and keep the record. Raises ``OSError``."""
+    state = machine.paths.state
+    place = state / UPPER / RECORD
+    root_hash = machine.configuration.root_hash.hex()
+    before = _read(place)
+    known = before.known if before is not None and before.root_hash == root_hash else {}
+    after = compare(before, root_hash, dict(masked(state / UPPER / DATA, state / LOWER, known)))
+    if after != before:
+        _write(place, after.marshal())
+    report = {"root_hash": root_hash, "masked": len(after.known), "outdated": dict(sorted(after.reported.items()))}
+    _write(state / REPORT, json.dumps(report).encode())
+    for path, why in sorted(after.reported.items()):
+        tell(f"<4>/{path} is this instance's own and hides the image's file ({why.value})")
+    tell(f"{len(after.known)} files of the image are hidden by this instance's own, {len(after.reported)} are outdated")
+    return after
+
+
+def masked(upper: Path, lower: Path, known: Mapping[str, str]) -> Iterator[tuple[str, Entry]]:
+    """Yield the files of the upper layer that hide one of the lower layer, by their path without a leading slash.
+
+    ``known`` are identities of files of this very lower layer, which need not be read again.
+    """
+    pending = [Path()]
+    while pending:
+        directory = pending.pop()
+        # What is below a directory that replaces the lower one is hidden whether or not it has the same name.
+        if _attribute(upper / directory, "trusted.overlay.opaque") == b"y":
+            yield from _hidden(upper, lower, directory, known)
+        with os.scandir(upper / directory) as entries:
+            names = sorted(entry.name for entry in entries)
+        for name in names:
+            path = directory / name
+            if not os.path.lexists(lower / path):
+                continue
+            if _is_directory(upper / path) and _is_directory(lower / path):
+                pending.append(path)
+                continue
+            copied_up = _attribute(upper / path, "trusted.overlay.origin") is not None
+            yield str(path), Entry(identity(upper / path), _known(lower, path, known), copied_up)
+
+
+def _hidden(upper: Path, lower: Path, directory: Path, known: Mapping[str, str]) -> Iterator[tuple[str, Entry]]:
+    """Yield the lower files below a directory that have no upper one of the same path."""
+    for found, _names, files in os.walk(lower / directory):
+        for name in sorted(files):
+            path = Path(found).relative_to(lower) / name
+            if not os.path.lexists(upper / path):
+                yield str(path), Entry(None, _known(lower, path, known), True)
+
+
+def _known(lower: Path, path: Path, known: Mapping[str, str]) -> str:
+    return known.get(str(path)) or identity(lower / path) or ""
+
+
+def identity(path: Path) -> Optional[str]:
+    """Return a digest of what a file is: type, owner, mode and content; None for one that overlayfs says is deleted."""
+    known = os.lstat(path)
+    if stat.S_ISCHR(known.st_mode) and known.st_rdev == 0:
+        return None
+    digest = hashlib.sha256(f"{known.st_mode:o} {known.st_uid} {known.st_gid} {known.st_rdev}\0".encode())
+    if stat.S_ISLNK(known.st_mode):
+        digest.update(os.fsencode(os.readlink(path)))
+    elif stat.S_ISREG(known.st_mode):
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _attribute(path: Path, name: str) -> Optional[bytes]:
+    try:
+        return os.getxattr(path, name, follow_symlinks=False)
+    except OSError:
+        return None
+
+
+def _read(place: Path) -> Optional[Record]:
+    try:
+        with open(place, "rb") as file:
+            return Record.unmarshal(file.read(_LIMIT))
+    except OSError:
+        return None
+
+
+def _write(place: Path, content: bytes) -> None:
+    temporary = place.with_name(f".{place.name}.new")
+    with open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, place)
+
+
+def report(state: Path) -> Optional[dict[str, Any]]:
+    """Return what was reported last, None where there is no overlay or nobody has looked yet."""
+    try:
+        found = json.loads((state / REPORT).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

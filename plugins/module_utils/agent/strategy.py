@@ -1,0 +1,77 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the four ways have in common by which a verity root becomes a writable one.
+
+A strategy begins where the encrypted volume is open, and ends where systemd can mount the root.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Protocol
+
+from ..dm import clone
+from ..dm.table import SECTOR
+from ..luks2.profile import LAYOUT
+from .machine import IMAGE, Machine
+
+ROOT = f"/dev/mapper/{clone.NAMES.root}"
+#: Space of the volume that is not the file system's: tags (1/128), the integrity journal, the clone's record.
+OVERHEAD = 192 << 20
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """How the root was put together at a later boot.
+
+    ``complete`` says that nothing of the image is needed from now on but what the strategy always needs.
+    """
+
+    complete: bool
+    said: str
+
+
+class Root(Protocol):
+    """One strategy."""
+
+    @property
+    def has_volume(self) -> bool:
+        """Whether there is an encrypted volume at all, and with it an anchor."""
+
+    @property
+    def journal(self) -> bool:
+        """Whether dm-integrity keeps a journal; btrfs never overwrites what it still needs, the others do."""
+
+    @property
+    def device(self) -> Optional[str]:
+        """The device that systemd mounts, None where it mounts something else."""
+
+    def minimum(self, machine: Machine) -> int:
+        """Return the least size of the volume's partition in bytes."""
+
+    def first(self, machine: Machine) -> bool:
+        """Put the root together from a volume that was just made; return whether it is complete already.
+
+        Raises ``FdeError``; then all is made anew at the next boot.
+        """
+
+    def later(self, machine: Machine, complete: bool) -> Assembled:
+        """Put the root together again; ``complete`` is what the anchor says. Raises ``FdeError``."""
+
+    def mountable(self, machine: Machine, complete: bool) -> Optional[str]:
+        """Return the device with a file system of its own in an open volume, None where there is none.
+
+        Nothing is written; a device that is needed for it is made read-only.
+        """
+
+
+def image_size(machine: Machine) -> int:
+    """Return the size of the verity root in bytes."""
+    return sum(target.length for target in machine.mapper.table(IMAGE)) * SECTOR
+
+
+def room_for_image(machine: Machine) -> int:
+    """Return the least size in bytes of a partition whose volume is to hold the whole image."""
+    size = image_size(machine)
+    return LAYOUT.offset + size + size // 100 + OVERHEAD

@@ -1,0 +1,43 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Strategy ``clone``: the root is usable at once and copied into the volume while it is used."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from ..dm import clone
+from .machine import IMAGE, VOLUME, Machine
+from .strategy import ROOT, Assembled, room_for_image
+
+
+class Cloned:
+    """A dm-clone device over the volume; a linear one when everything is copied."""
+
+    has_volume = True
+    journal = True
+    device: Optional[str] = ROOT
+
+    def minimum(self, machine: Machine) -> int:
+        """Return the least size of the partition in bytes."""
+        return room_for_image(machine)
+
+    def first(self, machine: Machine) -> bool:
+        """Clone the image into the new volume."""
+        return clone.assemble(machine.mapper, VOLUME, IMAGE, fresh=True).complete
+
+    def later(self, machine: Machine, complete: bool) -> Assembled:
+        """Go on where the clone was; one that is known to be complete is never asked again."""
+        if complete:
+            clone.map_complete(machine.mapper, VOLUME, IMAGE)
+            return Assembled(True, "a plain encrypted volume")
+        state = clone.assemble(machine.mapper, VOLUME, IMAGE, fresh=False)
+        return Assembled(state.complete, f"{state.hydrated} of {state.total} regions copied")
+
+    def mountable(self, machine: Machine, complete: bool) -> Optional[str]:
+        """Return the root when it is complete; before that the image is part of it."""
+        if not complete:
+            return None
+        clone.map_complete(machine.mapper, VOLUME, IMAGE, read_only=True)
+        return machine.mapper.get(clone.NAMES.root).path

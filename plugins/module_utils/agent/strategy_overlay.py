@@ -1,0 +1,72 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Strategy ``overlay``: what is written goes to btrfs in the encrypted volume, laid over the verity root.
+
+The volume has no journal of dm-integrity: btrfs never overwrites what it still needs, and its SHA-256 checksums notice
+what a torn write left. systemd mounts the overlay itself (``rootflags=`` on the signed command line); here both layers
+are mounted for it. Hard links and renames of directories of the lower layer behave as overlayfs does by default: no
+feature is on that would tie the upper layer to one image (``index``, ``metacopy``, ``redirect_dir``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+from ..dm import edges
+from ..luks2.profile import LAYOUT
+from .machine import IMAGE, VOLUME, Machine
+from .strategy import OVERHEAD, Assembled
+
+#: Below the agent's state directory: the layers, and in the upper file system what overlayfs is given.
+LOWER, UPPER, DATA, WORK = "lower", "upper", "data", "work"
+LABEL = "fde"
+#: btrfs needs 110 MiB to begin with; a root that is written to needs more.
+_LEAST = 256 << 20
+
+
+class Overlaid:
+    """Two mounts for an overlay."""
+
+    has_volume = True
+    journal = False
+    device: Optional[str] = None
+
+    def minimum(self, machine: Machine) -> int:
+        """Return the least size of the partition in bytes; the image stays where it is."""
+        del machine
+        return LAYOUT.offset + _LEAST + OVERHEAD
+
+    def first(self, machine: Machine) -> bool:
+        """Make the upper file system and mount both layers."""
+        volume = machine.mapper.get(VOLUME).path
+        edges.write(volume, sum(target.length for target in machine.mapper.table(VOLUME)))
+        machine.runner.run(
+            ["mkfs.btrfs", "--quiet", "--force", "--nodiscard", "--csum", "sha256", "--label", LABEL, volume]
+        )
+        self._mount(machine)
+        for name in (DATA, WORK):
+            (machine.paths.state / UPPER / name).mkdir(mode=0o755)
+        return True
+
+    def later(self, machine: Machine, complete: bool) -> Assembled:
+        """Mount both layers."""
+        del complete
+        self._mount(machine)
+        return Assembled(True, "the volume lies over the verified image")
+
+    def mountable(self, machine: Machine, complete: bool) -> Optional[str]:
+        """Return the volume: it has a file system of its own."""
+        del complete
+        return machine.mapper.get(VOLUME).path
+
+    def _mount(self, machine: Machine) -> None:
+        state, mapper = machine.paths.state, machine.mapper
+        _mounted(machine, mapper.get(IMAGE).path, state / LOWER, "ro")
+        _mounted(machine, mapper.get(VOLUME).path, state / UPPER, "rw,noatime", "btrfs")
+
+
+def _mounted(machine: Machine, device: str, directory: Path, options: str, kind: str = "") -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    machine.runner.run(["mount", *(("-t", kind) if kind else ()), "-o", options, device, str(directory)])

@@ -1,0 +1,57 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The service of the running system that brings its root to the end of its way, by strategy.
+
+``clone``: copy the rest, map the volume linearly under the mounted root, say so in the anchor, grow. ``copy``: grow.
+``overlay``: keep and compare the record of what the volume masks of the image.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from ..errors import FdeError
+from ..runner import Runner
+from . import anchoring, masks
+from .configuration import Strategy
+from .hydration import Ears, fill, hydrate, notify, settle
+from .machine import Machine, this_machine
+from .strategies import ROOTS
+
+#: systemd's log levels before a line: what is worth keeping, and what somebody should look at.
+_NOTICE, _WARNING = "<5>", "<4>"
+
+
+def hydrate_root(runner: Runner) -> None:
+    """Do what a root with a device of its own needs. Raises ``FdeError``; the service is started again then."""
+    machine = this_machine(runner)
+    if ROOTS[machine.configuration.strategy].device is not None:
+        finish(machine, Ears(notify, log))
+
+
+def keep_masks(runner: Runner) -> None:
+    """Report what the volume of an overlay hides of the image. Raises ``FdeError``."""
+    machine = this_machine(runner)
+    if machine.configuration.strategy is not Strategy.OVERLAY:
+        raise FdeError("the root", "it is no overlay", "Nothing is to be done")
+    masks.keep(machine, log)
+
+
+def finish(machine: Machine, ears: Ears, mount_point: str = "/") -> None:
+    """Bring a root with a device of its own to its end. Raises ``FdeError``."""
+    mapper = machine.mapper
+    hydrate(mapper, machine.runner, ears, mount_point=mount_point)
+    settle(mapper, ears)
+    try:
+        anchoring.mark_complete(machine)
+    except FdeError as error:
+        # The next boot finds the record complete and says so itself.
+        log(f"{_WARNING}the anchor does not know yet that the root is complete: {error}")
+    fill(mapper, ears, mount_point=mount_point)
+    ears.status("the root fills its encrypted volume")
+
+
+def log(text: str) -> None:
+    """Write a line to the journal, where standard output goes."""
+    print(text if text.startswith("<") else f"{_NOTICE}{text}", file=sys.stdout, flush=True)

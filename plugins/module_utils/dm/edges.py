@@ -1,0 +1,58 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The ends of a device whose sectors cannot be read before they are written.
+
+udev and mount look for signatures and give up at the first error, so what they look at is written when the device is
+made. Sizes and offsets are in sectors of 512 bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import Iterator
+
+from .table import SECTOR
+
+MEBIBYTE = 2048
+#: Sectors of a block of 4 KiB, the smallest piece of an authenticated device.
+BLOCK = 8
+#: libblkid reads up to 4 MiB and a block (the second LUKS2 header) from the start and 3087 sectors (Promise RAID) from
+#: the end. ext4 and xfs read their last block before they grow.
+FRONT = 5 * MEBIBYTE
+BACK = 2 * MEBIBYTE
+
+
+def write(path: str, length: int) -> None:
+    """Fill both ends of a device of ``length`` sectors with zeros."""
+    zero(path, 0, min(FRONT, length))
+    tail = min(BACK, length) // BLOCK * BLOCK
+    zero(path, length - tail, tail)
+
+
+def zero(path: str, start: int, length: int) -> None:
+    """Write zeros."""
+    zeros = bytes(MEBIBYTE * SECTOR)
+    with opened(path) as device:
+        for at in range(start, start + length, MEBIBYTE):
+            put(device, zeros[: (start + length - at) * SECTOR], at)
+
+
+@contextmanager
+def opened(path: str) -> Iterator[int]:
+    """Yield a descriptor of a device; what was written is on the disk afterwards."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield descriptor
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put(device: int, content: bytes, sector: int) -> None:
+    """Write all of ``content`` from ``sector`` on."""
+    view, at = memoryview(content), sector * SECTOR
+    while view:
+        written = os.pwrite(device, view, at)
+        view, at = view[written:], at + written

@@ -1,0 +1,355 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The strategies beside ``clone``: what is written is kept and encrypted, or kept nowhere; a cut starts over."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent import masks, strategy_copy, upkeep
+from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
+from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Strategy
+from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
+from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
+from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
+from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
+from ansible_collections.cvm.fde.plugins.module_utils.boot.command_line import ROOT_WORDS
+from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
+from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing, State
+from cryptography.hazmat.primitives.asymmetric import rsa
+from instance import DISK_SIZE, MIB, PLAINTEXT, Content, CutRunner, Lab, PowerCut, make_lab, make_sealed, mounted, run
+
+ENVIRONMENT = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}
+SECRET = b"what an instance writes is for nobody else " * 100
+
+
+@pytest.fixture(scope="module")
+def signer() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, 2048)
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    return make_sealed(tmp_path_factory.mktemp("sealed"))
+
+
+@pytest.fixture
+def make(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> Any:
+    return lambda strategy: make_lab(tmp_path, sealed, signer, strategy)
+
+
+@contextlib.contextmanager
+def overlaid(machine: Machine) -> Iterator[Path]:
+    """Mount the root as systemd does, by the words of the signed command line."""
+    words = dict(word.partition("=")[::2] for word in ROOT_WORDS[Strategy.OVERLAY])
+    options = words["rootflags"].replace("/run/cvm-fde", str(machine.paths.state))
+    root = Path("/run/overlaid-root")
+    root.mkdir(exist_ok=True)
+    run("mount", "-t", words["rootfstype"], "-o", options, words["root"], str(root))
+    try:
+        yield root
+    finally:
+        run("umount", str(root))
+
+
+def test_an_overlay_keeps_what_is_written_in_an_encrypted_volume(make: Any) -> None:
+    lab = make("overlay")
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+        anchor = lab.anchor().anchor
+        assert anchor is not None and anchor.state is State.READY and anchor.complete
+        assert machine.mapper.find("fde-root") is None
+        [integrity] = machine.mapper.table("fde-crypt_dif")
+        assert integrity.arguments.split()[3] == "D", "btrfs needs no second journal"
+        with overlaid(machine) as root:
+            assert (root / "plaintext").read_bytes() == PLAINTEXT
+            (root / "secret").write_bytes(SECRET)
+            (root / "plaintext").write_bytes(b"mine")
+        found = run("btrfs", "inspect-internal", "dump-super", machine.mapper.get("fde-crypt").path).decode()
+        assert "sha256" in next(line for line in found.splitlines() if line.startswith("csum_type"))
+    disk = lab.image.read_bytes()
+    assert SECRET[:43] not in disk
+    assert PLAINTEXT[:64] in disk, "the image is public"
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with overlaid(machine) as root:
+            assert (root / "secret").read_bytes() == SECRET
+            assert (root / "plaintext").read_bytes() == b"mine"
+
+
+CUTS = {
+    "overlay": (("mkfs.btrfs",), ("mount", "btrfs")),
+    "copy": (("dmsetup", "create", "fde-root"),),
+}
+
+
+@pytest.mark.parametrize("strategy", list(CUTS))
+def test_a_power_cut_in_the_first_boot_starts_it_over(make: Any, strategy: str) -> None:
+    lab = make(strategy)
+    for before in CUTS[strategy]:
+        with lab.booting() as machine:
+            with pytest.raises(PowerCut):
+                boot(replace(machine, runner=CutRunner(before, ENVIRONMENT)))
+            found = lab.anchor()
+            assert found.anchor is not None and found.anchor.state is State.INITIALIZING, before
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+
+
+def update(lab: Lab, directory: Path, signer: rsa.RSAPrivateKey) -> Lab:
+    """Replace the image of an instance by a newer one: other content, other root hash, same volume and TPM."""
+    directory.mkdir()
+    image, root_hash = make_sealed(
+        directory, Content({"plaintext": b"newer", "kept": b"kept", "new": b"from the newer image"})
+    )
+    with image.open("rb") as file:
+        fresh = gpt.read_table(file, DISK_SIZE, "image")
+    with lab.image.open("r+b") as disk:
+        old = gpt.read_table(disk, DISK_SIZE, "disk")
+        [volume] = old.of_type(gpt.FDE)
+        for offset, block in gpt.encode_table(replace(old, partitions=(*fresh.partitions, volume))):
+            disk.seek(offset)
+            disk.write(block)
+        with image.open("rb") as file:
+            file.seek(MIB)
+            disk.seek(MIB)
+            disk.write(file.read(max(one.end for one in fresh.partitions) - MIB))
+    line = (lab.directory / "cmdline").read_text().replace(lab.root_hash, root_hash)
+    (lab.directory / "cmdline").write_text(line)
+    return replace(lab, root_hash=root_hash)
+
+
+def test_an_updated_image_shows_which_files_of_it_the_instance_hides(tmp_path: Path, signer: rsa.RSAPrivateKey) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "lab").mkdir()
+    older = make_sealed(tmp_path / "first", Content({"plaintext": b"older", "kept": b"kept", "gone": b"gone"}))
+    lab = make_lab(tmp_path / "lab", older, signer, "overlay")
+    told: list[str] = []
+    with lab.booting() as machine:
+        boot(machine)
+        with overlaid(machine) as root:
+            (root / "plaintext").write_bytes(b"mine")
+            (root / "kept").write_bytes(b"mine too")
+            (root / "new").write_bytes(b"made by the instance first")
+            (root / "gone").unlink()
+        record = masks.keep(machine, told.append)
+        assert set(record.known) == {"plaintext", "kept", "gone"} and record.reported == {}
+    lab = update(lab, tmp_path / "second", signer)
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        record = masks.keep(machine, told.append)
+        assert record.reported == {"plaintext": masks.Why.CHANGED, "new": masks.Why.ADDED}
+        assert any("/plaintext" in line and "changed" in line for line in told)
+        assert masks.keep(machine, told.append) == record, "it is reported until it is mended"
+        found = masks.report(machine.paths.state)
+        assert found is not None and found["outdated"] == {"plaintext": "changed", "new": "added"}
+        with overlaid(machine) as root:
+            assert (root / "plaintext").read_bytes() == b"mine"
+        (machine.paths.state / "upper/data/plaintext").unlink()
+        assert masks.keep(machine, told.append).reported == {"new": masks.Why.ADDED}
+
+
+def test_a_copy_holds_the_whole_image_before_it_is_used_and_grows(make: Any) -> None:
+    lab = make("copy")
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+        assert all(isinstance(target, Linear) for target in machine.mapper.table("fde-root"))
+        machine.mapper.remove("root")
+        with mounted() as root:
+            assert (root / "plaintext").read_bytes() == PLAINTEXT
+            before = os.statvfs(root).f_blocks
+            upkeep.finish(machine, Ears(lambda _: None, lambda _: None), str(root))
+            assert os.statvfs(root).f_blocks > 3 * before
+            (root / "large").write_bytes(SECRET * (96 * MIB // len(SECRET)))
+    assert SECRET[:43] not in lab.image.read_bytes()
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        run("e2fsck", "-fn", "/dev/mapper/fde-root")
+        with mounted() as root:
+            assert (root / "large").stat().st_size > 95 * MIB
+            assert (root / "plaintext").read_bytes() == PLAINTEXT
+
+
+def test_a_copy_that_is_cut_off_or_reads_back_otherwise_is_made_anew(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab = make("copy")
+    real = strategy_copy._write
+    written: list[int] = []
+
+    def cut(device: int, content: bytes, at: int) -> None:
+        if len(written) == 2:
+            raise PowerCut("in the middle")
+        written.append(at)
+        real(device, content, at)
+
+    monkeypatch.setattr(strategy_copy, "_write", cut)
+    with lab.booting() as machine, pytest.raises(PowerCut):
+        boot(machine)
+    monkeypatch.setattr(strategy_copy, "_write", lambda device, content, at: real(device, bytes(len(content)), at))
+    with lab.booting() as machine, pytest.raises(FdeError, match="reads back otherwise"):
+        boot(machine)
+    monkeypatch.undo()
+    with lab.booting() as machine:
+        found = lab.anchor()
+        assert found.anchor is not None and found.anchor.state is State.INITIALIZING
+        assert boot(machine) is Action.FIRST_BOOT
+        with mounted() as root:
+            assert (root / "plaintext").read_bytes() == PLAINTEXT
+
+
+def test_an_ephemeral_instance_has_neither_volume_nor_anchor(make: Any) -> None:
+    lab = make("ephemeral")
+    before = lab.image.read_bytes()
+    with lab.booting() as machine:
+        assert boot(machine) is Action.EPHEMERAL
+        assert lab.anchor().standing is Standing.ABSENT
+        assert machine.mapper.find("fde-crypt") is None
+    assert lab.image.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda lab: (lab.directory / "SecureBoot").write_bytes(b"\x06\0\0\0\0"), "secure-boot-off"),
+        (lambda lab: retitle(lab, lab.root_hash, "0" * 64), "verity-missing"),
+    ],
+)
+def test_an_ephemeral_instance_is_refused_where_any_other_is(make: Any, change: Any, code: str) -> None:
+    lab = make("ephemeral")
+    with lab.booting():
+        change(lab)
+        with pytest.raises(Refusal) as caught:
+            boot(lab.machine)
+    assert caught.value.code == code
+
+
+def retitle(lab: Lab, old: str, new: str) -> None:
+    line = lab.directory / "cmdline"
+    line.write_text(line.read_text().replace(old, new))
+
+
+class PoorRunner(SubprocessRunner):
+    """A kernel without one module."""
+
+    def __init__(self, lacks: str) -> None:
+        super().__init__(environment=ENVIRONMENT)
+        self._lacks = lacks
+
+    def run(self, argv: Any, **options: Any) -> Any:
+        if argv[0] == "modprobe" and argv[-1] == self._lacks:
+            return Completed(tuple(argv), 1, b"", b"")
+        return super().run(argv, **options)
+
+
+@pytest.mark.parametrize(("strategy", "lacks"), [("clone", "dm-clone"), ("overlay", "btrfs"), ("ephemeral", "overlay")])
+def test_a_kernel_that_cannot_do_what_the_image_is_sealed_for_is_refused(make: Any, strategy: str, lacks: str) -> None:
+    lab = make(strategy)
+    with lab.booting() as machine:
+        with pytest.raises(Refusal) as caught:
+            boot(replace(machine, runner=PoorRunner(lacks)))
+        assert caught.value.code == "strategy-unsupported" and lacks in caught.value.cause
+        assert lab.anchor().standing is Standing.ABSENT, "nothing was begun"
+
+
+def sectors(lab: Lab, size: int) -> None:
+    """Give the disk of an instance sectors of another size: the partition table is what depends on it."""
+    with lab.image.open("r+b") as disk:
+        old = gpt.read_table(disk, DISK_SIZE, "disk")
+        disk.seek(0)
+        disk.write(bytes(34 * 512))
+        for offset, block in gpt.encode_table(gpt.new_table(old.disk_id, DISK_SIZE, old.partitions, size)):
+            disk.seek(offset)
+            disk.write(block)
+    lab.sector = size
+
+
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_the_volume_is_made_on_a_second_disk(make: Any, sector: int) -> None:
+    lab = make("overlay")
+    retitle(lab, "fde.strategy=overlay", "fde.strategy=overlay fde.disk=other")
+    if sector != 512:
+        sectors(lab, sector)
+    lab.spare = lab.directory / "spare"
+    with lab.spare.open("wb") as file:
+        file.truncate(1024 * MIB)
+    before = lab.image.read_bytes()
+    with lab.booting() as machine:
+        # The machine under test has loop devices of its own; one disk too many is refused.
+        assert boot(machine) is Action.FIRST_BOOT
+        with overlaid(machine) as root:
+            (root / "secret").write_bytes(SECRET)
+    assert lab.image.read_bytes() == before, "the disk of the image stays as it is"
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with overlaid(machine) as root:
+            assert (root / "secret").read_bytes() == SECRET
+    kept = lab.spare
+    lab.spare = None
+    assert code_of(lab) == "volume-disk"
+    lab.spare = lab.directory / "other"
+    with lab.spare.open("wb") as file:
+        file.truncate(1024 * MIB)
+    assert code_of(lab) == "volume-missing"
+    with lab.spare.open("r+b") as file:
+        file.seek(300_000)
+        file.write(b"somebody's data")
+    assert code_of(lab) == "disk-foreign"
+    shutil.copy(lab.image, lab.spare)
+    assert code_of(lab) == "disk-ambiguous"
+    lab.spare = kept
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
+
+
+def code_of(lab: Lab) -> str:
+    with lab.booting() as machine, pytest.raises(Refusal) as caught:
+        boot(machine)
+    return caught.value.code
+
+
+def test_a_root_disk_with_large_sectors_is_like_any_other(make: Any) -> None:
+    lab = make("clone")
+    sectors(lab, 4096)
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with mounted() as root:
+            assert (root / "plaintext").read_bytes() == PLAINTEXT
+
+
+def test_no_secret_of_a_first_boot_is_left_behind(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ansible_collections.cvm.fde.plugins.module_utils.agent import volume_key
+
+    secrets: list[bytes] = []
+    temporary, mixed = volume_key.temporary, volume_key.mixed
+    monkeypatch.setattr(volume_key, "temporary", lambda: (secrets.append(bytes(key := temporary())), key)[1])
+    monkeypatch.setattr(volume_key, "mixed", lambda *given: (secrets.append(key := mixed(*given)), key)[1])
+    lab = make("overlay")
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+        assert len(secrets) == 2
+        places = [Path("/run"), Path("/dev/shm"), machine.paths.state]
+        files = [file for place in places for file in place.rglob("*") if file.is_file() and not file.is_symlink()]
+        assert files
+        held = b"".join(file.read_bytes() for file in files if file.stat().st_size < 64 * MIB) + run("dmesg")
+        tables = json.dumps([machine.mapper.table(name)[0].arguments for name in ("fde-crypt", "fde-crypt_dif")])
+        for secret in secrets:
+            for form in (secret, secret.hex().encode()):
+                assert form not in held
+                assert form not in tables.encode()
+    disk = lab.image.read_bytes()
+    assert not any(secret in disk for secret in secrets)
