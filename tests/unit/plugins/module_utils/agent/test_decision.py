@@ -211,7 +211,8 @@ def test_of_each_pair_of_anomalies_the_first_of_the_table_is_named(one: str, oth
 
 
 def test_every_code_of_the_decision_is_among_the_anomalies() -> None:
-    codes = list(Code)
+    # Which disks count is settled before anything is decided about them: see test_disks.py.
+    codes = [code for code in Code if code not in (Code.DISK_DAMAGED, Code.VOLUME_DISK, Code.DISK_FOREIGN)]
     assert {code for _part, code, _change in WRONG.values()} == set(codes[: codes.index(Code.ROLLED_BACK) + 1])
 
 

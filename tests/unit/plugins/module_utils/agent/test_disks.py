@@ -1,0 +1,183 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which disks a boot is about: one with the image, one with the volume, and no other that looks like either."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import Optional
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent import disks
+from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Configuration, Strategy, VolumeDisk
+from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Code
+from ansible_collections.cvm.fde.plugins.module_utils.agent.disks import Bare, Choice, Disk, Survey, choose, survey
+from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
+from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
+
+MIB = gpt.MIB
+SIZE = 64 * MIB
+HASH = bytes(range(32))
+DATA, HASHES = uuid.UUID(bytes=HASH[:16]), uuid.UUID(bytes=HASH[16:])
+ESP, VOLUME = uuid.UUID(int=1), uuid.UUID(int=2)
+
+
+def disk(name: str, *ids: uuid.UUID, kind: uuid.UUID = gpt.LINUX_GENERIC) -> Disk:
+    partitions = [gpt.Partition(n, kind, one, n * MIB, MIB) for n, one in enumerate(ids, 1)]
+    return Disk(name, gpt.new_table(uuid.uuid4(), SIZE, partitions))
+
+
+IMAGE = disk("vda", ESP, DATA, HASHES)
+WITH_VOLUME = disk("vda", ESP, DATA, HASHES, VOLUME)
+OTHER = disk("vdb", uuid.UUID(int=9))
+APART = disk("vdb", VOLUME, kind=gpt.FDE)
+BLANK, FULL = Bare("vdb", True), Bare("vdb", False)
+DAMAGED = Bare("vdb", False, "the checksum of the partition entries is wrong")
+
+
+def outcome(where: str, *found: object, serials: Optional[dict[str, str]] = None) -> object:
+    configuration = Configuration(HASH, Strategy.CLONE, VolumeDisk.parse(where))
+    tables = tuple(one for one in found if isinstance(one, Disk))
+    bare = tuple(one for one in found if isinstance(one, Bare))
+    chosen = choose(configuration, Survey(tables, bare, serials or {}))
+    return chosen.code if isinstance(chosen, Refusal) else (chosen.image.name, chosen.volume.name)
+
+
+@pytest.mark.parametrize(
+    ("where", "found", "expected"),
+    [
+        ("root", (IMAGE,), ("vda", "vda")),
+        ("root", (WITH_VOLUME,), ("vda", "vda")),
+        ("root", (IMAGE, OTHER, BLANK), ("vda", "vda")),
+        ("root", (IMAGE, DAMAGED), ("vda", "vda")),
+        ("root", (), Code.DISK_AMBIGUOUS),
+        ("root", (OTHER,), Code.DISK_AMBIGUOUS),
+        ("root", (OTHER, BLANK, FULL), Code.DISK_AMBIGUOUS),
+        # A disk that was cut off, or whose table was written over.
+        ("root", (OTHER, DAMAGED), Code.DISK_DAMAGED),
+        ("root", (IMAGE, disk("vdb", ESP, DATA, HASHES)), Code.DISK_AMBIGUOUS),
+        # One id of the image, or that of the volume, is enough: by-partuuid links would be the host's choice.
+        ("root", (IMAGE, disk("vdb", DATA)), Code.DISK_AMBIGUOUS),
+        ("root", (WITH_VOLUME, disk("vdb", VOLUME)), Code.DISK_AMBIGUOUS),
+        ("root", (WITH_VOLUME, disk("vdb", ESP)), Code.DISK_AMBIGUOUS),
+        ("other", (IMAGE, BLANK), ("vda", "vdb")),
+        ("other", (IMAGE, APART), ("vda", "vdb")),
+        ("other", (IMAGE, OTHER), ("vda", "vdb")),
+        ("other", (IMAGE,), Code.VOLUME_DISK),
+        ("other", (IMAGE, BLANK, Bare("vdc", True)), Code.VOLUME_DISK),
+        ("other", (IMAGE, BLANK, disk("vdc")), Code.VOLUME_DISK),
+        ("other", (IMAGE, FULL), Code.DISK_FOREIGN),
+        ("other", (IMAGE, DAMAGED), Code.DISK_FOREIGN),
+        ("other", (IMAGE, disk("vdb", DATA)), Code.DISK_AMBIGUOUS),
+        ("other", (BLANK,), Code.DISK_AMBIGUOUS),
+    ],
+)
+def test_the_disks_are_chosen_or_refused_by_name(where: str, found: tuple[object, ...], expected: object) -> None:
+    assert outcome(where, *found) == expected
+
+
+def test_a_disk_is_chosen_by_its_serial_number() -> None:
+    spare = Bare("vdc", True)
+    serials = {"vdb": "data-1", "vdc": "data-2"}
+    assert outcome("serial:data-2", IMAGE, FULL, spare, serials=serials) == ("vda", "vdc")
+    assert outcome("serial:data-3", IMAGE, FULL, spare, serials=serials) == Code.VOLUME_DISK
+    assert outcome("serial:data-1", IMAGE, FULL, spare, serials={"vdb": "data-1", "vdc": "data-1"}) == Code.VOLUME_DISK
+    assert outcome("serial:data-1", IMAGE, serials={"vda": "data-1"}) == Code.VOLUME_DISK, "not that of the image"
+
+
+class Machine:
+    """Block devices as sysfs shows them, with files in the place of their nodes."""
+
+    def __init__(self, top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sysfs, self.devices = top / "sys", top / "dev"
+        (self.sysfs / "block").mkdir(parents=True)
+        self.devices.mkdir()
+        monkeypatch.setattr(disks, "DEVICES", self.devices)
+
+    def add(self, name: str, *, sector: int = 512, content: bytes = b"", under: str = "pci", **files: str) -> None:
+        device = self.sysfs / "devices" / under / name
+        device.mkdir(parents=True)
+        known = {"size": str(SIZE // 512), "queue/logical_block_size": str(sector), **files}
+        for path, text in known.items():
+            (device / path).parent.mkdir(parents=True, exist_ok=True)
+            (device / path).write_bytes(text.encode("latin-1"))
+        os.symlink(device, self.sysfs / "block" / name)
+        with (self.devices / name).open("wb") as file:
+            file.write(content)
+            file.truncate(SIZE)
+
+    def add_image(self, name: str, table_sector: int, **options: object) -> None:
+        partitions = [gpt.Partition(n, gpt.LINUX_GENERIC, one, n * MIB, MIB) for n, one in enumerate((DATA, HASHES), 1)]
+        self.add(name, **options)  # type: ignore[arg-type]
+        with (self.devices / name).open("r+b") as file:
+            for offset, block in gpt.encode_table(gpt.new_table(ESP, SIZE, partitions, table_sector)):
+                file.seek(offset)
+                file.write(block)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["vda", "nvme0n1", "sda", "xvda"])
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_disks_of_every_kind_and_both_sector_sizes_are_found(machine: Machine, name: str, sector: int) -> None:
+    machine.add_image(name, sector, sector=sector)
+    found = choose(Configuration(HASH, Strategy.CLONE), survey(machine.sysfs))
+    assert isinstance(found, Choice) and found.image.device.endswith(name)
+    assert found.image.table.sector_size == sector
+
+
+@pytest.mark.parametrize(("table", "sector"), [(512, 4096), (4096, 512)])
+def test_a_table_that_the_firmware_would_not_find_is_none(machine: Machine, table: int, sector: int) -> None:
+    machine.add_image("vda", table, sector=sector)
+    assert survey(machine.sysfs).disks == ()
+
+
+def test_what_is_no_disk_is_left_out(machine: Machine) -> None:
+    machine.add_image("dm-0", 512, under="virtual")
+    machine.add_image("zram0", 512, under="virtual")
+    machine.add_image("sr0", 512)
+    machine.add_image("vdb", 512, ro="1")
+    machine.add_image("vdc", 512, size="0")
+    found = survey(machine.sysfs)
+    assert (found.disks, found.bare) == ((), ())
+
+
+def test_blank_full_and_damaged_disks_are_told_apart(machine: Machine) -> None:
+    machine.add("vda")
+    machine.add("vdb", content=bytes(SIZE - 5) + b"x")
+    machine.add("vdc", content=b"\xeb" * 512)
+    machine.add_image("vdd", 512)
+    with (machine.devices / "vdd").open("r+b") as file:
+        for place in (2 * 512, SIZE - 33 * 512):
+            file.seek(place)
+            file.write(b"damage")
+    found = {one.name: one for one in survey(machine.sysfs).bare}
+    assert found["vda"] == Bare("vda", True)
+    assert found["vdb"] == Bare("vdb", False)
+    assert found["vdc"] == Bare("vdc", False)
+    assert found["vdd"].damage and not found["vdd"].blank
+
+
+def test_a_disk_that_shrank_is_damaged(machine: Machine) -> None:
+    machine.add("vda", size=str(SIZE // 1024))
+    partitions = [gpt.Partition(n, gpt.FDE, one, n * MIB, 20 * n * MIB) for n, one in enumerate((DATA,), 1)]
+    wide = gpt.Partition(2, gpt.FDE, HASHES, 30 * MIB, 30 * MIB)
+    with (machine.devices / "vda").open("r+b") as file:
+        for offset, block in gpt.encode_table(gpt.new_table(ESP, SIZE, (*partitions, wide))):
+            file.seek(offset)
+            file.write(block)
+    assert outcome("root", *survey(machine.sysfs).bare) == Code.DISK_DAMAGED
+
+
+def test_serial_numbers_are_read_wherever_a_driver_puts_them(machine: Machine) -> None:
+    machine.add("vda", serial="data-1\n")
+    machine.add("nvme0n1", **{"device/serial": "data-2         \n"})
+    machine.add("sda", **{"device/vpd_pg80": "\0\x80\0\x08data-3  "})
+    machine.add("sdb")
+    assert survey(machine.sysfs).serials == {"vda": "data-1", "nvme0n1": "data-2", "sda": "data-3"}
