@@ -66,6 +66,15 @@ root:
       type: dict
       returned: always
       sample: {"hydrated": 12800, "total": 16384, "percent": 78.1, "running": true}
+    overlay:
+      description:
+        - With the strategy V(overlay), how many files of the image are hidden by the instance's own (C(masked)), and
+          those of them that an update of the image made outdated (C(outdated)), by path, with the reason V(changed),
+          V(added) or V(unrecorded).
+        - Null with other strategies.
+      type: dict
+      returned: always
+      sample: {"root_hash": "d2f1c0", "masked": 212, "outdated": {"usr/bin/ssh": "changed"}}
     luks_uuid:
       description: UUID of the volume.
       type: str

@@ -56,18 +56,23 @@ def prepared_tree(suite: str = SUITE, strategy: Optional[str] = None) -> Path:
 
 
 def sealed_image(
-    suite: str = SUITE, strategy: Optional[str] = None, recovery: Optional[str] = None, sector: int = 512
+    suite: str = SUITE,
+    strategy: Optional[str] = None,
+    recovery: Optional[str] = None,
+    sector: int = 512,
+    volume_disk: Optional[str] = None,
 ) -> Sealed:
     """Return the sealed image, made first when there is none for this state of the checkout.
 
-    ``strategy`` and ``recovery`` are the variables ``image_strategy`` and ``image_recovery`` of the role ``image``;
-    None is what the role does by default. ``sector`` is the size of its disks' sectors, in bytes.
+    ``strategy``, ``recovery`` and ``volume_disk`` are the variables ``image_...`` of the role ``image``; None is what the
+    role does by default. ``sector`` is the size of its disks' sectors, in bytes.
     """
     tree = prepared_tree(suite, strategy)
     enrolled = list(secure_boot_contents(keys()).values())
-    wanted = _variables(strategy=strategy, recovery=recovery)
+    wanted = _variables(strategy=strategy, recovery=recovery, volume_disk=volume_disk)
     recipe = digest(tree.name, tools_tree().name, COMMAND_LINE, Path(__file__), *SEALS, *enrolled, wanted, sector)
     words = (suite, strategy or "", f"recovery-{recovery}" if recovery else "", "4k" if sector == 4096 else "")
+    words = (*words, f"disk-{volume_disk.replace(':', '-')}" if volume_disk else "")
     what = f"the sealed image ({' '.join(word for word in words if word)})"
     name = variant("sealed", *words)
     return Sealed(cached(what, name, recipe, lambda at: _seal(tree, at, wanted, sector), keep=2))

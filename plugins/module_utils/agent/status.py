@@ -16,7 +16,7 @@ from ..luks2.area import HeaderArea, read_area
 from ..runner import Runner
 from ..tpm.anchor import INDEX, Found
 from ..tpm.esys import DEFAULT_TCTI
-from . import anchoring, commit, refusals
+from . import anchoring, commit, masks, refusals
 from .hydration import percent
 from .machine import IMAGE, PATHS, VOLUME, Paths, this_machine
 
@@ -38,6 +38,7 @@ def status(runner: Runner, paths: Paths = PATHS, tcti: str = DEFAULT_TCTI) -> di
         "root_hash": machine.configuration.root_hash.hex() if machine else None,
         "mappings": _mappings(mapper, problems),
         "hydration": _hydration(mapper, problems),
+        "overlay": masks.report(paths.state),
         "luks_uuid": _luks_uuid(mapper, problems),
         "header_digest": header.digest.hex() if header else None,
         "anchor": {**described(found), "matches": matches(found, header)} if found else None,
