@@ -64,7 +64,7 @@ def sealed_image(
 ) -> Sealed:
     """Return the sealed image, made first when there is none for this state of the checkout.
 
-    ``strategy``, ``recovery`` and ``volume_disk`` are the variables ``image_...`` of the role ``image``; None is what the
+    ``strategy``, ``recovery`` and ``volume_disk`` are variables of the role ``image`` (``image_...``); None is what the
     role does by default. ``sector`` is the size of its disks' sectors, in bytes.
     """
     tree = prepared_tree(suite, strategy)

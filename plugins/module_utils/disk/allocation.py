@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Iterable, Iterator, Optional
 
 _META_GROUPS = 0x10
@@ -20,6 +20,8 @@ _SPARSE_SUPER = 0x1
 _BIGALLOC = 0x200
 _SPARSE_SUPER_2 = 0x200
 _UNINITIALIZED = 0x2
+#: Bitmaps of the groups that Linux makes at once when a file system grows: of blocks and of inodes.
+_BITMAPS = 2 * 16
 #: Used blocks that lie this close together, in bytes, are copied in one go with what is between them.
 _GAP = 64 << 10
 
@@ -91,6 +93,25 @@ def used_extents(device: int, size: int) -> tuple[Extent, ...]:
     groups = tuple(_groups(device, layout))
     blocks = _blocks(device, layout, groups)
     pieces = [(0, layout.first), *blocks, (layout.blocks, -(-size // layout.block_size))]
+    return tuple(_joined(pieces, layout.block_size, size))
+
+
+def read_while_growing(device: int, size: int) -> tuple[Extent, ...]:
+    """Return the pieces beyond the end of the file system that ext4 reads before it writes when it grows to ``size``.
+
+    Linux reads the bitmaps of new groups although it has just flagged them as never written (``ext4_setup_new_descs``).
+    They lie at the start of the group with which it begins a batch, behind a copy of superblock and descriptors. Which
+    groups those are depends on the version, so the start of every new group is returned, and the last block.
+    """
+    layout = _layout(os.pread(device, 1024, 1024), size)
+    if layout is None:
+        return ()
+    grown = replace(layout, blocks=size // layout.block_size)
+    pieces = [(grown.blocks - 1, grown.blocks)]
+    for group in range(layout.groups, grown.groups):
+        start = grown.start(group)
+        copy = 1 + layout.table_blocks + layout.reserved if _has_superblock(group, layout.sparse) else 0
+        pieces.append((start, min(start + copy + _BITMAPS, grown.blocks)))
     return tuple(_joined(pieces, layout.block_size, size))
 
 
@@ -172,14 +193,14 @@ def runs(bitmap: bytes, length: int) -> Iterator[tuple[int, int]]:
 
 
 def _joined(pieces: Iterable[tuple[int, int]], block_size: int, size: int) -> Iterator[Extent]:
-    start = end = 0
-    for one, other in sorted(pieces):
-        if one >= other:
-            continue
-        if one * block_size <= end * block_size + _GAP:
+    start = end = -1
+    for one, other in sorted(piece for piece in pieces if piece[0] < piece[1]):
+        if start < 0:
+            start, end = one, other
+        elif one * block_size <= end * block_size + _GAP:
             end = max(end, other)
-            continue
-        yield Extent(start * block_size, (end - start) * block_size)
-        start, end = one, other
-    if end > start:
+        else:
+            yield Extent(start * block_size, (end - start) * block_size)
+            start, end = one, other
+    if start >= 0:
         yield Extent(start * block_size, min(end * block_size, size) - start * block_size)

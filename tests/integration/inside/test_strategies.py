@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +50,16 @@ def make(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) ->
     return lambda strategy: make_lab(tmp_path, sealed, signer, strategy)
 
 
+def holds(file: Path, content: bytes) -> bool:
+    """Tell whether a large file has this content somewhere."""
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        return view.find(content) >= 0
+
+
+def digest(file: Path) -> str:
+    return run("sha256sum", str(file)).decode().split()[0]
+
+
 @contextlib.contextmanager
 def overlaid(machine: Machine) -> Iterator[Path]:
     """Mount the root as systemd does, by the words of the signed command line."""
@@ -79,9 +89,8 @@ def test_an_overlay_keeps_what_is_written_in_an_encrypted_volume(make: Any) -> N
             (root / "plaintext").write_bytes(b"mine")
         found = run("btrfs", "inspect-internal", "dump-super", machine.mapper.get("fde-crypt").path).decode()
         assert "sha256" in next(line for line in found.splitlines() if line.startswith("csum_type"))
-    disk = lab.image.read_bytes()
-    assert SECRET[:43] not in disk
-    assert PLAINTEXT[:64] in disk, "the image is public"
+    assert not holds(lab.image, SECRET[:43])
+    assert holds(lab.image, PLAINTEXT[:64]), "the image is public"
     with lab.booting() as machine:
         assert boot(machine) is Action.OPEN
         with overlaid(machine) as root:
@@ -172,13 +181,13 @@ def test_a_copy_holds_the_whole_image_before_it_is_used_and_grows(make: Any) -> 
             before = os.statvfs(root).f_blocks
             upkeep.finish(machine, Ears(lambda _: None, lambda _: None), str(root))
             assert os.statvfs(root).f_blocks > 3 * before
-            (root / "large").write_bytes(SECRET * (96 * MIB // len(SECRET)))
-    assert SECRET[:43] not in lab.image.read_bytes()
+            (root / "large").write_bytes(SECRET * (48 * MIB // len(SECRET)))
+    assert not holds(lab.image, SECRET[:43])
     with lab.booting() as machine:
         assert boot(machine) is Action.OPEN
         run("e2fsck", "-fn", "/dev/mapper/fde-root")
         with mounted() as root:
-            assert (root / "large").stat().st_size > 95 * MIB
+            assert (root / "large").stat().st_size > 47 * MIB
             assert (root / "plaintext").read_bytes() == PLAINTEXT
 
 
@@ -212,12 +221,12 @@ def test_a_copy_that_is_cut_off_or_reads_back_otherwise_is_made_anew(
 
 def test_an_ephemeral_instance_has_neither_volume_nor_anchor(make: Any) -> None:
     lab = make("ephemeral")
-    before = lab.image.read_bytes()
+    before = digest(lab.image)
     with lab.booting() as machine:
         assert boot(machine) is Action.EPHEMERAL
         assert lab.anchor().standing is Standing.ABSENT
         assert machine.mapper.find("fde-crypt") is None
-    assert lab.image.read_bytes() == before
+    assert digest(lab.image) == before
 
 
 @pytest.mark.parametrize(
@@ -285,13 +294,12 @@ def test_the_volume_is_made_on_a_second_disk(make: Any, sector: int) -> None:
     lab.spare = lab.directory / "spare"
     with lab.spare.open("wb") as file:
         file.truncate(1024 * MIB)
-    before = lab.image.read_bytes()
+    before = digest(lab.image)
     with lab.booting() as machine:
-        # The machine under test has loop devices of its own; one disk too many is refused.
         assert boot(machine) is Action.FIRST_BOOT
         with overlaid(machine) as root:
             (root / "secret").write_bytes(SECRET)
-    assert lab.image.read_bytes() == before, "the disk of the image stays as it is"
+    assert digest(lab.image) == before, "the disk of the image stays as it is"
     with lab.booting() as machine:
         assert boot(machine) is Action.OPEN
         with overlaid(machine) as root:
@@ -307,7 +315,7 @@ def test_the_volume_is_made_on_a_second_disk(make: Any, sector: int) -> None:
         file.seek(300_000)
         file.write(b"somebody's data")
     assert code_of(lab) == "disk-foreign"
-    shutil.copy(lab.image, lab.spare)
+    run("cp", "--sparse=always", str(lab.image), str(lab.spare))
     assert code_of(lab) == "disk-ambiguous"
     lab.spare = kept
     with lab.booting() as machine:
@@ -344,12 +352,12 @@ def test_no_secret_of_a_first_boot_is_left_behind(make: Any, monkeypatch: pytest
         assert len(secrets) == 2
         places = [Path("/run"), Path("/dev/shm"), machine.paths.state]
         files = [file for place in places for file in place.rglob("*") if file.is_file() and not file.is_symlink()]
-        assert files
-        held = b"".join(file.read_bytes() for file in files if file.stat().st_size < 64 * MIB) + run("dmesg")
+        small = [file for file in files if file.stat().st_size < 16 * MIB and "lower" not in file.parts]
+        assert small
+        held = b"".join(file.read_bytes() for file in small) + run("dmesg")
         tables = json.dumps([machine.mapper.table(name)[0].arguments for name in ("fde-crypt", "fde-crypt_dif")])
         for secret in secrets:
             for form in (secret, secret.hex().encode()):
                 assert form not in held
                 assert form not in tables.encode()
-    disk = lab.image.read_bytes()
-    assert not any(secret in disk for secret in secrets)
+    assert not any(holds(lab.image, secret) for secret in secrets)

@@ -12,7 +12,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.disk.allocation import Extent, runs, used_extents
+from ansible_collections.cvm.fde.plugins.module_utils.disk.allocation import (
+    Extent,
+    read_while_growing,
+    runs,
+    used_extents,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,6 +87,19 @@ def test_what_lies_behind_the_file_system_is_used(tmp_path: Path, tree: Path) ->
     make(image, tree)
     with image.open("rb") as file:
         assert used_extents(file.fileno(), 301 * MIB)[-1].end == 301 * MIB
+
+
+@needs_tools
+def test_the_start_of_every_new_group_is_read_while_growing(tmp_path: Path, tree: Path) -> None:
+    image = tmp_path / "image"
+    make(image, tree, "-b", "4096")
+    with image.open("rb") as file:
+        extents = read_while_growing(file.fileno(), 1024 * MIB)
+    assert [extent.offset // MIB for extent in extents] == [384, 512, 640, 768, 896, 1023]
+    assert extents[-1].end == 1024 * MIB
+    assert all(128 << 10 <= extent.length < 8 * MIB for extent in extents[:-1]), "bitmaps, and copies of descriptors"
+    with image.open("rb") as file:
+        assert read_while_growing(file.fileno(), 300 * MIB)[0].end == 300 * MIB
 
 
 def test_another_file_system_uses_everything(tmp_path: Path) -> None:
