@@ -31,10 +31,10 @@ from . import pin as pins
 from .found import Found
 from .machine import Machine
 from .pin import Escrow, Pin, PinState
-from .plan import Action, Plan, Step
 from .probe import boot_entry, fingerprint, means, unlock_key
 from .random_key import fresh_volume_key
 from .sealing import Handover, seal_recovery_key
+from .steps import Action, Plan, Step
 from .wanted import Wanted
 
 

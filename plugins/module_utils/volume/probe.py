@@ -150,10 +150,8 @@ def _credentials(machine: Machine, wanted: Wanted, header: Optional[HeaderFound]
 
 
 def _is_tried(slot: keyslots.Enrolled, wanted: Wanted) -> bool:
-    """Whether a keyslot is of a kind that is wanted; others are not kept anyway."""
-    if isinstance(slot.method, Tpm2):
-        return slot.method in wanted.unlock
-    return isinstance(slot.method, Passphrase) and wanted.passphrase is not None
+    """Whether a keyslot is tried: the TPM needs nobody, a passphrase must be at hand."""
+    return isinstance(slot.method, Tpm2) or (isinstance(slot.method, Passphrase) and wanted.passphrase is not None)
 
 
 def _opens(machine: Machine, path: str, key: bytearray) -> bool:

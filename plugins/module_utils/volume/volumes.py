@@ -14,8 +14,9 @@ from .apply import Outcome, apply
 from .found import Found
 from .machine import Machine
 from .pin import Pin
-from .plan import Plan, Step, described, plan
+from .plan import plan
 from .probe import probe
+from .steps import Plan, Step, described
 from .wanted import Wanted, check_all
 
 

@@ -1,0 +1,142 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The steps that bring a volume from what it is to what is wanted, after it was shown to be the pinned one."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+from ..errors import FdeError, Refusal
+from ..luks2 import enrolment
+from ..luks2.method import Passphrase, Recovery, Tpm2
+from .device import Device
+from .found import Found
+from .steps import Action, Step, keyslot_step
+from .using import check_use, open_it, use
+from .wanted import Wanted
+
+
+def reconcile(found: Found, wanted: Wanted, device: Device) -> Iterator[Step]:
+    adopting = found.pin is None or _unknown_header(found)
+    if adopting:
+        _check_adoptable(found, wanted, device)
+    else:
+        _check_same(found, wanted)
+    if found.header is None or found.header.violations:
+        where = (
+            "" if found.header is None else ", ".join(f"{v.reason.value} at {v.where}" for v in found.header.violations)
+        )
+        raise Refusal(
+            "luks2-policy", device.path, f"its LUKS2 header is not one this collection makes: {where or 'none'}",
+            "Somebody changed it; do not open it",
+        )  # fmt: skip
+    if found.mapping is not None and found.mapping.problems is not None:
+        raise Refusal("active-table", f"/dev/mapper/{wanted.name}", found.mapping.problems, "Close it")
+    check_use(found, device)
+    yield from _settle(found, wanted, adopting)
+    yield from open_it(found, wanted)
+    yield from _keyslots(found, wanted, device)
+    yield from use(found, wanted)
+
+
+def _unknown_header(found: Found) -> bool:
+    """Whether the header is none of the pinned ones."""
+    if found.pin is None or found.header is None:
+        return True
+    return found.header.digest not in found.pin.digests
+
+
+def _torn(found: Found) -> bool:
+    """Whether the copy of a header is there that was about to be written; ``found.header`` is that copy then."""
+    return found.pin is not None and found.saved is not None and found.saved == found.pin.next
+
+
+def _check_adoptable(found: Found, wanted: Wanted, device: Device) -> None:
+    changed = found.pin is not None
+    if not wanted.adopt:
+        raise Refusal(
+            "header-changed",
+            device.path,
+            f"its LUKS2 header is not the one that is pinned for volume '{wanted.name}'",
+            "Another program changed it, or somebody put another disk in its place. If it is yours, set adopt and give "
+            "unlock_with a recovery key or passphrase that only you know",
+        )
+    if found.header is None or found.header.defect is not None:
+        raise FdeError(device.path, "it has no sound LUKS2 header to adopt", "Restore it from a backup of the header")
+    if changed and found.pin is not None and found.header.uuid != found.pin.uuid:
+        raise Refusal(
+            "header-changed", device.path, "it is another volume than the pinned one", "Attach the right disk"
+        )
+    given = wanted.unlock_with
+    if given is None or not found.credentials.by_unlock_with:
+        raise FdeError(
+            device.path,
+            "nothing proves that the volume is yours" if given is None else "what unlock_with names does not open it",
+            "Give unlock_with a recovery key, passphrase or key file that only you know and that opens it",
+        )
+
+
+def _check_same(found: Found, wanted: Wanted) -> None:
+    """Raise ``FdeError`` where something is wanted that only a new volume can have."""
+    assert found.pin is not None and found.device is not None
+    if found.device.size < found.pin.size:
+        raise Refusal(
+            "device-shrunk", wanted.device, f"it had {found.pin.size} bytes and has {found.device.size}",
+            "Attach the right disk",
+        )  # fmt: skip
+    for what, is_now, is_wanted in (
+        ("profile", found.pin.profile, wanted.profile.name),
+        ("journal", found.pin.journal, wanted.journal),
+        ("file system", found.pin.file_system, wanted.file_system.value),
+    ):
+        if is_now != is_wanted:
+            raise FdeError(
+                wanted.device,
+                f"volume '{wanted.name}' was made with {what} '{is_now}', and '{is_wanted}' is wanted",
+                "Make a new volume and copy the data; this one keeps what it was made with",
+            )
+
+
+def _settle(found: Found, wanted: Wanted, adopting: bool) -> Iterator[Step]:
+    """Finish what an interrupted change left behind, before anything else."""
+    if adopting:
+        yield Step(Action.ADOPT, wanted.device)
+    elif _torn(found):
+        yield Step(Action.REDO, wanted.device)
+    elif found.saved is not None or (found.pin is not None and found.pin.next is not None):
+        yield Step(Action.SETTLE, wanted.device)
+
+
+def _keyslots(found: Found, wanted: Wanted, device: Device) -> Iterator[Step]:
+    assert found.header is not None
+    dead = [one.keyslot for one in found.header.enrolled if stale(found, wanted, one)]
+    planned = enrolment.plan(found.header.enrolled, wanted.unlock, dead)
+    if not planned.changes:
+        return
+    if not found.credentials.authority:
+        raise FdeError(
+            wanted.device,
+            f"the unlock methods of volume '{wanted.name}' are to change, and nothing at hand opens it",
+            "Give unlock_with a recovery key, passphrase or key file",
+        )
+    yield keyslot_step(planned)
+    yield Step(Action.STORE, device.path)
+    yield Step(Action.READY, wanted.name)
+
+
+def stale(found: Found, wanted: Wanted, one: enrolment.Enrolled) -> bool:
+    """Return whether a keyslot looks like a wanted one but must be replaced.
+
+    A recovery key that never reached the control node is lost. A passphrase is stale when none of the wanted ones opens
+    its keyslot. A TPM keyslot is so only when ``unlock_with`` is given: that the TPM does not open it now may be the
+    state of the machine, and whoever gives another key says that it is not.
+    """
+    if isinstance(one.method, Recovery):
+        escrow = None if found.pin is None else found.pin.escrow
+        return wanted.has(Recovery) and bool(wanted.certificates) and not (escrow is not None and escrow.confirmed)
+    if one.keyslot in found.credentials.proven:
+        return False
+    if isinstance(one.method, Passphrase):
+        return True
+    return isinstance(one.method, Tpm2) and wanted.unlock_with is not None and found.credentials.authority

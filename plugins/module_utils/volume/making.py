@@ -1,0 +1,66 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The steps that make a volume, on a device that is blank, or its own unfinished work, or given up by name."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+from ..errors import FdeError, Refusal
+from ..luks2 import enrolment
+from .device import Device
+from .found import Found
+from .pin import PinState
+from .steps import Action, Step, keyslot_step
+from .using import check_use, configure, own_leftovers
+from .wanted import LEAST, FileSystemType, State, Wanted
+
+
+def create(found: Found, wanted: Wanted, device: Device) -> Iterator[Step]:
+    _check_blank(found, wanted, device)
+    least = LEAST[wanted.file_system]
+    if device.size < least:
+        raise FdeError(device.path, f"it is smaller than {least >> 20} MiB", "Take a larger device")
+    if found.mapping is not None:
+        yield Step(Action.CLOSE, wanted.name)
+    yield Step(Action.PIN, "initializing")
+    yield Step(Action.CLEAR, device.path)
+    yield Step(Action.FORMAT, f"{wanted.profile.name}, {'journal' if wanted.journal else 'no journal'}")
+    yield keyslot_step(enrolment.plan((), wanted.unlock))
+    yield Step(Action.OPEN, wanted.name)
+    if wanted.file_system is not FileSystemType.NONE:
+        yield Step(Action.MAKE_FILE_SYSTEM, wanted.file_system.value)
+    yield Step(Action.STORE, device.path)
+    yield Step(Action.READY, wanted.name)
+    yield from configure(found)
+    if wanted.state is State.MOUNTED and wanted.mount is not None:
+        yield Step(Action.MOUNT, wanted.mount.path)
+    if wanted.state is State.CLOSED:
+        yield Step(Action.CLOSE, wanted.name)
+
+
+def _check_blank(found: Found, wanted: Wanted, device: Device) -> None:
+    """Raise unless the device is blank, or holds this volume's own unfinished work, or is named by ``force``."""
+    unfinished = found.pin is not None and found.pin.state is PinState.INITIALIZING
+    if found.mapping is not None and not (unfinished and found.pin and found.mapping.uuid == found.pin.uuid):
+        raise FdeError(
+            f"/dev/mapper/{wanted.name}", "something else is open under this name", "Close it, or rename the volume"
+        )
+    if found.mounts:
+        raise FdeError(device.path, f"it is mounted at {found.mounts[0].path}", "Unmount it")
+    check_use(found, device)
+    if device.read_only:
+        raise FdeError(device.path, "it is read-only", "Name another device")
+    if unfinished and found.pin is not None and own_leftovers(found, device, found.pin):
+        return
+    contents = device.contents()
+    if contents and (wanted.force is None or wanted.force not in device.all_ids()):
+        names = device.all_ids()
+        remedy = f"Set force to one of {', '.join(names)}" if names else "Overwrite its beginning by hand"
+        raise Refusal(
+            "volume-has-data",
+            device.path,
+            f"it holds {' and '.join(contents)}, and nothing is made over that",
+            f"Check that it is the right device. {remedy} if everything on it may be lost",
+        )

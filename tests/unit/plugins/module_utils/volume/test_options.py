@@ -1,0 +1,152 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The options of luks2_volume: what they mean, what cannot be meant, and that no secret is ever shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.cvm.fde.plugins.action.luks2_volume import OPTIONS
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Passphrase, Recovery, Tpm2
+from ansible_collections.cvm.fde.plugins.module_utils.volume.options import ARGUMENTS, secrets_of, wanted_volumes
+from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import State, Wanted, check_all
+from ansible_collections.cvm.fde.plugins.modules import luks2_volume
+
+DEVICE = "/dev/disk/by-id/virtio-DATA1"
+
+
+def wanted(*volumes: dict[str, Any], **options: Any) -> tuple[Wanted, ...]:
+    """Return what the module would understand, after Ansible's own checks."""
+    given = [{"name": "data", "device": DEVICE, "unlock": [{"method": "tpm2"}], **one} for one in volumes]
+    result = ArgumentSpecValidator(dict(ARGUMENTS)).validate({"volumes": given, **options})
+    assert not result.error_messages, result.error_messages
+    made = wanted_volumes(result.validated_parameters)
+    check_all(made)
+    return made
+
+
+MOUNT = {"mount": {"path": "/srv/data"}}
+
+
+def test_the_defaults_are_an_authenticated_ext4_that_the_tpm_unlocks_at_boot() -> None:
+    [one] = wanted(MOUNT)
+    assert (one.profile.name, one.file_system.value, one.journal, one.wipe) == ("authenticated", "ext4", True, False)
+    assert (one.state, one.boot, one.nofail, one.unlock) == (State.MOUNTED, True, True, (Tpm2((7,)),))
+
+
+@pytest.mark.parametrize(
+    ("options", "journal", "wipe"),
+    [
+        ({"file_system": "ext4"}, True, False),
+        ({"file_system": "xfs"}, True, True),
+        ({"file_system": "btrfs"}, False, False),
+        ({"file_system": "none", "mount": None}, True, True),
+        ({"file_system": "btrfs", "journal": "always", "wipe": "always"}, True, True),
+        ({"file_system": "xfs", "wipe": "never"}, True, False),
+        ({"file_system": "btrfs", "profile": "confidential"}, True, False),
+        ({"file_system": "xfs", "profile": "confidential"}, True, False),
+    ],
+)
+def test_journal_and_wiping_follow_the_file_system(options: dict[str, Any], journal: bool, wipe: bool) -> None:
+    [one] = wanted({**MOUNT, **options})
+    assert (one.journal, one.wipe) == (journal, wipe)
+
+
+def test_every_unlock_method_is_understood(tmp_path: Any) -> None:
+    (tmp_path / "key.pem").write_bytes(b"key")
+    unlock = [
+        {"method": "tpm2", "pcrs": [7, 4]},
+        {"method": "tpm2", "pcrs": [], "public_key": str(tmp_path / "key.pem")},
+        {"method": "tpm2", "pcrlock": True},
+        {"method": "recovery"},
+        {"method": "passphrase", "passphrase": "a long passphrase"},
+    ]
+    [one] = wanted({**MOUNT, "unlock": unlock}, certificates=["pem"])
+    assert one.unlock == (Tpm2((4, 7)), Tpm2((), b"key"), Tpm2((7,), pcrlock=True), Recovery(), Passphrase())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "no mount point"),
+        ({**MOUNT, "name": "Data"}, "lower-case"),
+        ({**MOUNT, "name": "a-b"}, "lower-case"),
+        ({**MOUNT, "name": "../etc/passwd"}, "lower-case"),
+        ({**MOUNT, "device": "/etc/passwd"}, "below /dev"),
+        ({**MOUNT, "device": "/dev/vdb,none"}, "not a plain path"),
+        ({"mount": {"path": "/srv/a b"}}, "not a plain absolute path"),
+        ({"mount": {"path": "/srv/../etc"}}, "not a plain absolute path"),
+        ({"mount": {"path": "/"}}, "not a plain absolute path"),
+        ({"mount": {"path": "/srv", "options": ["noexec defaults"]}}, "cannot hold"),
+        ({"mount": {"path": "/srv", "options": ["a,b"]}}, "cannot hold"),
+        ({**MOUNT, "file_system": "none"}, "no file system"),
+        ({**MOUNT, "unlock": []}, "nothing would unlock it"),
+        ({**MOUNT, "unlock": [{"method": "tpm2"}, {"method": "tpm2"}]}, "listed twice"),
+        ({**MOUNT, "unlock": [{"method": "tpm2", "pcrs": []}]}, "every state of the machine"),
+        ({**MOUNT, "unlock": [{"method": "tpm2", "pcrs": [24]}]}, "0 to 23"),
+        ({**MOUNT, "unlock": [{"method": "recovery"}]}, "known to nobody"),
+        ({**MOUNT, "unlock": [{"method": "passphrase"}]}, "a passphrase is needed"),
+        ({**MOUNT, "unlock": [{"method": "tpm2", "passphrase": "x"}]}, "a passphrase is needed"),
+        ({**MOUNT, "unlock": [{"method": "tpm2", "public_key": "/nowhere.pem"}]}, "cannot be read"),
+        ({**MOUNT, "profile": "confidential", "journal": "never"}, "belong to authenticated"),
+        ({**MOUNT, "label": "a/b"}, "label"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(FdeError, match=message):
+        wanted(options)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"name": "data", "device": "/dev/vdc", "mount": {"path": "/b"}}, "name 'data'"),
+        ({"name": "b", "mount": {"path": "/b"}}, "device"),
+        ({"name": "b", "device": "/dev/vdc", **MOUNT}, "mount point"),
+    ],
+)
+def test_two_volumes_share_nothing(other: dict[str, Any], message: str) -> None:
+    with pytest.raises(FdeError, match=f"two volumes have the {message}"):
+        wanted(MOUNT, other)
+
+
+def leaves(spec: dict[str, Any], documented: dict[str, Any]) -> Any:
+    for name, option in spec.items():
+        yield name, option, documented[name]
+        if "options" in option:
+            yield from leaves(option["options"], documented[name]["suboptions"])
+
+
+def test_the_documentation_has_the_options_that_a_user_has_and_their_defaults() -> None:
+    documented = yaml.safe_load(luks2_volume.DOCUMENTATION)["options"]
+    assert set(documented) == set(OPTIONS)
+    for name, option, told in leaves(OPTIONS, documented):
+        assert set(option.get("options", ())) == set(told.get("suboptions", ())), name
+        assert option.get("choices") == told.get("choices"), name
+        assert option.get("default") == told.get("default"), name
+        assert option.get("type", "str") == told["type"], name
+
+
+def test_every_secret_is_marked_as_one() -> None:
+    marked = [
+        name
+        for name, option, _told in leaves(OPTIONS, yaml.safe_load(luks2_volume.DOCUMENTATION)["options"])
+        if option.get("no_log")
+    ]
+    assert sorted(marked) == ["passphrase", "passphrase", "recovery_key"]
+
+
+def test_what_is_wanted_never_shows_a_secret() -> None:
+    given = {
+        **MOUNT,
+        "unlock": [{"method": "passphrase", "passphrase": "first secret"}],
+        "unlock_with": {"recovery_key": "second secret"},
+    }
+    [one] = wanted(given)
+    assert "secret" not in repr(one)
+    assert secrets_of([given]) == ["first secret", "second secret"]

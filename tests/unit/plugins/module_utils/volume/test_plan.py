@@ -1,0 +1,338 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The decision about a data volume, row by row: nothing is destroyed that is not known to be the volume's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Optional
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.enrolment import Enrolled
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Passphrase, Recovery, Tpm2
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.policy import Reason, Violation
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import CONFIDENTIAL
+from ansible_collections.cvm.fde.plugins.module_utils.volume.device import Device, Signature
+from ansible_collections.cvm.fde.plugins.module_utils.volume.file_system import Mounted
+from ansible_collections.cvm.fde.plugins.module_utils.volume.found import (
+    Credentials,
+    Found,
+    HeaderFound,
+    MappingFound,
+)
+from ansible_collections.cvm.fde.plugins.module_utils.volume.pin import Escrow, Pin, PinState
+from ansible_collections.cvm.fde.plugins.module_utils.volume.plan import plan
+from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import (
+    FileSystemType,
+    Mount,
+    State,
+    UnlockWith,
+    Wanted,
+)
+
+UUID = "6a2f0e55-5b7e-4d0e-9d59-1c2f35e7a001"
+OTHER = "00000000-1111-4222-8333-444444444444"
+SIZE = 10 << 30
+CURRENT, NEXT, FOREIGN = "aa" * 32, "bb" * 32, "cc" * 32
+
+DEVICE = Device("/dev/disk/by-id/virtio-DATA1", "/dev/vdb", SIZE, 512, ids=("DATA1",))
+LUKS = Signature("crypto_LUKS", "crypto", UUID)
+TPM = Enrolled(Tpm2((7,)), 1, 0)
+RECOVERY = Enrolled(Recovery(), 2, 1)
+PASSPHRASE = Enrolled(Passphrase(), 3)
+PIN = Pin(
+    name="data",
+    uuid=UUID,
+    device=DEVICE.path,
+    state=PinState.READY,
+    profile="authenticated",
+    journal=True,
+    file_system="ext4",
+    size=SIZE,
+    current=CURRENT,
+)
+WANTED = Wanted("data", DEVICE.path, mount=Mount("/srv/data"), unlock=(Tpm2((7,)),))
+MAPPING = MappingFound("/dev/dm-1", UUID)
+BY_TPM = Credentials(frozenset({1}), by_tpm=True)
+KEY = UnlockWith(recovery_key="x")
+
+
+def header(digest: str = CURRENT, *enrolled: Enrolled, **other: Any) -> HeaderFound:
+    area = HeaderArea(DEVICE.path, b"")
+    return HeaderFound(area, digest, **{"uuid": UUID, "enrolled": enrolled or (TPM,), **other})
+
+
+def volume(**other: Any) -> Found:
+    """A volume that is ready and closed, and that the TPM opens."""
+    found: dict[str, Any] = {
+        "device": replace(DEVICE, signatures=(LUKS,), unknown_data=True),
+        "pin": PIN,
+        "header": header(),
+        "credentials": BY_TPM,
+    }
+    return Found(**{**found, **other})
+
+
+def used(**other: Any) -> Found:
+    """The same, open and mounted."""
+    device = replace(DEVICE, signatures=(LUKS,), use="/dev/dm-0 is set up on it")
+    return volume(**{"device": device, "mapping": MAPPING, "mounts": (Mounted("/srv/data"),), **other})
+
+
+def actions(found: Found, wanted: Wanted) -> str:
+    return " ".join(step.action.value for step in plan(found, wanted).steps)
+
+
+CREATION = "pin clear format change-keyslots open make-file-system store ready"
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "expected"),
+    [
+        (Found(DEVICE), WANTED, f"{CREATION} mount"),
+        (Found(DEVICE, differing_files=("/etc/fstab",)), WANTED, f"{CREATION} configure mount"),
+        (Found(DEVICE), replace(WANTED, state=State.OPEN), CREATION),
+        (
+            Found(DEVICE),
+            replace(WANTED, state=State.OPEN, mount=None, file_system=FileSystemType.NONE),
+            CREATION.replace("make-file-system ", ""),
+        ),
+        (Found(DEVICE), replace(WANTED, state=State.CLOSED), ""),
+        (Found(DEVICE), replace(WANTED, state=State.ERASED), ""),
+        (Found(None), replace(WANTED, state=State.CLOSED), ""),
+        (Found(None), replace(WANTED, state=State.ERASED), ""),
+        (volume(), WANTED, "open mount"),
+        (volume(), replace(WANTED, state=State.OPEN), "open"),
+        (volume(), replace(WANTED, state=State.CLOSED), ""),
+        (used(), WANTED, ""),
+        (used(), replace(WANTED, state=State.OPEN), "unmount"),
+        (used(), replace(WANTED, state=State.CLOSED), "unmount close"),
+        (used(mounts=(Mounted("/old"),)), WANTED, "unmount mount"),
+        (used(mounts=()), WANTED, "mount"),
+        (used(differing_files=("/etc/crypttab",)), WANTED, "configure"),
+        (used(), replace(WANTED, state=State.ERASED), "unmount close pin destroy discard forget"),
+        (volume(), replace(WANTED, state=State.ERASED), "pin destroy discard forget"),
+        (volume(pin=PIN.having(next=NEXT)), WANTED, "settle open mount"),
+        (volume(saved=FOREIGN), WANTED, "settle open mount"),
+        (volume(pin=PIN.having(next=NEXT), saved=NEXT, header=header(NEXT)), WANTED, "redo open mount"),
+        (used(), replace(WANTED, unlock=(Tpm2((7,)), Passphrase()), passphrase="x"), "change-keyslots store ready"),
+        (used(header=header(CURRENT, TPM, PASSPHRASE)), WANTED, "change-keyslots store ready"),
+    ],
+)
+def test_the_steps_lead_from_what_is_to_what_is_wanted(found: Found, wanted: Wanted, expected: str) -> None:
+    assert actions(found, wanted) == expected
+
+
+CONTENTS = {
+    "file system": (Signature("ext4", "filesystem", OTHER, "accounts"),),
+    "partition table": (Signature("gpt", "partition-table"),),
+    "somebody's LUKS": (Signature("crypto_LUKS", "crypto", OTHER),),
+    "RAID member": (Signature("linux_raid_member", "raid", OTHER),),
+    "unheard-of": (Signature("unheard-of"),),
+    "several": (Signature("gpt", "partition-table"), Signature("LVM2_member", "raid", OTHER)),
+}
+SOMEBODYS = replace(DEVICE, signatures=CONTENTS["somebody's LUKS"])
+INITIALIZING = PIN.having(state=PinState.INITIALIZING, current=None)
+
+
+@pytest.mark.parametrize("signatures", CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize("pin", [None, INITIALIZING], ids=["unknown", "unfinished"])
+@pytest.mark.parametrize("force", [None, "", "DATA2", "/dev/vdb", OTHER[:-1]])
+def test_what_somebody_made_is_named_and_stays(
+    signatures: tuple[Signature, ...], pin: Optional[Pin], force: Optional[str]
+) -> None:
+    found = Found(replace(DEVICE, signatures=signatures), pin)
+    with pytest.raises(Refusal) as caught:
+        plan(found, replace(WANTED, force=force))
+    assert caught.value.code == "volume-has-data"
+    assert all(one.type in str(caught.value) for one in signatures)
+
+
+@pytest.mark.parametrize("force", ["DATA1", OTHER])
+def test_force_that_names_the_device_or_its_content_gives_it_up(force: str) -> None:
+    found = Found(replace(DEVICE, signatures=CONTENTS["file system"]))
+    assert actions(found, replace(WANTED, force=force)) == f"{CREATION} mount"
+
+
+def test_unknown_data_stay_unless_they_are_an_unfinished_volume_on_the_same_device() -> None:
+    dirty = replace(DEVICE, unknown_data=True)
+    with pytest.raises(Refusal, match="unknown data"):
+        plan(Found(dirty), WANTED)
+    with pytest.raises(Refusal, match="unknown data"):
+        plan(Found(replace(dirty, size=SIZE + 512), INITIALIZING), WANTED)
+    assert actions(Found(dirty, INITIALIZING), WANTED) == f"{CREATION} mount"
+
+
+@pytest.mark.parametrize("uuid", [UUID, None])
+def test_an_unfinished_volume_is_made_anew_whatever_its_own_header_says(uuid: Optional[str]) -> None:
+    device = replace(DEVICE, signatures=(Signature("crypto_LUKS", "crypto", uuid),), use="/dev/dm-0 is set up on it")
+    assert actions(Found(device, INITIALIZING, mapping=MAPPING), WANTED) == f"close {CREATION} mount"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use": "/dev/vdb1 is mounted at /srv"}, "in use: /dev/vdb1 is mounted at /srv"),
+        ({"read_only": True}, "read-only"),
+        ({"size": 1 << 20}, "smaller than"),
+    ],
+)
+def test_no_force_makes_a_volume_on_a_device_that_is_not_free(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(FdeError, match=message):
+        plan(Found(replace(DEVICE, **change)), replace(WANTED, force="DATA1"))
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "message"),
+    [
+        (Found(None), WANTED, "no such device"),
+        (volume(device=None), replace(WANTED, state=State.ERASED), "nothing can be erased"),
+        (Found(DEVICE, missing=("the kernel's dm-integrity",)), WANTED, "lacks the kernel's dm-integrity"),
+        (Found(DEVICE), replace(WANTED, least_size=SIZE + 1), "less than the"),
+        (Found(DEVICE, at_mount_point="/dev/vdc1"), WANTED, "/dev/vdc1 is mounted there"),
+        (Found(DEVICE, mapping=MAPPING), WANTED, "something else is open under this name"),
+        (Found(DEVICE, INITIALIZING, mapping=replace(MAPPING, uuid=OTHER)), WANTED, "something else is open"),
+        (volume(pin=PIN.having(state=PinState.ERASING)), WANTED, "erasure of volume 'data' was interrupted"),
+        (volume(), replace(WANTED, profile=CONFIDENTIAL), "was made with profile 'authenticated'"),
+        (volume(), replace(WANTED, journal=False), "was made with journal"),
+        (volume(), replace(WANTED, file_system=FileSystemType.XFS), "was made with file system 'ext4'"),
+        (volume(credentials=Credentials()), WANTED, "the TPM does not give its key"),
+        (used(credentials=Credentials()), replace(WANTED, unlock=(Recovery(),)), "nothing at hand opens it"),
+        (volume(device=replace(DEVICE, use="mounted")), WANTED, "in use: mounted"),
+        (used(mapping=replace(MAPPING, on_device=False)), WANTED, "in use"),
+    ],
+)
+def test_what_cannot_be_done_is_said(found: Found, wanted: Wanted, message: str) -> None:
+    with pytest.raises(FdeError, match=message):
+        plan(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [
+        (volume(header=header(FOREIGN)), "header-changed"),
+        (volume(header=None), "header-changed"),
+        (volume(header=header(FOREIGN, uuid=None, defect="checksum")), "header-changed"),
+        (volume(header=header(FOREIGN), pin=PIN.having(next=NEXT), saved=FOREIGN), "header-changed"),
+        (volume(header=header(violations=(Violation(Reason.NULL_CIPHER, "segments.0", "null"),))), "luks2-policy"),
+        (used(mapping=replace(MAPPING, problems="cipher null")), "active-table"),
+        (volume(device=replace(DEVICE, size=SIZE - 512)), "device-shrunk"),
+    ],
+)
+def test_tampering_is_refused_by_its_code(found: Found, code: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        plan(found, WANTED)
+    assert caught.value.code == code
+    # A key at hand changes nothing, nor does the name of the device.
+    with pytest.raises(Refusal):
+        plan(found, replace(WANTED, unlock_with=KEY, force="DATA1"))
+
+
+OPENED = Credentials(by_unlock_with=True)
+
+
+@pytest.mark.parametrize(
+    ("found", "given"),
+    [
+        (Found(DEVICE, header=header(FOREIGN), credentials=BY_TPM), KEY),
+        (Found(DEVICE, header=header(FOREIGN), credentials=OPENED), None),
+        (Found(DEVICE, header=header(FOREIGN, uuid=None, defect="magic"), credentials=OPENED), KEY),
+        (Found(DEVICE, credentials=OPENED), KEY),
+        (volume(header=header(FOREIGN, uuid=OTHER), credentials=OPENED), KEY),
+        (
+            Found(
+                DEVICE,
+                header=header(violations=(Violation(Reason.NULL_CIPHER, "segments.0", "null"),)),
+                credentials=OPENED,
+            ),
+            KEY,
+        ),
+    ],
+    ids=["only the TPM opens it", "nothing given", "unsound", "nothing there", "another volume", "null cipher"],
+)
+def test_a_header_is_adopted_only_when_its_owners_key_opens_it(found: Found, given: Optional[UnlockWith]) -> None:
+    with pytest.raises(FdeError):
+        plan(found, replace(WANTED, adopt=True, unlock_with=given))
+
+
+def test_a_header_that_the_owners_key_opens_is_adopted_and_its_tpm_keyslot_made_anew() -> None:
+    found = volume(header=header(FOREIGN), credentials=OPENED)
+    wanted = replace(WANTED, adopt=True, unlock_with=KEY)
+    assert actions(found, wanted) == "adopt open change-keyslots store ready mount"
+
+
+def test_adopting_what_is_pinned_already_changes_nothing() -> None:
+    assert actions(used(), replace(WANTED, adopt=True)) == ""
+
+
+@pytest.mark.parametrize(
+    ("escrow", "certificates", "expected"),
+    [
+        (None, (b"pem",), "change-keyslots store ready"),
+        (Escrow("dd" * 32), (b"pem",), "change-keyslots store ready"),
+        (Escrow("dd" * 32, confirmed=True), (b"pem",), ""),
+    ],
+    ids=["never handed over", "never arrived", "arrived"],
+)
+def test_a_recovery_key_that_did_not_arrive_is_replaced(
+    escrow: Optional[Escrow], certificates: tuple[bytes, ...], expected: str
+) -> None:
+    found = used(pin=PIN.having(escrow=escrow), header=header(CURRENT, TPM, RECOVERY))
+    wanted = replace(WANTED, unlock=(Tpm2((7,)), Recovery()), certificates=certificates)
+    assert actions(found, wanted) == expected
+
+
+def test_a_tpm_that_does_not_open_now_is_enrolled_anew_only_when_another_key_is_given() -> None:
+    found = used(credentials=Credentials(by_unlock_with=True))
+    assert actions(found, replace(WANTED, unlock_with=KEY)) == "change-keyslots store ready"
+    assert actions(used(credentials=Credentials()), WANTED) == ""
+    assert actions(used(), replace(WANTED, unlock_with=KEY)) == ""
+
+
+def test_another_passphrase_replaces_the_old_one() -> None:
+    wanted = replace(WANTED, unlock=(Tpm2((7,)), Passphrase()), passphrase="new")
+    found = used(header=header(CURRENT, TPM, PASSPHRASE))
+    [change, *_rest] = plan(found, wanted).steps
+    assert change.keyslots is not None
+    assert [slot.keyslot for slot in change.keyslots.removes] == [3]
+    assert (
+        actions(used(header=header(CURRENT, TPM, PASSPHRASE), credentials=Credentials(frozenset({1, 3}), True)), wanted)
+        == ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "force", "allowed"),
+    [
+        (Found(replace(DEVICE, signatures=CONTENTS["file system"]), header=header(FOREIGN)), None, False),
+        (
+            Found(replace(DEVICE, signatures=CONTENTS["somebody's LUKS"]), header=header(FOREIGN, uuid=OTHER)),
+            None,
+            False,
+        ),
+        (
+            Found(replace(DEVICE, signatures=CONTENTS["somebody's LUKS"]), header=header(FOREIGN, uuid=OTHER)),
+            OTHER,
+            True,
+        ),
+        (volume(header=header(FOREIGN, uuid=OTHER)), None, False),
+        (volume(header=header(FOREIGN)), None, True),
+        (volume(pin=PIN.having(state=PinState.ERASING), header=header(FOREIGN, uuid=None, defect="magic")), None, True),
+    ],
+)
+def test_only_a_known_volume_is_erased(found: Found, force: Optional[str], allowed: bool) -> None:
+    wanted = replace(WANTED, state=State.ERASED, force=force)
+    if allowed:
+        assert actions(found, wanted).endswith("destroy discard forget")
+    else:
+        with pytest.raises(Refusal, match="not known as volume 'data'"):
+            plan(found, wanted)
+
+
+def test_an_unstable_path_and_a_grown_device_are_warned_about() -> None:
+    unstable = replace(DEVICE, path="/dev/vdb", size=SIZE * 2)
+    warnings = plan(used(device=unstable), replace(WANTED, device="/dev/vdb")).warnings
+    assert len(warnings) == 2 and "another device" in warnings[0] and "has grown" in warnings[1]
