@@ -1,0 +1,159 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The control node's half of luks2_volume, run by Ansible over machines whose answers are honest or not."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[4]
+UUID = "6a2f0e55-5b7e-4d0e-9d59-1c2f35e7a001"
+PASSPHRASE = "only for its owner"
+ENVELOPE = b"an envelope that nobody here can open"
+TEXT = base64.b64encode(ENVELOPE).decode()
+
+
+def handing_over(content: Any = TEXT, **other: Any) -> dict[str, Any]:
+    digest = hashlib.sha256(ENVELOPE).hexdigest()
+    return {
+        "changed": True,
+        "volumes": [{"name": "data", "uuid": UUID, "handover": {"content": content, "digest": digest}, **other}],
+    }
+
+
+#: What a machine answers to the first round; the second is answered by the second entry.
+ANSWERS: dict[str, tuple[Any, Any]] = {
+    "honest": (handing_over(), {"changed": False}),
+    "nothing-new": ({"changed": False, "volumes": [{"name": "data", "handover": None}]}, {"failed": True}),
+    "unconfirmed": (handing_over(), {"failed": True, "msg": "another recovery key was escrowed"}),
+    "no-base64": (handing_over("!"), {}),
+    "no-text": (handing_over(7), {}),
+    "too-large": (handing_over(base64.b64encode(bytes(100_000)).decode()), {}),
+    "outside": (handing_over(name="../../../outside", uuid="/etc/passwd"), {"changed": False}),
+    "no-volume": ({"volumes": "all"}, {}),
+    "talkative": ({"changed": False, "volumes": [], "note": f"I was told {PASSPHRASE}"}, {}),
+}
+
+
+def machine(folder: Path, name: str, answers: tuple[Any, Any]) -> dict[str, Any]:
+    """Return a host whose Python prints these answers, one after the other, and keeps what it was given."""
+    script = folder / f"{name}.sh"
+    for number, answer in enumerate(answers, 1):
+        (folder / f"{name}.{number}").write_text(json.dumps(answer))
+    script.write_text(
+        f"#!/bin/sh\ncd {folder}\n[ -e {name}.called ] && n=2 || n=1\ntouch {name}.called\ncat {name}.$n\n"
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return {"ansible_connection": "local", "ansible_python_interpreter": str(script), "ansible_pipelining": True}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """Run one task over all of them; return the folder, the results by host, and all that Ansible printed."""
+    folder = tmp_path_factory.mktemp("volumes")
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=escrow",
+            "-keyout",
+            "key",
+            "-out",
+            "pem",
+        ],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    volume = {
+        "name": "data",
+        "device": "/dev/vdb",
+        "mount": {"path": "/srv"},
+        "unlock": [{"method": "recovery"}, {"method": "passphrase", "passphrase": PASSPHRASE}],
+    }
+    escrow = {"certificates": [str(folder / "pem")], "directory": str(folder / "escrow" / "keys")}
+    keep = {"content": "{{ result | to_json }}", "dest": f"{folder}/{{{{ inventory_hostname }}}}.json", "mode": "0600"}
+    tasks = [
+        {"cvm.fde.luks2_volume": {"volumes": [volume], "escrow": escrow}, "register": "result", "ignore_errors": True},
+        {
+            "ansible.builtin.copy": keep,
+            "delegate_to": "localhost",
+            "vars": {"ansible_python_interpreter": sys.executable},
+        },
+    ]
+    (folder / "play.json").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]))
+    hosts = {name: machine(folder, name, answers) for name, answers in ANSWERS.items()}
+    (folder / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts}}))
+    done = subprocess.run(
+        [sys.executable, "-m", "ansible", "playbook", "-vvv", "-i", "hosts.json", "play.json"],
+        cwd=folder,
+        env={
+            **os.environ,
+            "ANSIBLE_COLLECTIONS_PATH": str(CHECKOUT / "build/collections"),
+            "ANSIBLE_LOCAL_TEMP": str(folder / "local"),
+            "ANSIBLE_REMOTE_TEMP": str(folder / "remote"),
+            "ANSIBLE_LOCALHOST_WARNING": "false",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    results = {
+        name: json.loads((folder / f"{name}.json").read_text()) if (folder / f"{name}.json").exists() else None
+        for name in ANSWERS
+    }
+    assert all(results.values()), done.stdout[-4000:] + done.stderr[-2000:]
+    return folder, results, done.stdout + done.stderr
+
+
+def test_a_recovery_key_is_kept_and_then_confirmed(told: tuple[Path, dict[str, Any], str]) -> None:
+    folder, results, _output = told
+    kept = folder / "escrow" / "keys" / f"honest-data-{UUID}.cms"
+    assert kept.read_bytes() == ENVELOPE and kept.stat().st_mode & 0o777 == 0o600
+    [volume] = results["honest"]["volumes"]
+    assert volume["escrow"] == {
+        "digest": hashlib.sha256(ENVELOPE).hexdigest(),
+        "confirmed": True,
+        "place": str(kept),
+    }
+    assert "handover" not in volume
+
+
+def test_nothing_is_confirmed_when_nothing_was_handed_over(told: tuple[Path, dict[str, Any], str]) -> None:
+    assert not told[1]["nothing-new"].get("failed")
+
+
+@pytest.mark.parametrize("name", ["unconfirmed", "no-base64", "no-text", "too-large", "talkative"])
+def test_an_answer_that_is_not_right_fails_the_task(told: tuple[Path, dict[str, Any], str], name: str) -> None:
+    assert told[1][name]["failed"]
+
+
+def test_no_machine_writes_outside_the_escrow(told: tuple[Path, dict[str, Any], str]) -> None:
+    folder, _results, _output = told
+    names = {path.name for path in (folder / "escrow").rglob("*") if path.is_file()}
+    assert names == {
+        f"honest-data-{UUID}.cms",
+        f"unconfirmed-data-{UUID}.cms",
+        "outside-..%2F..%2F..%2Foutside-%2Fetc%2Fpasswd.cms",
+    }
+
+
+def test_no_secret_is_printed_however_much_is_asked_for(told: tuple[Path, dict[str, Any], str]) -> None:
+    _folder, results, output = told
+    assert PASSPHRASE not in output and PASSPHRASE not in json.dumps(results)
