@@ -75,7 +75,8 @@ def variant(name: str, *words: str) -> str:
 def copy_tree(source: Path, target: Path) -> None:
     """Copy a tree with owners, modes, links and attributes; replace the target."""
     remove(target)
-    run(["cp", "-a", "--reflink=auto", source, target])
+    # A cache may be a link to a tree elsewhere: it is the tree that is copied, or the copy would be the original.
+    run(["cp", "-a", "--reflink=auto", source.resolve(), target])
 
 
 def tool(program: str) -> list[Union[str, Path]]:
