@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Fuzz with coverage: ``python -m tests.fuzz [--seconds N] [NAME...]``, from the checkout, where Atheris is installed.
+"""Fuzz with coverage: ``python -m tests.fuzz [--seconds N] [--runs N] [NAME...]``, from the checkout, with Atheris.
 
 Each target runs in a process of its own for that long; what it found to be interesting stays in ``build/fuzz``, and so
 does an input that is a finding. The exit status is zero where there was none.
@@ -14,7 +14,9 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Optional
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUILD = CHECKOUT / "build/fuzz"
@@ -24,44 +26,46 @@ SLOW = 5
 MEMORY = 1024
 
 
-def main() -> int:
+def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="tests.fuzz")
     parser.add_argument("--seconds", type=int, default=60, help="how long each target runs (60)")
+    parser.add_argument("--runs", type=int, default=-1, help="inputs at the most, for each target (no limit)")
     parser.add_argument("--inside", metavar="NAME", help=argparse.SUPPRESS)
     parser.add_argument("names", nargs="*", metavar="NAME", help="targets (all)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.inside:
-        return _fuzz(options.inside, options.seconds)
+        return _fuzz(options.inside, options.seconds, options.runs)
     from .targets import TARGETS
 
     names = options.names or list(TARGETS)
     unknown = set(names) - set(TARGETS)
     if unknown:
         parser.error(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
-    found = [name for name in names if not _run(name, options.seconds)]
+    found = [name for name in names if not _run(name, options.seconds, options.runs)]
     print(f"findings: {', '.join(found) if found else 'none'}")
     return 1 if found else 0
 
 
-def _run(name: str, seconds: int) -> bool:
+def _run(name: str, seconds: int, runs: int) -> bool:
     """Fuzz one target in a process of its own, say how many inputs were tried, and return whether all went well."""
     BUILD.mkdir(parents=True, exist_ok=True)
     log = BUILD / f"{name}.log"
     with log.open("w") as output:
         words = [sys.executable, "-m", "tests.fuzz", "--inside", name, "--seconds", str(seconds)]
+        words += ["--runs", str(runs)]
         status = subprocess.run(words, cwd=CHECKOUT, stdout=output, stderr=output, check=False).returncode
     text = log.read_text(errors="replace")
-    runs = re.findall(r"^(?:Done |#)(\d+)", text, re.MULTILINE)
+    tried = re.findall(r"^(?:Done |#)(\d+)", text, re.MULTILINE)
     coverage = re.findall(r"cov: (\d+)", text)
     state = "ok" if status == 0 else f"FOUND SOMETHING, see {log}"
     print(
-        f"{name:18} {int(runs[-1] if runs else 0):>10,} inputs  {coverage[-1] if coverage else '?':>5} edges  {state}"
+        f"{name:18} {int(tried[-1] if tried else 0):>10,} inputs  {coverage[-1] if coverage else '?':>5} edges  {state}"
     )
     sys.stdout.flush()
     return status == 0
 
 
-def _fuzz(name: str, seconds: int) -> int:
+def _fuzz(name: str, seconds: int, runs: int) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["ansible_collections.cvm.fde.plugins"]):
@@ -72,13 +76,20 @@ def _fuzz(name: str, seconds: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for number, seed in enumerate([*target.own(), *target.real()]):
             (Path(folder) / f"{number}").write_bytes(seed)
-        words = [sys.argv[0], f"-max_total_time={seconds}", f"-max_len={target.limit}", f"-timeout={SLOW}"]
+        words = [
+            sys.argv[0],
+            f"-max_total_time={seconds}",
+            f"-runs={runs}",
+            f"-max_len={target.limit}",
+            f"-timeout={SLOW}",
+        ]
         words += [f"-rss_limit_mb={MEMORY}", f"-artifact_prefix={BUILD}/{name}-", "-print_final_stats=1"]
         if target.words:
             dictionary = Path(folder) / "words"
             dictionary.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
             words.append(f"-dict={dictionary}")
-        atheris.Setup([*words, str(corpus), folder], target.once)
+        own = {"custom_mutator": lambda *change: mutate(*change, atheris.Mutate)} if (mutate := target.mutate) else {}
+        atheris.Setup([*words, str(corpus), folder], target.once, **own)
         atheris.Fuzz()
     return 0
 

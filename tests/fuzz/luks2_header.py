@@ -24,12 +24,16 @@ import json
 import lzma
 import random
 import struct
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.harness import Target, run
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.enrolment import enrolled
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import Header, HeaderError
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.policy import data_volume, judge, root_volume
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import PROFILES, Layout
+
+from .target import Target
 
 FIXTURES = Path(__file__).parents[1] / "unit/plugins/module_utils/luks2/fixtures"
 UUID = "6a2f0e55-5b7e-4d0e-9d59-1c2f35e7a003"
@@ -37,35 +41,24 @@ SIZE = 16 << 10
 OFFSET = 8 << 20
 
 
-def load() -> Callable[[bytes], None]:
-    """Import the reader and the policy, and return the check."""
-    from ansible_collections.cvm.fde.plugins.module_utils.luks2.enrolment import enrolled
-    from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import Header, HeaderError
-    from ansible_collections.cvm.fde.plugins.module_utils.luks2.policy import data_volume, judge, root_volume
-    from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import PROFILES, Layout
+LAYOUT = Layout(offset=OFFSET, metadata_size=SIZE)
+ROOT = root_volume(uuid=UUID, public_key=(FIXTURES / "2.8.8-root.pem").read_bytes(), layout=LAYOUT)
+DATA = [data_volume(profile=profile, layout=LAYOUT) for profile in PROFILES.values()]
 
-    layout = Layout(offset=OFFSET, metadata_size=SIZE)
-    public_key = (FIXTURES / "2.8.8-root.pem").read_bytes()
-    root = root_volume(uuid=UUID, public_key=public_key, layout=layout)
-    data = [data_volume(profile=profile, layout=layout) for profile in PROFILES.values()]
 
-    def check(content: bytes) -> None:
-        try:
-            header = Header.parse(expanded(content))
-        except HeaderError:
-            return
-        # All profiles have their turn, for a third of the time.
-        for expectation in (root, data[len(content) % len(data)]):
-            judgement = judge(header, expectation)
-            for violation in judgement.violations:
-                assert violation.where.isprintable(), violation
-                assert violation.found.isprintable(), violation
-                assert len(violation.where) < 400 and len(violation.found) <= 80, violation
-            if judgement.accepted:
-                harmless(header.metadata, expectation.profile)
-                assert len(enrolled(header)) == len(header.metadata["keyslots"])
-
-    return check
+def check(content: bytes) -> None:
+    """Read and judge one input. Raises ``HeaderError`` where there is no sound header, ``AssertionError`` otherwise."""
+    header = Header.parse(expanded(content))
+    # All profiles have their turn, for a third of the time.
+    for expectation in (ROOT, DATA[len(content) % len(DATA)]):
+        judgement = judge(header, expectation)
+        for violation in judgement.violations:
+            assert violation.where.isprintable(), violation
+            assert violation.found.isprintable(), violation
+            assert len(violation.where) < 400 and len(violation.found) <= 80, violation
+        if judgement.accepted:
+            harmless(header.metadata, expectation.profile)
+            assert len(enrolled(header)) == len(header.metadata["keyslots"])
 
 
 def harmless(metadata: Any, profile: Any) -> None:
@@ -222,7 +215,4 @@ def _places(value: Any) -> Iterable[tuple[Any, Any]]:
             yield from _places(value[key])
 
 
-TARGET = Target("luks2_header", load, seeds, longest=24 << 10, mutate=mutate)
-
-if __name__ == "__main__":
-    run(TARGET, sys.argv[1:])
+TARGET = Target("luks2_header", check, (HeaderError,), limit=24 << 10, strict=False, made=seeds, mutate=mutate)

@@ -9,7 +9,10 @@ import contextlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Iterable, Optional
+
+#: Changes bytes: gets them, a limit for their number, a seed, and libFuzzer's own change of bytes.
+Mutator = Callable[[bytes, int, int, Callable[[bytes, int], bytes]], bytes]
 
 SEEDS = Path(__file__).parent / "seeds"
 #: Real inputs, where there are any: see the fixture ``vectors`` of the unit tests.
@@ -32,10 +35,15 @@ class Target:
     #: Whether every seed of the project's own is good.
     strict: bool = True
     words: tuple[bytes, ...] = field(default=())
+    #: Makes seeds that are no files of their own.
+    made: Optional[Callable[[], Iterable[bytes]]] = None
+    #: How an input is changed where changes of single bytes lead nowhere.
+    mutate: Optional[Mutator] = None
 
     def own(self) -> list[bytes]:
         """Return the project's own inputs."""
-        return [path.read_bytes() for name in self.seeds for path in sorted((SEEDS / name).iterdir())]
+        files = [path for name in self.seeds for path in sorted((SEEDS / name).iterdir())]
+        return [*(path.read_bytes() for path in files), *(self.made() if self.made is not None else ())]
 
     def real(self) -> list[bytes]:
         """Return the real ones."""

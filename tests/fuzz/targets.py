@@ -5,6 +5,6 @@
 
 from __future__ import annotations
 
-from . import appraisal
+from . import appraisal, luks2_header
 
-TARGETS = {target.name: target for target in (*appraisal.TARGETS,)}
+TARGETS = {target.name: target for target in (*appraisal.TARGETS, luks2_header.TARGET)}

@@ -65,7 +65,7 @@ def seal(runner: Runner, secret: bytearray, certificates: Sequence[bytes]) -> by
             ],
             pass_fds=(content, *places),
         )
-    if done.stdout[:1] != b"\x30" or _ENVELOPED_DATA not in done.stdout[:32] or bytes(secret) in done.stdout:
+    if done.stdout[:1] != b"\x30" or _ENVELOPED_DATA not in done.stdout[:32] or secret in done.stdout:
         raise FdeError("openssl", "it did not make an EnvelopedData", "Check the version of openssl; 3.0 is needed")
     return done.stdout
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import Header
 
 CHECKOUT = Path(__file__).resolve().parents[5]
 
@@ -23,16 +25,14 @@ def target(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("tests.fuzz.luks2_header")
 
 
-def test_the_seeds_are_genuine_headers_in_short_form(target, forger):
-    from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import Header
-
+def test_the_seeds_are_genuine_headers_in_short_form(target):
     sound = [Header.parse(target.expanded(seed)) for seed in target.seeds() if seed[:1] == b"\1"]
     assert len(sound) == 14
     assert {header.binary.size for header in sound} == {target.SIZE}
 
 
 def test_seeds_and_random_changes_of_them_keep_the_promises(target):
-    check, rng = target.load(), random.Random(1)
+    check, rng = target.TARGET.once, random.Random(1)
 
     def natural(content: bytes, longest: int) -> bytes:
         at = rng.randrange(len(content) + 1)
@@ -44,19 +44,19 @@ def test_seeds_and_random_changes_of_them_keep_the_promises(target):
     for number in range(1500):
         content = rng.choice(seeds)
         for _change in range(rng.randrange(1, 4)):
-            content = target.mutate(content, target.TARGET.longest, number, natural)
+            content = target.mutate(content, target.TARGET.limit, number, natural)
         check(content)
 
 
-def test_atheris_finds_nothing_in_a_short_run(tmp_path):
+def test_atheris_finds_nothing_in_a_short_run():
     pytest.importorskip("atheris", reason="atheris is not installed (pip install atheris)")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz.luks2_header", "--runs", "5000", "--seed", "1", "--findings", str(tmp_path)],
+        [sys.executable, "-m", "tests.fuzz", "--runs", "4000", "--seconds", "300", "luks2_header"],
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "stat::number_of_executed_units: 5000" in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "findings: none" in done.stdout
+    assert re.search(r"luks2_header +[4-9],\d{3} inputs", done.stdout), done.stdout
