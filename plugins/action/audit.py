@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any, Optional
 
 from ansible.plugins.action import ActionBase
 
 from ..plugin_utils.control_node import authorities_of, imported, small_file, told
+from ..plugin_utils.operator import policy_from
 
 ARGUMENTS = {
     "ledger": {"type": "str", "required": True},
@@ -17,6 +19,7 @@ ARGUMENTS = {
     "hosts": {"type": "list", "elements": "str"},
     "manifest_keys": {"type": "list", "elements": "path", "no_log": False},
     "endorsement_ca": {"type": "list", "elements": "path"},
+    "policy": {"type": "path"},
     "history": {"type": "str", "choices": ["last", "all"], "default": "last"},
     "require": {"type": "str", "choices": ["sound", "nothing"], "default": "sound"},
 }
@@ -50,7 +53,11 @@ class ActionModule(ActionBase):
             keys = [self._read(path) for path in args["manifest_keys"]]
         if args["endorsement_ca"] is not None:
             authorities = authorities_of(args["endorsement_ca"], self._read)
-        return imported("case_file").Today(keys, authorities)
+        policy = now = None
+        if args["policy"] is not None:
+            policy = policy_from(str(args["policy"]), None, self._read)
+            now = datetime.datetime.now(datetime.timezone.utc)
+        return imported("case_file").Today(keys, authorities, policy, now)
 
     def _read(self, path: str) -> bytes:
         return small_file(str(self._loader.path_dwim(str(path))))

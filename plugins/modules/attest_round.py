@@ -116,10 +116,12 @@ from ..module_utils.runner import ModuleRunner, Runner
 from ..module_utils.tpm.esys import DEFAULT_TCTI
 from ..module_utils.tpm.measurements import FIRMWARE_LOG, USERSPACE_LOG
 from ..module_utils.tpm.metadata import ADDRESS, MetadataService
-from ..module_utils.tpm.rounds import Request, Sources, evidence, identity
+from ..module_utils.tpm.rounds import Request, Sources, encode_optional, evidence, identity
 
 #: The boot agent's copy of the header that the volume was opened with, and where the header lies.
 HEADERS = (str(Paths().header), f"/dev/disk/by-partlabel/{LABEL}")
+#: What the claims of a token say that a recovery left.
+RECOVERY = "volume-recovery"
 ARGUMENTS = {
     "round": {"type": "str", "choices": ["identity", "evidence"], "required": True},
     "nonce": {"type": "str"},
@@ -137,14 +139,27 @@ ARGUMENTS = {
 }
 
 
-def read_token(header: Optional[str]) -> Optional[bytes]:
-    """Return the evidence token of the volume as JSON, or None where there is no volume or not exactly one token."""
+def read_tokens(header: Optional[str]) -> dict[str, Optional[bytes]]:
+    """Return the evidence tokens of the volume as JSON, by what they are evidence of; None where there is not one."""
     path = header or next((path for path in HEADERS if os.path.exists(path)), None)
-    if path is None:
-        return None
-    tokens = read_area(path).header().metadata["tokens"].values()
-    found = [token for token in tokens if token.get("type") == TOKEN_TYPE]
-    return json.dumps(found[0]).encode() if len(found) == 1 else None
+    found: dict[str, list[bytes]] = {"token": [], "recovery": []}
+    for token in [] if path is None else read_area(path).header().metadata["tokens"].values():
+        if token.get("type") == TOKEN_TYPE:
+            found["recovery" if _is_of_recovery(token) else "token"].append(json.dumps(token).encode())
+    return {name: tokens[0] if len(tokens) == 1 else None for name, tokens in found.items()}
+
+
+def _is_of_recovery(token: dict[str, Any]) -> bool:
+    try:
+        claims = json.loads(base64.b64decode(token["claims"], validate=True))
+        return bool(claims["purpose"] == RECOVERY)
+    except (KeyError, TypeError, ValueError):
+        return False
+
+
+def header_digest() -> Optional[str]:
+    """Return the digest of the header on the disk, or None where there is no volume."""
+    return read_area(HEADERS[1]).digest.hex() if os.path.exists(HEADERS[1]) else None
 
 
 def hydration(runner: Runner) -> Optional[dict[str, int]]:
@@ -181,7 +196,13 @@ def answer(params: dict[str, Any], runner: Runner) -> dict[str, Any]:
         secret=base64.b64decode(params["encrypted_seed"], validate=True),
         platform=tuple(params["platform"]),
     )
-    return {**evidence(sources, request, read_token(params["header"]), runner), "hydration": hydration(runner)}
+    tokens = read_tokens(params["header"])
+    return {
+        **evidence(sources, request, tokens["token"], runner),
+        "recovery": encode_optional(tokens["recovery"]),
+        "header": None if params["header"] else header_digest(),
+        "hydration": hydration(runner),
+    }
 
 
 def main() -> None:

@@ -44,6 +44,12 @@ options:
       - Without it those count that were recorded, so whoever could write the ledger chose them.
     type: list
     elements: path
+  policy:
+    description:
+      - The appraisal policy of today (YAML), see C(docs/appraisal-policy.md). Attestations are judged again by it
+        instead of by the one that was recorded with each, and a host whose last one is older than
+        C(evidence.valid_for) is doubted as V(stale).
+    type: path
   history:
     description: Judge the last attestation of each host again, or all of them.
     type: str

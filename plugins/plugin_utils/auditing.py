@@ -21,6 +21,8 @@ from .ledger.verification import Verification, verify
 class Doubt(str, Enum):
     """What can be wrong with a recorded attestation; the words are stable."""
 
+    #: The host's last attestation is older than the policy lets a verdict count.
+    STALE = "stale"
     #: It was trusted, and is not when it is judged again.
     VERDICT = "verdict"
     #: It says other things than its documents prove.
@@ -117,10 +119,21 @@ def _judged(ledger: Ledger, entry: Entry, today: Today) -> Iterator[Finding]:
     if differing:
         cause = f"its documents prove another {', '.join(differing)} than it says"
         yield Finding(Doubt.RECORD, entry.sequence, record.host, cause)
+    yield from _stale(ledger, entry, today)
     known = ledger.register().accepted(record.host)
     if known is not None and (result.keys is None or known.key != result.keys.ek) and _is_latest(ledger, entry):
         cause = "the host is known by another key than this attestation proves"
         yield Finding(Doubt.KEYS, entry.sequence, record.host, cause)
+
+
+def _stale(ledger: Ledger, entry: Entry, today: Today) -> Iterator[Finding]:
+    """Doubt a host's last verdict when the policy of today no longer lets it count."""
+    if today.policy is None or today.now is None or not _is_latest(ledger, entry):
+        return
+    age = (today.now - entry.recorded).total_seconds()
+    if age > today.policy.valid_for:
+        cause = f"the host was attested {age:.0f} seconds ago, a verdict counts for {today.policy.valid_for}"
+        yield Finding(Doubt.STALE, entry.sequence, entry.record.host, cause)
 
 
 def _pairs(record: Attestation, result: Result) -> Iterator[tuple[str, object, object]]:
@@ -129,7 +142,8 @@ def _pairs(record: Attestation, result: Result) -> Iterator[tuple[str, object, o
         yield name.replace("_", " "), getattr(record, name), result.claims[name]
     recorded, proved = record.anchor, result.anchor
     if recorded is not None:
-        yield "anchor", vars(recorded), None if proved is None else vars(proved)
+        known = vars(recorded)
+        yield "anchor", known, None if proved is None else {name: getattr(proved, name) for name in known}
 
 
 def _is_latest(ledger: Ledger, entry: Entry) -> bool:

@@ -42,9 +42,14 @@ from .appraisal.roads.trust import RoadName
 from .appraisal.structures import HASH_IDS, PCR_COUNT
 from .ledger.documents import DOCUMENT_LIMIT
 
-_PARTS = {"firmware-log": "firmware_log", "userspace-log": "userspace_log", "token": "token"}
+_PARTS = {
+    "firmware-log": "firmware_log",
+    "userspace-log": "userspace_log",
+    "token": "token",
+    "recovery": "recovery",
+}
 _IDENTITY = ("endorsement", "endorsement_certificate", "attestation")
-_EVIDENCE = ("activated", "quote", "pcrs", "anchor", "userspace_log_complete", "platform")
+_EVIDENCE = ("activated", "quote", "pcrs", "anchor", "userspace_log_complete", "header", "platform")
 #: Names of the documents with the manifests that were used, in the order of `Result.references`.
 _MANIFESTS = (("manifest", "manifest-signature"), ("manifest-of-origin", "manifest-of-origin-signature"))
 
@@ -56,6 +61,8 @@ class Today:
     manifest_keys: Optional[Sequence[bytes]] = None
     authorities: Optional[Sequence[x509.Certificate]] = None
     policy: Optional[Policy] = None
+    #: With a policy: the moment as of which verdicts must still count. None does not ask for that.
+    now: Optional[datetime.datetime] = None
 
 
 def reference_documents(references: Sequence[Reference]) -> dict[str, bytes]:

@@ -26,6 +26,8 @@ UNIQUE = {
 #: Longest piece of a target's own text that is ever repeated.
 QUOTE_LIMIT = 200
 _SHORT = 12
+#: What an anchor says of itself, beside whether it ``matches``.
+_ANCHOR = ("state", "generation", "complete", "recoveries", "refusals", "last_refusal")
 
 
 def entry(host: str, result: Result, hydration: Optional[Hydration]) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def unjudged(host: str, status: Status, reason: str) -> dict[str, Any]:
         "root_hash": None,
         "secure_boot": None,
         "pcr_policy": None,
-        "anchor": {"state": None, "generation": None, "matches": False},
+        "anchor": {**dict.fromkeys(_ANCHOR), "matches": False},
         "checks": [check_entry(Check("answers", status, reason))],
     }
 
@@ -159,8 +161,16 @@ def _row(host: Mapping[str, Any]) -> tuple[str, ...]:
         _short(host["root_hash"]),
         {True: "on", False: "off", None: "-"}[host["secure_boot"]],
         _short(host["pcr_policy"]),
-        "-" if anchor["state"] is None else f"{anchor['state']}, {'matches' if anchor['matches'] else 'differs'}",
+        _anchor(anchor),
     )
+
+
+def _anchor(anchor: Mapping[str, Any]) -> str:
+    if anchor["state"] is None:
+        return "-"
+    said = f"{anchor['state']}, {'matches' if anchor['matches'] else 'differs'}"
+    times = anchor.get("recoveries")
+    return f"{said}, recovered {times} times" if times else said
 
 
 def _short(digest: Optional[str]) -> str:

@@ -22,7 +22,6 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import 
     Signed,
     parse_evidence,
     parse_identity,
-    parse_token,
 )
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.certificates import read_certificate
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.hcl import parse_hcl
@@ -44,6 +43,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures impor
     parse_signature,
     qualified_name,
 )
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.tokens import parse_token
 from ansible_collections.cvm.fde.plugins.plugin_utils.asking import read_result
 
 from .target import SEEDS, Target
@@ -96,12 +96,13 @@ def honest() -> tuple[Identity, Evidence, Challenge, Grounds]:
     identity = parse_identity(parse_json((SEEDS / "identity/honest").read_bytes(), "identity", JSON_LIMIT))
     evidence = parse_evidence(parse_json((SEEDS / "evidence/honest").read_bytes(), "evidence", JSON_LIMIT))
     grounds = Grounds(
-        reference=parse_manifest((SEEDS / "manifest/manifest.json").read_bytes()),
+        references=(parse_manifest((SEEDS / "manifest/manifest.json").read_bytes()),),
         authorities=load_authorities((SEEDS / "authority/ca.pem").read_bytes()),
         now=datetime.datetime(2027, 1, 1, tzinfo=datetime.timezone.utc),
         cache=LogCache(8),
     )
-    return identity, evidence, Challenge(bytes(32), bytes(32), {"sha256": frozenset(DEFAULT_PCRS)}), grounds
+    challenge = Challenge(bytes(32), bytes(32), {"sha256": frozenset(DEFAULT_PCRS)}, grounds.now)
+    return identity, evidence, challenge, grounds
 
 
 def judgement(data: bytes) -> None:

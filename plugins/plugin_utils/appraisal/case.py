@@ -14,7 +14,7 @@ from cryptography import x509
 
 from ...module_utils.tpm.anchor import Anchor, AnchorError
 from .errors import AppraisalError, Undecided
-from .evidence import Creation, Evidence, Identity, parse_token
+from .evidence import Evidence, Identity
 from .fields import Signed
 from .policy import Policy
 from .reference import PHASE_INITRD, PHASE_READY, Reference, matching
@@ -30,6 +30,7 @@ from .structures import (
     parse_public,
     parse_quote,
 )
+from .tokens import Creation, Origin, Recovery, parse_recovery, parse_token
 
 #: The PCR bank that everything is judged by.
 BANK = "sha256"
@@ -136,6 +137,16 @@ class Case:
         if self.evidence.token is None:
             raise AppraisalError("no-evidence", "the volume carries no evidence of its creation")
         return parse_token(self.evidence.token)
+
+    @cached_property
+    def recovery(self) -> Optional[Recovery]:
+        """What the last recovery left, if there was one."""
+        return None if self.evidence.recovery is None else parse_recovery(self.evidence.recovery)
+
+    @property
+    def anchored_by(self) -> Origin:
+        """The evidence of the boot in which the anchor that is there now was made."""
+        return self.recovery or self.creation
 
     @cached_property
     def creation_quote(self) -> QuoteAttest:

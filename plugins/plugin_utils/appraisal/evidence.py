@@ -13,18 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from .documents import parse_json
-from .errors import AppraisalError
 from .fields import Fields, Signed
 from .platform import Platform, parse_platform
 from .structures import STRUCTURE_LIMIT, Values
+from .tokens import LOG_LIMIT, TOKEN_LIMIT
 
 CERTIFICATE_LIMIT = 16384
 #: Unpacked, each. Together with the token this bounds the memory that one guest can make the verifier use to some 20
 #: MiB.
-LOG_LIMIT = 4 * 1024 * 1024
-TOKEN_LIMIT = 512 * 1024
-CLAIMS_LIMIT = 4096
 
 
 @dataclass(frozen=True)
@@ -34,36 +30,6 @@ class Identity:
     endorsement: bytes
     endorsement_certificate: Optional[bytes]
     attestation: bytes
-
-
-@dataclass(frozen=True)
-class Claims:
-    """What the boot agent says of the volume it made; ``raw`` is what the creation quote vouches for."""
-
-    raw: bytes
-    volume_key_id: bytes
-    luks_uuid: str
-    volume: str
-    partition_uuid: str
-    root_hash: str
-    cipher: str
-    integrity: str
-    sector_size: int
-    strategy: str
-    anchor_index: str
-    anchor_name: bytes
-
-
-@dataclass(frozen=True)
-class Creation:
-    """The evidence token: a quote made in the initrd when the volume was made, with both logs of that moment."""
-
-    claims: Claims
-    quote: Signed
-    attestation: bytes
-    values: Values
-    firmware_log: bytes
-    userspace_log: bytes
 
 
 @dataclass(frozen=True)
@@ -86,6 +52,8 @@ class Evidence:
     userspace_log: bytes
     userspace_complete: bool
     token: Optional[bytes]
+    recovery: Optional[bytes]
+    header: Optional[bytes]
     hydration: Optional[Hydration]
     platform: Platform
 
@@ -106,7 +74,7 @@ def parse_evidence(found: Any) -> Evidence:
     """Read the result of the round ``evidence``."""
     fields = Fields(found, "evidence")
     fields.only(
-        *("activated", "quote", "pcrs", "anchor", "token", "hydration", "platform"),
+        *("activated", "quote", "pcrs", "anchor", "token", "recovery", "header", "hydration", "platform"),
         *("firmware_log", "userspace_log", "userspace_log_complete"),
     )
     return Evidence(
@@ -118,48 +86,10 @@ def parse_evidence(found: Any) -> Evidence:
         userspace_log=fields.compressed("userspace_log", LOG_LIMIT),
         userspace_complete=fields.truth("userspace_log_complete"),
         token=None if fields.absent("token") else fields.binary("token", TOKEN_LIMIT),
+        recovery=None if fields.absent("recovery") else fields.binary("recovery", TOKEN_LIMIT),
+        header=None if fields.absent("header") else fields.hexadecimal("header", 32),
         hydration=None if fields.absent("hydration") else _hydration(fields.inner("hydration")),
         platform=parse_platform(fields.plain("platform")),
-    )
-
-
-def parse_token(raw: bytes) -> Creation:
-    """Read the JSON text of a LUKS2 token of type ``cvm-fde``."""
-    fields = Fields(parse_json(raw, "evidence token", TOKEN_LIMIT), "evidence token")
-    fields.only("type", "keyslots", "version", "claims", "quote", "ak", "pcrs", "firmware_log", "userspace_log")
-    if fields.text("type", 16) != "cvm-fde" or fields.number("version", 1) != 1:
-        raise AppraisalError("unsupported", "the evidence token is not one of version 1")
-    return Creation(
-        claims=_claims(fields.binary("claims", CLAIMS_LIMIT)),
-        quote=fields.signed("quote"),
-        attestation=fields.binary("ak", STRUCTURE_LIMIT),
-        values=fields.values("pcrs"),
-        firmware_log=fields.compressed("firmware_log", LOG_LIMIT),
-        userspace_log=fields.compressed("userspace_log", LOG_LIMIT),
-    )
-
-
-def _claims(raw: bytes) -> Claims:
-    fields = Fields(parse_json(raw, "claims", CLAIMS_LIMIT), "claims")
-    names = set(Claims.__dataclass_fields__) - {"raw", "anchor_index", "anchor_name"}
-    fields.only("version", "purpose", "anchor", *names)
-    if fields.number("version", 1) != 1 or fields.text("purpose", 32) != "volume-creation":
-        raise AppraisalError("unsupported", "the claims are not those of a volume's creation in version 1")
-    anchor = fields.inner("anchor")
-    anchor.only("nv_index", "name")
-    return Claims(
-        raw=raw,
-        volume_key_id=fields.hexadecimal("volume_key_id", 32),
-        luks_uuid=fields.uuid("luks_uuid"),
-        volume=fields.word("volume"),
-        partition_uuid=fields.uuid("partition_uuid"),
-        root_hash=fields.hexadecimal("root_hash", 32).hex(),
-        cipher=fields.word("cipher"),
-        integrity=fields.word("integrity"),
-        sector_size=fields.number("sector_size", 65536),
-        strategy=fields.word("strategy"),
-        anchor_index=anchor.word("nv_index"),
-        anchor_name=anchor.hexadecimal("name", 34),
     )
 
 

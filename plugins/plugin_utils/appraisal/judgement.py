@@ -85,6 +85,10 @@ class CertifiedAnchor:
     generation: int
     state: int
     reset_count: int
+    complete: bool = False
+    recoveries: int = 0
+    refusals: int = 0
+    last_refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,10 @@ def _claims(case: Case, passed: frozenset[str]) -> dict[str, object]:
         "anchor": {
             "state": anchor.state.name.lower() if anchor else None,
             "generation": anchor.generation if anchor else None,
+            "complete": anchor.complete if anchor else None,
+            "recoveries": anchor.recoveries if anchor else None,
+            "refusals": anchor.refusals if anchor else None,
+            "last_refusal": (anchor.last_refusal or None) if anchor else None,
             "matches": passed >= {"anchor_policy", "anchor_state", "evidence_anchor", "volume_key"},
         },
     }
@@ -222,7 +230,15 @@ def _certified(case: Case, passed: frozenset[str]) -> Optional[CertifiedAnchor]:
     anchor = _if_readable(lambda: case.anchor) if "anchor_policy" in passed else None
     if anchor is None:
         return None
-    return CertifiedAnchor(anchor.generation, int(anchor.state), case.certification.clock.reset_count)
+    return CertifiedAnchor(
+        anchor.generation,
+        int(anchor.state),
+        case.certification.clock.reset_count,
+        anchor.complete,
+        anchor.recoveries,
+        anchor.refusals,
+        anchor.last_refusal,
+    )
 
 
 def _if_readable(read: Callable[[], _T]) -> Optional[_T]:

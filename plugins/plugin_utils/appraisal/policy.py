@@ -150,14 +150,14 @@ class Policy:
 #: What is not judged where no evidence of the volume's creation is demanded.
 _EVIDENCE = (
     *("evidence_signature", "evidence_claims", "evidence_pcrs", "evidence_replay", "evidence_phase", "evidence_boot"),
-    *("evidence_image", "evidence_encryption", "evidence_anchor", "evidence_history", "volume_key"),
+    *("evidence_image", "evidence_encryption", "evidence_anchor", "evidence_history", "volume_key", "recoveries"),
 )
 #: Checks that may be waived. The others are what every verdict rests on: keys, quote, and the image that runs.
 WAIVABLE = frozenset(
     (
         *_EVIDENCE,
         *("firmware_log", "userspace_log", "log_replay", "secure_boot", "pcr_4", "pcr_7", "pcr_12", "pcr_13"),
-        *("anchor_signature", "anchor_policy", "anchor_state", "header_committed", "recoveries"),
+        *("anchor_signature", "anchor_policy", "anchor_state", "header_committed"),
         *("identity", "anchor_freshness", "unique_volume_key"),
     )
 )

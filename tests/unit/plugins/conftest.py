@@ -172,7 +172,7 @@ class Machine:
         for path in (self.folder / name for name in ("tpm.sock", "tpm.sock.ctrl", "tpm.pid")):
             path.unlink(missing_ok=True)
 
-    def boot(self, image: Image, first: bool) -> None:
+    def boot(self, image: Image, first: bool, volume: bool = True) -> None:
         """Boot to ``ready``; the first boot makes the volume, its evidence and the anchor."""
         self.start()
         firmware = FirmwareEvents(self._secure_boot)
@@ -186,7 +186,8 @@ class Machine:
             self.measure(esys, 11, "phase", PHASES[0])
             if first:
                 self._create(esys, image)
-            self.measure(esys, 15, "volume-key", f"cryptsetup:fde-crypt:{UUID}", self.volume_key_id)
+            if volume:
+                self.measure(esys, 15, "volume-key", f"cryptsetup:fde-crypt:{UUID}", self.volume_key_id)
             for phase in PHASES[1:]:
                 self.measure(esys, 11, "phase", phase)
 

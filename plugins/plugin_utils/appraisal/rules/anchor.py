@@ -45,8 +45,21 @@ def _anchor_state(case: Case) -> str:
     return f"it is ready, at generation {case.anchor.generation}"
 
 
+def _header_committed(case: Case) -> str:
+    """Compare the header on the disk with the anchor. It is the machine's own word; the boot agent makes sure of it."""
+    if case.evidence.header is None:
+        return "the machine says nothing of the header on its disk"
+    if not any(hmac.compare_digest(case.evidence.header, digest) for digest in case.anchor.pinned):
+        raise AppraisalError(
+            "header-not-committed",
+            "the header on the disk is not the one that the anchor pins: the next boot refuses it",
+        )
+    return "the header on the disk is the one that the anchor pins"
+
+
 RULES = (
     Rule("anchor_signature", ("attestation_key", "quote_signature"), _anchor_signature),
     Rule("anchor_policy", ("anchor_signature", "quote_digest", "pcr_7", "pcr_12"), _anchor_policy),
     Rule("anchor_state", ("anchor_policy",), _anchor_state),
+    Rule("header_committed", ("anchor_state",), _header_committed),
 )

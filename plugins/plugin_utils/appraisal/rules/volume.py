@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 
 from ....module_utils.agent.evidence import QUOTED_PCRS
 from ....module_utils.agent.machine import VOLUME
@@ -16,7 +17,8 @@ from ....module_utils.tpm.anchor import INDEX, anchor_name
 from ..case import BANK, Case
 from ..errors import AppraisalError
 from ..reference import PHASE_INITRD
-from ..structures import qualified_name, same_selection, verify_by
+from ..structures import parse_quote, qualified_name, same_selection, verify_by
+from ..tokens import Recovery
 from ..userspace_log import VOLUME_KEY
 from .boot import secure_boot_configuration
 from .demands import require_accepted
@@ -82,9 +84,43 @@ def _evidence_encryption(case: Case) -> str:
     return "it is encrypted and authenticated as required"
 
 
+def _recoveries(case: Case) -> str:
+    """Judge the evidence of the last recovery, which takes the creation's place for the anchor and the TPM's past."""
+    recovery, times, most = case.recovery, case.anchor.recoveries, case.grounds.policy.volume.maximum_recoveries
+    if (recovery.claims.recoveries if recovery else 0) != times:
+        raise AppraisalError("recovery", f"the anchor counts {times} recoveries, and there is other evidence of them")
+    if most is not None and times > most:
+        raise AppraisalError("recovery", f"the volume was opened by its recovery key {times} times")
+    if recovery is None:
+        return "the volume was never opened by its recovery key"
+    _require_recovery(case, recovery)
+    return f"the volume was opened by its recovery key {times} times, last after {recovery.claims.code}"
+
+
+def _require_recovery(case: Case, recovery: Recovery) -> None:
+    quoted, made = parse_quote(recovery.quote.attest), case.creation.claims
+    if not hmac.compare_digest(recovery.attestation, case.attestation.raw):
+        raise AppraisalError("recovery", "the volume was recovered on another TPM")
+    verify_by(case.attestation, recovery.quote.signature, quoted.raw)
+    if quoted.qualified_signer != qualified_name(case.attestation):
+        raise AppraisalError("recovery", "the quote of the volume's recovery names another signer")
+    if not hmac.compare_digest(quoted.extra_data, hashlib.sha256(recovery.claims.raw).digest()):
+        raise AppraisalError("recovery", "the quote of the volume's recovery was made for other claims")
+    if not same_selection(quoted.selection, QUOTED_PCRS):
+        raise AppraisalError("recovery", "the quote of the volume's recovery covers other PCRs than the agent's")
+    match_digest(quoted, recovery.values, case.attestation)
+    of_the_volume = (recovery.claims.volume_key_id, recovery.claims.luks_uuid, recovery.claims.volume)
+    if of_the_volume != (made.volume_key_id, made.luks_uuid, made.volume):
+        raise AppraisalError("recovery", "it was another volume that was recovered")
+    phases = {one.pcr_11[PHASE_INITRD] for one in (case.reference, *case.grounds.references)}
+    if recovery.values[BANK][11] not in phases:
+        raise AppraisalError("recovery", "the volume was not recovered in the initrd of an image that is known")
+
+
 def _evidence_anchor(case: Case) -> str:
-    claims = case.creation.claims
-    then = anchor_name(case.origin.policy_key, case.creation.values[BANK])
+    evidence = case.anchored_by
+    claims = evidence.claims
+    then = anchor_name(case.origin.policy_key, evidence.values[BANK])
     names = (claims.anchor_name, case.certification.index_name)
     if not all(hmac.compare_digest(name, then) for name in names) or claims.anchor_index.lower() != f"0x{INDEX:08x}":
         raise AppraisalError("other-anchor", "the volume was made for another anchor")
@@ -92,7 +128,7 @@ def _evidence_anchor(case: Case) -> str:
 
 
 def _evidence_history(case: Case) -> str:
-    now, then = case.quote.clock, case.creation_quote.clock
+    now, then = case.quote.clock, parse_quote(case.anchored_by.quote.attest).clock
     same_boot = (now.reset_count, now.restart_count) == (then.reset_count, then.restart_count)
     if now.reset_count < then.reset_count or (same_boot and now.safe and then.safe and now.clock < then.clock):
         raise AppraisalError(
@@ -111,6 +147,12 @@ def _volume_key(case: Case) -> str:
     if any(event.pcr == VOLUME_KEY_PCR for event in case.replay.firmware.events):
         raise AppraisalError("volume-key", f"the firmware measured something into PCR {VOLUME_KEY_PCR}")
     first = userspace.digests(VOLUME_KEY_PCR, BANK)[:1] if userspace else ()
+    said = (
+        next((record.string for record in userspace.records if record.pcr == VOLUME_KEY_PCR), "") if userspace else ""
+    )
+    word = _RECOVERY_WORD.fullmatch(said)
+    if word is not None and first == (hashlib.sha256(said.encode()).digest(),):
+        raise AppraisalError("recovery-boot", f"this boot opened the volume by its recovery key, after {word[1]}")
     if not first or not hmac.compare_digest(first[0], claims.volume_key_id):
         raise AppraisalError("volume-key", f"the first measurement in PCR {VOLUME_KEY_PCR} is not that of this volume")
     measured = userspace.volume_keys(claims.volume, claims.luks_uuid, BANK, VOLUME_KEY_PCR) if userspace else ()
@@ -132,6 +174,8 @@ def _no_volume(case: Case) -> str:
     return "it keeps nothing, and shows no volume"
 
 
+#: What the agent measures before it asks for a recovery key, with the code of the refusal.
+_RECOVERY_WORD = re.compile(r"cvm-fde-recovery:([a-z0-9-]{1,24})")
 #: What is judged of an image whose strategy keeps nothing, instead of an anchor and a volume.
 NO_VOLUME = Rule("no_volume", ("log_replay",), _no_volume)
 RULES = (
@@ -143,7 +187,8 @@ RULES = (
     Rule("evidence_boot", ("evidence_pcrs", "evidence_replay"), _evidence_boot),
     Rule("evidence_image", ("evidence_claims", "evidence_phase"), _evidence_image),
     Rule("evidence_encryption", ("evidence_claims", "evidence_phase"), _evidence_encryption),
-    Rule("evidence_anchor", ("evidence_claims", "evidence_pcrs", "anchor_policy"), _evidence_anchor),
-    Rule("evidence_history", ("evidence_signature", "quote_signature"), _evidence_history),
+    Rule("recoveries", ("evidence_claims", "anchor_state"), _recoveries),
+    Rule("evidence_anchor", ("evidence_claims", "evidence_pcrs", "anchor_policy", "recoveries"), _evidence_anchor),
+    Rule("evidence_history", ("evidence_signature", "quote_signature", "recoveries"), _evidence_history),
     Rule("volume_key", ("evidence_claims", "log_replay", "anchor_state"), _volume_key),
 )

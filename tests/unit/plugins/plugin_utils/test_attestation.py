@@ -17,15 +17,11 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import (
-    LOG_LIMIT,
-    parse_evidence,
-    parse_identity,
-    parse_token,
-)
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import parse_evidence, parse_identity
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Verdict
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import parse_manifest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.tokens import LOG_LIMIT, parse_token
 from ansible_collections.cvm.fde.plugins.plugin_utils.attestation import Attestation, check_pcrs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -48,7 +48,15 @@ def result(number: int, verdict: Verdict = Verdict.TRUSTED, **claims: Any) -> Re
         "volume_key_id": f"{number + 100:064x}",
         "secure_boot": True,
         "pcr_policy": "cd" * 32,
-        "anchor": {"state": "ready", "generation": 0, "matches": True},
+        "anchor": {
+            "state": "ready",
+            "generation": 1,
+            "complete": False,
+            "recoveries": 0,
+            "refusals": 0,
+            "last_refusal": None,
+            "matches": True,
+        },
     }
     checks = (
         Check(

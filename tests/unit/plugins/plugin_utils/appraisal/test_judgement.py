@@ -23,12 +23,20 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import judgement
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Challenge, Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential import make_credential
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.ear import attestation_result
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import parse_evidence, parse_identity
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Status, Verdict
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import parse_manifest
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import (
+    Freshness,
+    HardwareTerms,
+    Policy,
+    SetTerms,
+    VolumeTerms,
+)
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import Reference, parse_manifest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import digest
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS, RULES
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS, PARTS, RULES
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
 
 NONCE = bytes(range(32))
@@ -102,7 +110,15 @@ def test_a_machine_after_its_first_boot_is_trusted(good: Answers, machine: Any, 
     assert result.claims["volume_key_id"] == machine.volume_key_id.hex()
     assert result.claims["root_hash"] == image.root_hash
     assert result.claims["secure_boot"] is True
-    assert result.claims["anchor"] == {"state": "ready", "generation": 1, "matches": True}
+    assert result.claims["anchor"] == {
+        "state": "ready",
+        "generation": 1,
+        "complete": False,
+        "recoveries": 0,
+        "refusals": 0,
+        "last_refusal": None,
+        "matches": True,
+    }
 
 
 def test_it_is_trusted_again_after_a_reboot(make_machine: Callable[..., Any], grounds: Grounds, image: Any) -> None:
@@ -523,3 +539,135 @@ def test_an_anchor_that_was_never_made_ready_is_refused(
 def test_an_expected_strategy_that_is_not_the_images_is_refused(good: Answers) -> None:
     result = replace(good, grounds=replace(good.grounds, strategy="overlay")).appraise()
     assert failed(result) == {"strategy"}
+
+
+# --- the policy
+
+
+def judged_by(good: Answers, policy: Policy) -> judgement.Result:
+    return replace(good, grounds=replace(good.grounds, policy=policy)).appraise()
+
+
+def test_a_waived_check_decides_nothing_and_keeps_its_reason(good: Answers, image: Any) -> None:
+    manifest = copy.deepcopy(image.manifest())
+    manifest["pcrs"]["sha256"]["13"] = ["11" * 32]
+    changed = replace(good, grounds=replace(good.grounds, references=(parse_manifest(json.dumps(manifest).encode()),)))
+    assert failed(changed.appraise()) == {"pcr_13"}
+    result = judged_by(changed, Policy(waived_checks=frozenset(("pcr_13",))))
+    assert result.verdict is Verdict.TRUSTED
+    check = next(check for check in result.checks if check.name == "pcr_13")
+    assert check.status is Status.WAIVED
+    assert "does not have a value that the manifest lists" in check.reason
+    assert attestation_result(result, Policy(), NOW)["submods"]["boot"]["ear.status"] == "warning"
+
+
+def test_what_rests_on_a_waived_check_is_not_judged(good: Answers) -> None:
+    result = judged_by(logs(good, firmware=b""), Policy(waived_checks=frozenset(("firmware_log",))))
+    assert result.verdict is Verdict.UNKNOWN
+
+
+def test_a_machine_without_a_firmware_log_is_judged_by_values_alone_where_a_policy_says_so(good: Answers) -> None:
+    names = ("firmware_log", "log_replay", "secure_boot", "volume_key")
+    result = judged_by(logs(good, firmware=b""), Policy(waived_checks=frozenset(names)))
+    assert result.verdict is Verdict.TRUSTED
+    assert {check.name for check in result.checks if check.status is Status.WAIVED} == set(names)
+
+
+def test_without_evidence_a_volume_is_trusted_only_where_a_policy_says_so(good: Answers) -> None:
+    bare = good.change(token=None)
+    assert bare.appraise().verdict is Verdict.UNTRUSTED
+    lenient = Policy(volume=VolumeTerms(evidence=False))
+    assert judged_by(bare, lenient).verdict is Verdict.TRUSTED
+
+
+def test_an_answer_that_came_late_is_refused(good: Answers) -> None:
+    asked = replace(good.challenge, made=NOW - datetime.timedelta(seconds=301))
+    assert failed(replace(good, challenge=asked).appraise()) == {"evidence_age"}
+    early = replace(good.challenge, made=NOW + datetime.timedelta(seconds=1))
+    assert failed(replace(good, challenge=early).appraise()) == {"evidence_age"}
+
+
+def test_a_policy_that_demands_hardware_trusts_nothing_without_a_report(good: Answers) -> None:
+    result = judged_by(good, Policy(hardware=HardwareTerms(products=frozenset(("Milan",)))))
+    assert (result.verdict, failed(result)) == (Verdict.UNKNOWN, set())
+
+
+def test_a_tpm_of_older_firmware_than_demanded_is_refused(good: Answers) -> None:
+    assert failed(judged_by(good, Policy(minimum_tpm_firmware=1 << 63))) == {"hardware"}
+
+
+def test_a_level_of_freshness_that_only_a_ledger_reaches_is_unknown_without_one(good: Answers) -> None:
+    assert good.appraise().freshness is Freshness.HEADER
+    result = judged_by(good, Policy(freshness=Freshness.LEDGER))
+    assert (result.verdict, failed(result)) == (Verdict.UNKNOWN, set())
+
+
+def test_a_strategy_that_the_policy_does_not_accept_is_refused(good: Answers) -> None:
+    terms = VolumeTerms(strategies=frozenset(("overlay",)))
+    assert failed(judged_by(good, Policy(volume=terms))) == {"strategy"}
+
+
+def test_the_set_that_matches_is_found_among_several(good: Answers, image: Any, request: Any) -> None:
+    conftest = request.config.pluginmanager.getplugin(str(Path(__file__).parents[2] / "conftest.py"))
+    other = conftest.Image().manifest(name="other")
+    other["pcrs"]["sha256"]["11"] = dict.fromkeys(other["pcrs"]["sha256"]["11"], "33" * 32)
+    references = (parse_manifest(json.dumps(other).encode()), *good.grounds.references)
+    result = replace(good, grounds=replace(good.grounds, references=references)).appraise()
+    assert result.verdict is Verdict.TRUSTED
+    assert result.claims["image"] == result.claims["made_by"] == "debian-forky"
+
+
+def updated(image: Any, **changes: Any) -> Reference:
+    """Return the set of an image that made the volume and does not run any more: only its initrd's PCR 11 is known."""
+    manifest = copy.deepcopy(image.manifest(name="before", **changes))
+    ready = "enter-initrd:leave-initrd:sysinit:ready"
+    manifest["pcrs"]["sha256"]["11"][ready] = "44" * 32
+    return parse_manifest(json.dumps(manifest).encode())
+
+
+def test_a_volume_of_the_image_before_an_update_is_judged_by_that_image(good: Answers, image: Any) -> None:
+    after = copy.deepcopy(image.manifest(name="after", root={"hash": "22" * 32}))
+    after["pcrs"]["sha256"]["11"]["enter-initrd"] = "55" * 32
+    references = (parse_manifest(json.dumps(after).encode()), updated(image))
+    both = replace(good, grounds=replace(good.grounds, references=references))
+    result = both.appraise()
+    assert result.verdict is Verdict.TRUSTED
+    assert (result.claims["image"], result.claims["made_by"]) == ("after", "before")
+    assert [reference.name for reference in result.references] == ["after", "before"]
+    revoked = Policy(sets=(SetTerms("after"), SetTerms("before", revoked=True)))
+    assert "evidence_phase" in failed(judged_by(both, revoked))
+    alone = replace(good, grounds=replace(good.grounds, references=references[:1]))
+    assert "evidence_phase" in failed(alone.appraise())
+
+
+def test_an_ephemeral_machine_must_show_no_volume(good: Answers, image: Any) -> None:
+    reference = parse_manifest(json.dumps(image.manifest(strategy="ephemeral")).encode())
+    shown = replace(good, grounds=replace(good.grounds, references=(reference,)))
+    assert failed(shown.appraise()) == {"no_volume"}
+    names = [check.name for check in shown.appraise().checks]
+    assert not {"anchor_state", "evidence_claims", "volume_key"} & set(names)
+
+
+def test_an_ephemeral_machine_is_trusted_by_what_it_booted(
+    make_machine: Callable[..., Any], grounds: Grounds, image: Any
+) -> None:
+    machine = make_machine("ephemeral")
+    machine.token = None
+    machine.boot(image, first=False, volume=False)
+    reference = parse_manifest(json.dumps(image.manifest(strategy="ephemeral")).encode())
+    result = ask(machine, replace(grounds, references=(reference,))).appraise()
+    assert result.verdict is Verdict.TRUSTED
+    assert result.freshness is Freshness.DATA
+    assert result.claims["volume_key_id"] is None
+
+
+def test_the_result_has_a_status_for_each_part_and_names_the_policy(good: Answers) -> None:
+    found = attestation_result(good.appraise(), good.grounds.policy, NOW)
+    assert {part: sub["ear.status"] for part, sub in found["submods"].items()} == dict.fromkeys(PARTS, "affirming")
+    assert found["exp"] - found["iat"] == Policy().valid_for
+    assert found["submods"]["tpm"]["ear.appraisal-policy-id"] == f"default@sha256:{Policy().digest}"
+    other = replace(good, grounds=replace(good.grounds, endorsement_key="0" * 64)).appraise()
+    found = attestation_result(other, Policy(), NOW)
+    assert found["submods"]["tpm"]["ear.status"] == "contraindicated"
+    assert found["submods"]["tpm"]["ear.trustworthiness-vector"]["instance-identity"] == 96
+    json.dumps(found)
