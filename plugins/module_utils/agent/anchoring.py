@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import time
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Callable
+from typing import Callable, Iterator
 
 from ..tpm import anchor as anchors
 from ..tpm.anchor import Anchor, AnchorError, Found, Obstacle, Standing, State
@@ -23,6 +25,7 @@ _CODES = {
 }
 #: Seconds between two looks whether the system has reached a phase in which the anchor may be written.
 _INTERVAL = 2.0
+_LOCK = "anchor.lock"
 
 
 def look(machine: Machine) -> Found:
@@ -65,7 +68,7 @@ def update(machine: Machine, change: Callable[[Anchor], Anchor], wait: float = 0
 
 
 def _update(machine: Machine, change: Callable[[Anchor], Anchor]) -> Anchor:
-    with opened(machine.tcti) as esys:
+    with _locked(machine), opened(machine.tcti) as esys:
         found = anchors.probe(esys, machine.key)
         if found.anchor is None:
             raise AnchorError(
@@ -75,6 +78,15 @@ def _update(machine: Machine, change: Callable[[Anchor], Anchor]) -> Anchor:
         if wanted != found.anchor:
             anchors.write(esys, machine.key, machine.policies, wanted)
         return wanted
+
+
+@contextmanager
+def _locked(machine: Machine) -> Iterator[None]:
+    """Let no other process of this system write between the look at the anchor and its change."""
+    machine.paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(machine.paths.state / _LOCK, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def ready(machine: Machine, header: bytes, volume_key_id: bytes, complete: bool = False) -> Anchor:

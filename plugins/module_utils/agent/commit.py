@@ -27,13 +27,15 @@ from ..dm.table import Other
 from ..errors import FdeError
 from ..luks2.area import HeaderArea, read_area
 from ..luks2.change import Draft, draft, redo, store
-from ..luks2.policy import judge, root_volume
+from ..luks2.keyslots import Means, Tpm2, enrolled, require_proof
+from ..luks2.policy import judge
 from ..luks2.profile import LAYOUT
 from ..tpm.anchor import Anchor, State
 from . import anchoring
 from .differences import differences, same_volume
 from .esp import EfiPartition, efi_partition
 from .machine import VOLUME, Machine
+from .opening import expected
 
 #: The copy of the new header on the EFI system partition.
 SAVED = "header.next"
@@ -101,6 +103,7 @@ def commit(machine: Machine, *, seen: Optional[str] = None, dry_run: bool = Fals
         changed: tuple[str, ...] = ()
         if action in (Action.COMMIT, Action.FINISH):
             check(machine, root.opened, root.disk)
+            prove(machine, root.disk)
             changed = tuple(differences(root.opened, root.disk))
         if seen is not None and seen != root.disk.digest.hex():
             raise FdeError(root.disk.device, "its header is not the one that was looked at", "Look at it again")
@@ -156,13 +159,21 @@ def replace_header(machine: Machine, old: HeaderArea, new: HeaderArea) -> None:
 def check(machine: Machine, old: HeaderArea, new: HeaderArea) -> None:
     """Raise ``FdeError`` unless ``new`` is a header that the boot would accept for the volume of ``old``."""
     header = new.header()
-    judge(header, root_volume(public_key=machine.public_key)).require(new.device)
+    judge(header, expected(machine)).require(new.device)
     if not same_volume(old.header(), header):
         raise FdeError(
             new.device,
             "the header is that of another volume, or of another volume key",
             "Put the header back that belongs to this volume; this one is never committed",
         )
+
+
+def prove(machine: Machine, area: HeaderArea) -> None:
+    """Raise ``FdeError`` unless the TPM opens every keyslot of the header that it should."""
+    with draft(area, str(machine.paths.state)) as copy:
+        for slot in enrolled(area.header()):
+            if isinstance(slot.method, Tpm2):
+                require_proof(machine.runner, copy.path, slot, Means(tpm2_device=machine.tcti))
 
 
 def saved(machine: Machine, device: str) -> Optional[HeaderArea]:
@@ -177,7 +188,7 @@ def saved(machine: Machine, device: str) -> Optional[HeaderArea]:
 
 def repair(machine: Machine, copy: HeaderArea) -> None:
     """Write the copy, whose digest the anchor pins, over what an interrupted change left."""
-    judge(copy.header(), root_volume(public_key=machine.public_key)).require(copy.device)
+    judge(copy.header(), expected(machine)).require(copy.device)
     redo(copy.device, copy)
 
 

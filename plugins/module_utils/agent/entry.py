@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Optional, Sequence
 
-from ..errors import FdeError
+from ..errors import FdeError, Refusal
 from ..volume import command as volume_command
-from . import commit, console, initrd, refusals, upkeep
+from . import commit, console, dialogue, initrd, recovery, refusals, upkeep
 from .boot import boot
 from .decision import Code, refuse
 from .machine import Machine, this_machine
@@ -62,6 +62,9 @@ def _early(command: str) -> int:
         boot(machine)
     except Exception as error:
         known = error if isinstance(error, FdeError) else FdeError("the boot agent", repr(error), "Report this defect")
+        if machine is not None and isinstance(known, Refusal) and _recovered(machine, known):
+            runner.run(["systemctl", "--force", "--force", "reboot"])
+            return 0
         if machine is None:
             console.refuse(known, runner)
         else:
@@ -71,6 +74,28 @@ def _early(command: str) -> int:
             raise
         return 1
     return 0
+
+
+def _recovered(machine: Machine, refusal: Refusal) -> bool:
+    """Offer the recovery of a refused boot at the console, if the image does, and tell whether it was carried out."""
+    if not recovery.offered(machine, refusal):
+        return False
+    console.announce(refusal)
+    try:
+        with dialogue.console() as person:
+            try:
+                done = recovery.recover(machine, refusal, person)
+            except Exception as failure:
+                # Whatever ended it: the refusal stands, and is measured.
+                person.tell(f"The recovery failed: {failure if isinstance(failure, FdeError) else repr(failure)}")
+                return False
+    except OSError as error:
+        console.say(f"there is no console to recover at: {error.strerror}")
+        return False
+    if done:
+        refusals.keep(machine, refusal)
+        console.say(f"the volume was recovered after the refusal {refusal.code}; the machine starts anew")
+    return done
 
 
 def _late(chosen: argparse.Namespace) -> int:

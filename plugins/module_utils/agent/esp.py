@@ -10,6 +10,7 @@ the account of a refusal is only words for people.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,7 +104,8 @@ def mounted_at(device: str, *, write: bool, table: Path = _MOUNTS) -> Optional[P
     for line in table.read_text().splitlines():
         words = line.split()
         if words[2] == wanted and words[3] == "/" and ("rw" in words[5].split(",") or not write):
-            return Path(words[4].encode().decode("unicode_escape"))
+            # Blanks and the like are written in octal there.
+            return Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), words[4]))
     return None
 
 

@@ -11,8 +11,9 @@ import json
 import uuid
 import zlib
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
+from ..luks2.header import Header
 from ..tpm.anchor import INDEX
 from ..tpm.keys import attestation_key
 from ..tpm.measurements import firmware_log, held_userspace_log
@@ -21,6 +22,8 @@ from .configuration import Configuration
 
 TOKEN_TYPE = "cvm-fde"
 VERSION = 1
+#: What a token is evidence of.
+CREATION, RECOVERY = "volume-creation", "volume-recovery"
 #: The firmware's and the kernel's measurements, the initrd (9), boot phases (11) and further configuration (12).
 QUOTED_PCRS = {"sha256": (0, 1, 2, 3, 4, 5, 7, 9, 11, 12)}
 
@@ -45,7 +48,7 @@ def claims(creation: Creation, configuration: Configuration, anchor: bytes) -> b
     """
     content = {
         "version": VERSION,
-        "purpose": "volume-creation",
+        "purpose": CREATION,
         "volume": creation.volume,
         "volume_key_id": creation.volume_key_id.hex(),
         "luks_uuid": str(creation.luks_uuid),
@@ -58,6 +61,56 @@ def claims(creation: Creation, configuration: Configuration, anchor: bytes) -> b
         "anchor": {"nv_index": f"{INDEX:#010x}", "name": anchor.hex()},
     }
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What was recovered: the volume, the id of its key, the code of the refusal, and how often it happened so far."""
+
+    volume: str
+    volume_key_id: bytes
+    luks_uuid: uuid.UUID
+    code: str
+    recoveries: int
+
+
+def recovery_claims(recovery: Recovery, configuration: Configuration, anchor: bytes) -> bytes:
+    """Return the canonical JSON of what the quote of a recovery vouches for; ``anchor`` as in ``claims``."""
+    content = {
+        "version": VERSION,
+        "purpose": RECOVERY,
+        "volume": recovery.volume,
+        "volume_key_id": recovery.volume_key_id.hex(),
+        "luks_uuid": str(recovery.luks_uuid),
+        "root_hash": configuration.root_hash.hex(),
+        "strategy": configuration.strategy.value,
+        "code": recovery.code,
+        "recoveries": recovery.recoveries,
+        "anchor": {"nv_index": f"{INDEX:#010x}", "name": anchor.hex()},
+    }
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+@dataclass(frozen=True)
+class Found:
+    """An evidence token in a header, unverified: its number, its claims and the public area of the key that made it."""
+
+    number: int
+    claims: Mapping[str, Any]
+    key: bytes
+
+
+def found(header: Header) -> dict[str, Found]:
+    """Return the evidence tokens of a judged header by their purpose; what cannot be read is left out."""
+    tokens = {}
+    for number, content in header.metadata["tokens"].items():
+        if content["type"] == TOKEN_TYPE:
+            try:
+                stated = json.loads(base64.b64decode(content["claims"]))
+                tokens[str(stated["purpose"])] = Found(int(number), stated, base64.b64decode(content["ak"]))
+            except (ValueError, KeyError, TypeError, RecursionError):
+                continue
+    return tokens
 
 
 def token(esys: Any, content: bytes) -> bytes:

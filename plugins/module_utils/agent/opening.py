@@ -13,14 +13,22 @@ import json
 from typing import Iterator
 
 from ..luks2.area import HeaderArea
-from ..luks2.policy import judge, root_volume
+from ..luks2.expectation import Expectation, root_volume
+from ..luks2.policy import judge
 from ..luks2.volume import attach, check_active
 from ..runner import CommandError
 from .decision import Code, refuse
 from .machine import VOLUME, Machine
+from .strategies import ROOTS
 
 #: The PCR that volume keys are measured into.
 VOLUME_KEY_PCR = 15
+
+
+def expected(machine: Machine) -> Expectation:
+    """Return what the header of the root volume may say."""
+    journal = ROOTS[machine.configuration.strategy].journal
+    return root_volume(public_key=machine.public_key, journal=journal)
 
 
 def open_volume(machine: Machine, area: HeaderArea, volume_key_id: bytes, *, journal: bool) -> None:
@@ -31,7 +39,7 @@ def open_volume(machine: Machine, area: HeaderArea, volume_key_id: bytes, *, jou
     Raises ``Refusal`` when the header asks for what is not allowed, the TPM does not give the key, the key is another
     one or was not measured, or the kernel's tables differ from the profile.
     """
-    judge(area.header(), root_volume(public_key=machine.public_key, journal=journal)).require(area.device)
+    judge(area.header(), expected(machine)).require(area.device)
     machine.paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     machine.paths.header.unlink(missing_ok=True)
     area.store(str(machine.paths.header))

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 from typing import Any, Optional
 
-from ..errors import FdeError
+from ..errors import FdeError, Refusal
 from . import anchoring
-from .console import REFUSAL_FILE, say
+from .console import FAILED, REFUSAL_FILE, say
 from .esp import efi_partition
 from .machine import Machine
 
@@ -23,12 +23,18 @@ _FIELDS = ("code", "subject", "cause", "remedy")
 
 def remember(machine: Machine, code: str, error: FdeError) -> None:
     """Count the refusal in the anchor and write its words to the EFI system partition, as far as either can be done."""
-    said = {"subject": error.subject, "cause": error.cause, "remedy": error.remedy}
-    content = {"code": code, **{name: " ".join(text.split()) for name, text in said.items()}}
     try:
         anchoring.update(machine, lambda anchor: anchor.refused(code))
     except FdeError as failure:
         say(f"the TPM does not remember the refusal: {failure.cause}")
+    keep(machine, error)
+
+
+def keep(machine: Machine, error: FdeError) -> None:
+    """Write the words of a refusal to the EFI system partition, if that can be done."""
+    said = {"subject": error.subject, "cause": error.cause, "remedy": error.remedy}
+    code = error.code if isinstance(error, Refusal) else FAILED
+    content = {"code": code, **{name: " ".join(text.split()) for name, text in said.items()}}
     try:
         efi_partition(machine.runner, machine.configuration).write(REFUSAL_FILE, json.dumps(content).encode())
     except FdeError as failure:

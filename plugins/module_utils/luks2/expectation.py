@@ -109,15 +109,15 @@ def root_volume(
     """Return what the root volume that the boot agent made must look like.
 
     One TPM keyslot, or two while one replaces the other, bound to ``public_key`` or one of ``further_keys``; the
-    evidence of its creation, and that of a recovery; at most one recovery key. ``journal`` says whether its
-    dm-integrity keeps one.
+    evidence of its creation, and that of a recovery; no recovery key, one, or two while one replaces the other.
+    ``journal`` says whether its dm-integrity keeps one.
     """
     keys = (public_key, *further_keys)
     return Expectation(
         profile=profile,
         layout=layout,
         uuid=uuid,
-        tokens={TokenType.TPM2: (1, 2), TokenType.EVIDENCE: (1, 2), TokenType.RECOVERY: (0, 1)},
+        tokens={TokenType.TPM2: (1, 2), TokenType.EVIDENCE: (1, 2), TokenType.RECOVERY: (0, 2)},
         tpm2=tuple(Tpm2Binding(pcrs=BOUND_PCRS, public_key=key) for key in keys),
         flags=frozenset() if journal else _NO_JOURNAL,
     )

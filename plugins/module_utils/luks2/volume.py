@@ -190,6 +190,18 @@ def attach_with_secret(runner: Runner, name: str, device: str, *, header: str, s
         )
 
 
+def attach_for_reading(runner: Runner, name: str, device: str, *, header: str, secret: bytearray) -> None:
+    """Open ``device`` by a recovery key so that nothing can write to it, from the header copy at ``header``.
+
+    The volume key id is measured into PCR 15 where the machine was booted by systemd's stub. Raises ``CommandError``;
+    afterwards call ``check_active``.
+    """
+    options = f"luks,header={_option(header)},read-only,tpm2-measure-pcr=yes,headless=yes,tries=1"
+    with memory_file(secret) as key:
+        argv = [_systemd_cryptsetup(runner), "attach", name, device, descriptor_path(key), options]
+        runner.run(argv, pass_fds=(key,))
+
+
 def detach(runner: Runner, name: str) -> None:
     """Close the volume; closing a closed one is fine."""
     runner.run([_systemd_cryptsetup(runner), "detach", name])

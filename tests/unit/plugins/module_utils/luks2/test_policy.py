@@ -300,11 +300,13 @@ ATTACKS = {
         [Reason.TOKEN_BINDING],
     ),
     "no evidence": (lambda m: m["tokens"].pop("1"), [Reason.TOKEN_COUNT]),
-    "a second recovery key": (
+    "a third recovery key": (
         lambda m: (
             _recovery(m),
             _second_slot(m, number="3", offset="1679360"),
+            _second_slot(m, number="4", offset="2064384"),
             m["tokens"].update({"3": {"type": "systemd-recovery", "keyslots": ["3"]}}),
+            m["tokens"].update({"4": {"type": "systemd-recovery", "keyslots": ["4"]}}),
         ),
         [Reason.TOKEN_COUNT],
     ),

@@ -1,0 +1,279 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A refused boot is recovered with the recovery key: shown, asked, measured, and pinned again.
+
+Of the console only what is typed and read is a double here; terminal and serial line belong to whole boots.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, evidence, recovery, volume_key
+from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
+from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
+from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
+from ansible_collections.cvm.fde.plugins.module_utils.agent.opening import measurements
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.luks2 import change as changes
+from ansible_collections.cvm.fde.plugins.module_utils.luks2 import keyslots
+from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea, read_area
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.recovery_key import new_recovery_key
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Anchor
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
+from instance import Lab, PcrRunner, PowerCut, make_lab, run
+from test_commit import SIGNATURES, cut_at
+
+KEY = bytes(new_recovery_key())
+WRONG = bytes(new_recovery_key())
+
+
+@dataclass
+class Person:
+    """Somebody with a list of answers."""
+
+    keys: list[bytes]
+    answer: str = "yes"
+    told: list[str] = field(default_factory=list)
+
+    def tell(self, text: str) -> None:
+        self.told.append(text)
+
+    def ask(self, question: str) -> str:
+        self.told.append(question)
+        return self.answer
+
+    def ask_secret(self, question: str) -> bytearray:
+        self.told.append(question)
+        return bytearray(self.keys.pop(0))
+
+    @property
+    def heard(self) -> str:
+        return "\n".join(self.told)
+
+
+@pytest.fixture(scope="module")
+def escrowed_once(tmp_path_factory: pytest.TempPathFactory, sealed: tuple[Path, str], signer: object) -> Path:
+    """The directory of an instance whose image allows recovery and whose volume has a recovery key."""
+    directory = tmp_path_factory.mktemp("escrowed")
+    instance = make_lab(directory, sealed, signer)
+    allow(instance)
+    with instance.booting() as machine:
+        SIGNATURES.write_text(Path(machine.paths.signatures).read_text())
+        assert boot(machine) is Action.FIRST_BOOT
+        unlock, means = keyslots.ByTpm(instance.tcti), keyslots.Means(recovery=bytearray(KEY))
+
+        def edit(copy: changes.Draft) -> None:
+            keyslots.add(machine.runner, copy.path, keyslots.Recovery(), unlock, means)
+
+        recovery.commit.change(machine, edit)
+    return directory
+
+
+def allow(instance: Lab) -> None:
+    line = instance.directory / "cmdline"
+    line.write_text(f"{line.read_text().strip()} fde.recovery=console\n")
+
+
+@pytest.fixture
+def escrowed(escrowed_once: Path, lab: Lab) -> Lab:
+    """One such instance for one test."""
+    run("cp", "--sparse=always", str(escrowed_once / "disk"), str(lab.image))
+    for state in escrowed_once.glob("tpm2-*"):
+        run("cp", str(state), str(lab.directory))
+    allow(lab)
+    return lab
+
+
+def rewrite(instance: Lab) -> None:
+    """Change the header as a careless operator does: the same evidence again, and no commit."""
+    machine = instance.machine
+    area = read_area(instance.partition)
+    with changes.draft(area, "/run") as copy:
+        [(number, token)] = [
+            (int(name), token)
+            for name, token in area.header().metadata["tokens"].items()
+            if token["type"] == evidence.TOKEN_TYPE
+        ]
+        volumes.import_token(machine.runner, copy.path, token, token_id=number)
+        new = copy.area()
+    changes.store(instance.partition, area, HeaderArea(instance.partition, new.content))
+
+
+def clear(instance: Lab) -> None:
+    """Take another TPM."""
+    for state in instance.directory.glob("tpm2-*"):
+        state.unlink()
+
+
+def refusal_of(machine: Machine) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        boot(machine)
+    assert recovery.offered(machine, caught.value)
+    return caught.value
+
+
+def attended(instance: Lab, machine: Machine) -> Machine:
+    return replace(machine, runner=PcrRunner(instance))
+
+
+def anchored(instance: Lab) -> Anchor:
+    anchor = instance.anchor().anchor
+    assert anchor is not None
+    return anchor
+
+
+def logged(machine: Machine) -> list[bytes]:
+    return list(measurements(Path(machine.paths.measurements).read_bytes()))
+
+
+def recovered(instance: Lab, person: Person) -> str:
+    """Have the refused boot recovered, and return the code of its refusal."""
+    with instance.booting() as machine:
+        refusal = refusal_of(machine)
+        assert recovery.recover(attended(instance, machine), refusal, person)
+        assert machine.mapper.find("fde-crypt") is None and machine.mapper.find("fde-root") is None
+        return refusal.code
+
+
+def test_a_header_that_was_not_committed_is_recovered(escrowed: Lab) -> None:
+    with escrowed.booting():
+        before = anchored(escrowed)
+        rewrite(escrowed)
+    person = Person([WRONG, b"not a key", KEY.replace(b"-", b" ").upper()])
+    assert recovered(escrowed, person) == "header-mismatch"
+    assert "2 tries are left" in person.heard and "1 tries are left" in person.heard
+    assert "the volume key is the one that the TPM remembers" in person.heard
+    assert "the evidence was made by this TPM" in person.heard
+    assert KEY.decode() not in person.heard
+    with escrowed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        after = anchored(escrowed)
+        assert (after.recoveries, after.refusals, after.last_refusal) == (1, before.refusals + 1, "header-mismatch")
+        assert after.generation > before.generation and after.volume_key_id == before.volume_key_id
+        told = evidence.found(read_area(escrowed.partition).header())[evidence.RECOVERY]
+        assert (told.claims["code"], told.claims["recoveries"]) == ("header-mismatch", 1)
+        assert told.claims["volume_key_id"] == after.volume_key_id.hex()
+
+
+def test_a_volume_is_recovered_with_another_tpm_and_again(escrowed: Lab) -> None:
+    clear(escrowed)
+    person = Person([KEY])
+    assert recovered(escrowed, person) == "volume-without-anchor"
+    assert "the evidence was made by another TPM" in person.heard
+    with escrowed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        assert anchored(escrowed).recoveries == 1
+    clear(escrowed)
+    recovered(escrowed, Person([KEY]))
+    with escrowed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        assert anchored(escrowed).recoveries == 2
+        tokens = read_area(escrowed.partition).header().metadata["tokens"].values()
+        assert sorted(token["type"] for token in tokens) == ["cvm-fde", "cvm-fde", "systemd-recovery", "systemd-tpm2"]
+
+
+@pytest.mark.parametrize("answer", ["no", "", "y", "YES"])
+def test_without_a_yes_all_stays_as_it_was(escrowed: Lab, answer: str) -> None:
+    with escrowed.booting() as machine:
+        rewrite(escrowed)
+        refusal = refusal_of(machine)
+        before = anchored(escrowed), read_area(escrowed.partition).digest
+        assert not recovery.recover(attended(escrowed, machine), refusal, Person([KEY], answer))
+        assert (anchored(escrowed), read_area(escrowed.partition).digest) == before
+        # First in PCR 15 is the recovery, so that no verifier finds the volume's key where it belongs.
+        assert logged(machine)[0] == hashlib.sha256(b"cvm-fde-recovery:header-mismatch").digest()
+        assert logged(machine)[1:] == [before[0].volume_key_id]
+
+
+def test_three_wrong_keys_end_the_recovery_before_anything_is_opened(escrowed: Lab) -> None:
+    with escrowed.booting() as machine:
+        rewrite(escrowed)
+        refusal, person = refusal_of(machine), Person([WRONG, b"", WRONG, KEY])
+        assert not recovery.recover(attended(escrowed, machine), refusal, person)
+        assert person.keys == [KEY] and len(logged(machine)) == 1
+
+
+def test_a_recovery_that_cannot_be_measured_does_not_begin(escrowed: Lab) -> None:
+    with escrowed.booting() as machine:
+        rewrite(escrowed)
+        refusal, person = refusal_of(machine), Person([KEY])
+        with pytest.raises(FdeError):
+            # Its systemd-pcrextend looks for the TPM where there is none.
+            recovery.recover(machine, refusal, person)
+        assert person.told == []
+
+
+def test_an_image_that_does_not_allow_it_offers_nothing(installed: Lab) -> None:
+    clear(installed)
+    with installed.booting() as machine:
+        with pytest.raises(Refusal) as caught:
+            boot(machine)
+        assert not recovery.offered(machine, caught.value)
+
+
+def test_another_volume_with_a_recovery_key_of_the_attackers_is_refused(
+    escrowed: Lab, disk: Callable[..., str]
+) -> None:
+    """Who once saw the recovery key typed can make a volume that opens with it, but not with the anchored key."""
+    twin = disk(64 << 20)
+    with escrowed.booting() as machine:
+        mine = read_area(escrowed.partition)
+        key, temporary = bytearray(os.urandom(96)), volume_key.temporary()
+        volumes.format_volume(machine.runner, twin, volume_key=key, temporary_key=temporary, uuid=mine.header().uuid)
+        means = keyslots.Means(recovery=bytearray(KEY), tpm2_device=escrowed.tcti)
+        keyslots.add(machine.runner, twin, keyslots.Recovery(), keyslots.ByKey(temporary), means)
+        volumes.enrol_tpm2(
+            machine.runner,
+            twin,
+            unlock_key=temporary,
+            tpm2_device=escrowed.tcti,
+            public_key=machine.paths.public_key,
+            pcrs=BOUND_PCRS,
+        )
+        [token] = [one for one in mine.header().metadata["tokens"].values() if one["type"] == evidence.TOKEN_TYPE]
+        volumes.import_token(machine.runner, twin, token)
+        changes.store(escrowed.partition, mine, HeaderArea(escrowed.partition, read_area(twin).content))
+        refusal = refusal_of(machine)
+        with pytest.raises(FdeError, match="its key is not the one that the TPM remembers"):
+            recovery.recover(attended(escrowed, machine), refusal, Person([KEY]))
+        assert machine.mapper.find("fde-crypt") is None
+
+
+def test_a_header_that_the_allow_list_refuses_is_never_opened(escrowed: Lab) -> None:
+    with escrowed.booting() as machine:
+        area = read_area(escrowed.partition)
+        with changes.draft(area, "/run") as copy:
+            volumes.import_token(machine.runner, copy.path, {"type": "foreign", "keyslots": []})
+            new = copy.area()
+        changes.store(escrowed.partition, area, HeaderArea(escrowed.partition, new.content))
+        refusal, person = refusal_of(machine), Person([KEY])
+        with pytest.raises(Refusal) as caught:
+            recovery.recover(attended(escrowed, machine), refusal, person)
+        assert caught.value.code == "luks2-policy" and person.told == []
+
+
+@pytest.mark.parametrize("step", ["anchor 1", "store 2", "anchor 2"])
+def test_a_power_cut_within_the_recovery_is_recovered_or_goes_on(
+    escrowed: Lab, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear(escrowed)
+    with escrowed.booting() as machine:
+        refusal = refusal_of(machine)
+        with monkeypatch.context() as patch:
+            cut_at(step, patch)
+            with pytest.raises(PowerCut):
+                recovery.recover(attended(escrowed, machine), refusal, Person([KEY]))
+    if step == "anchor 1":
+        assert recovered(escrowed, Person([KEY])) == "volume-without-anchor"
+    with escrowed.booting() as machine:
+        assert boot(machine) in (Action.OPEN, Action.REPAIR)
+        assert anchored(escrowed).recoveries == 1
+        assert anchoring.look(machine).anchor is not None
