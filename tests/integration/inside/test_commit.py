@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,9 @@ from typing import Any
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent import (
-    anchoring,
     commit,
     console,
+    escrowed,
     refusals,
     volume_key,
 )
@@ -30,9 +31,11 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2 import change as cha
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea, read_area
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import Draft
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.secret import descriptor_path, memory_file
+from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Anchor
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
-from instance import Lab, PcrRunner, PowerCut, refused
+from instance import Lab, PcrRunner, PowerCut, refused, run
 
 #: What systemd-cryptenroll reads the signatures of PCR 11 from; it has no option for it.
 SIGNATURES = Path("/run/systemd/tpm2-pcr-signature.json")
@@ -182,7 +185,7 @@ def test_the_header_of_another_volume_is_never_committed(disk: Callable[..., str
 def cut_at(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lose power right before a step: ``store N`` is the N-th write to the disk, ``anchor N`` the N-th to the TPM."""
     what, number = step.split()
-    owner, name = {"store": (changes, "_write"), "anchor": (anchoring, "update")}[what]
+    owner, name = {"store": (changes, "_write"), "anchor": (anchors, "write")}[what]
     genuine, calls = getattr(owner, name), iter(range(1, 1000))
 
     def cut(*arguments: Any, **options: Any) -> Any:
@@ -281,3 +284,47 @@ def test_a_boot_needs_no_efi_partition_that_can_be_read(installed: Lab) -> None:
         assert boot(machine) is Boot.OPEN
         with pytest.raises(FdeError, match="EFI system partition cannot be used"):
             refusals.recall(machine)
+
+
+# The recovery key in escrow
+
+
+def test_a_recovery_key_is_relied_on_once_its_envelope_is_kept(installed: Lab, tmp_path: Path) -> None:
+    record, certificate, key = tmp_path / "root.json", tmp_path / "escrow.pem", tmp_path / "escrow.key"
+    run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=escrow",
+        "-addext", "keyUsage=critical,keyEncipherment", "-keyout", str(key), "-out", str(certificate))  # fmt: skip
+    recipients = [certificate.read_bytes()]
+
+    def key_in(envelope: bytes) -> bytearray:
+        opened = run("openssl", "cms", "-decrypt", "-inform", "DER", "-inkey", str(key), input=envelope)
+        return bytearray(json.loads(opened)["recovery_key"].encode())
+
+    def opening(instance: Lab) -> list[bool]:
+        return [opens_with(instance, key_in(one.envelope)) for one in (first, second)]
+
+    with system(installed) as instance:
+        machine = instance.machine
+        first = escrowed.add(machine, "host", recipients, record)
+        # The control node lost it: nobody has this key, and the next round makes another in its place.
+        second = escrowed.add(machine, "host", recipients, record)
+        assert opening(instance) == [False, True]
+        assert escrowed.current(machine, escrowed.read(record)) is None
+        with pytest.raises(FdeError, match="not the one of this machine"):
+            escrowed.confirm(machine, first.digest, record)
+        escrowed.confirm(machine, second.digest, record)
+        slot = escrowed.current(machine, escrowed.read(record))
+        assert slot is not None and slot.envelope == second.digest
+        # A rotation that is never confirmed leaves the old key as it is.
+        first, third = second, escrowed.add(machine, "host", recipients, record)
+        second = third
+        assert opening(instance) == [True, True]
+        escrowed.confirm(machine, third.digest, record)
+        assert opening(instance) == [False, True]
+    assert opens(installed) == WITH_RECOVERY
+
+
+def opens_with(instance: Lab, secret: bytearray) -> bool:
+    with memory_file(secret) as descriptor:
+        argv = ["cryptsetup", "open", "--test-passphrase", "--disable-external-tokens", instance.partition]
+        argv += ["--key-file", descriptor_path(descriptor)]
+        return instance.machine.runner.run(argv, pass_fds=(descriptor,), ok=()).status == 0

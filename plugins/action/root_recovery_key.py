@@ -1,0 +1,95 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The control node's half of root_recovery_key: it keeps the envelope, and then tells the target to rely on it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from pathlib import Path
+from typing import Any, Mapping, Optional
+
+from ansible.errors import AnsibleActionFail
+from ansible.plugins.action import ActionBase
+
+from ..module_utils.agent.escrowed import NAME
+from ..module_utils.errors import FdeError
+from ..module_utils.escrow.envelope import Belonging
+from ..plugin_utils.escrow import Envelope, Kept, hand_over, keep
+from ..plugin_utils.lookup import user_lookup
+
+ESCROW = {
+    "certificates": {"type": "list", "elements": "path", "required": True},
+    "directory": {"type": "path"},
+    "store_with": {"type": "str"},
+    "options": {"type": "dict", "default": {}},
+}
+ARGUMENTS = {
+    "escrow": {
+        "type": "dict",
+        "required": True,
+        "options": ESCROW,
+        "required_one_of": [["directory", "store_with"]],
+        "mutually_exclusive": [["directory", "store_with"]],
+    },
+    "rotate": {"type": "bool", "default": False},
+}
+_MODULE = "cvm.fde.root_recovery_round"
+#: Bytes; an envelope holds one short text for a few certificates.
+_LIMIT = 64 * 1024
+
+
+class ActionModule(ActionBase):
+    """Asks for an envelope, stores it, and confirms it."""
+
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(self, tmp: Optional[str] = None, task_vars: Optional[dict[str, Any]] = None) -> dict[str, Any]:
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        del tmp
+        _validation, args = self.validate_argument_spec(argument_spec=ARGUMENTS)
+        variables = task_vars or {}
+        host = str(variables.get("inventory_hostname") or "localhost")
+        asked = {"host": host, "certificates": _certificates(args["escrow"]), "rotate": args["rotate"]}
+        told = self._execute_module(_MODULE, {"round": "add", **asked}, task_vars=task_vars)
+        told.pop("invocation", None)
+        handover = told.pop("handover", None)
+        result.update(told)
+        if handover is not None and not result.get("failed"):
+            kept, digest = self._keep(args["escrow"], host, str(told.get("luks_uuid")), handover, variables)
+            said = self._execute_module(_MODULE, {"round": "confirm", "digest": digest}, task_vars=task_vars)
+            if said.get("failed"):
+                raise AnsibleActionFail(f"{host}: {said.get('msg')}", result=said)
+            result["escrow"] = {"digest": digest, "place": kept.place}
+        return result
+
+    def _keep(
+        self, escrow: Mapping[str, Any], host: str, luks_uuid: str, handover: object, variables: Mapping[str, Any]
+    ) -> tuple[Kept, str]:
+        """Store what the target handed over; return where it is and the digest of what was read back."""
+        try:
+            content = base64.b64decode(str(handover), validate=True)
+        except (ValueError, binascii.Error) as error:
+            raise AnsibleActionFail(f"{host}: it handed over something that is no recovery key's envelope") from error
+        if not 0 < len(content) <= _LIMIT:
+            raise AnsibleActionFail(f"{host}: the envelope that it handed over has {len(content)} bytes")
+        envelope = Envelope(Belonging(host, NAME, luks_uuid), content)
+        try:
+            if escrow["directory"] is not None:
+                kept = keep(escrow["directory"], envelope)
+            else:
+                lookup = user_lookup(self._loader, self._templar, variables)
+                kept = hand_over(lookup, escrow["store_with"], escrow["options"], envelope)
+        except FdeError as error:
+            raise AnsibleActionFail(f"{host}: {error}") from error
+        return kept, hashlib.sha256(content).hexdigest()
+
+
+def _certificates(escrow: Mapping[str, Any]) -> list[str]:
+    try:
+        return [Path(path).expanduser().read_text(encoding="ascii") for path in escrow["certificates"]]
+    except (OSError, ValueError) as error:
+        raise AnsibleActionFail(f"escrow: a certificate cannot be read ({error}). Name PEM files") from error
