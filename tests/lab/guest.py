@@ -237,6 +237,21 @@ class Guest:
         self._wait(lambda: not self.running, "did not switch itself off", patience)
         self.power_off()
 
+    def type_line(self, text: str) -> None:
+        """Type a line on the serial line, and wait until the guest's UART has taken all of it."""
+        with socket.socket(socket.AF_UNIX) as line:
+            folder = os.open(self.folder, os.O_PATH | os.O_DIRECTORY)
+            try:
+                # The name of a socket has a small limit, and a checkout may lie deep.
+                line.connect(f"/proc/self/fd/{folder}/serial.sock")
+            finally:
+                os.close(folder)
+            line.sendall(f"{text}\r".encode())
+            line.shutdown(socket.SHUT_WR)
+            # QEMU closes once it has passed everything on; what the guest says meanwhile is in the log as well.
+            while line.recv(4096):
+                pass
+
     def _wait(self, done: Callable[[], bool], failure: str, patience: float) -> None:
         silence = Silence(patience, time.monotonic())
         while True:

@@ -1,0 +1,130 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Changes of the root's keyslots on a running guest: committed, forgotten, and recovered at the serial console."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from ansible_collections.cvm.fde.tests.lab.guest import Guest, boot
+from ansible_collections.cvm.fde.tests.lab.sealed import sealed_image
+
+AGENT = "/usr/lib/cvm-fde/agent.pyz"
+PARTITION = "/dev/disk/by-partlabel/fde"
+#: An operator's own changes: a recovery key, and later the same evidence once more.
+ADD_KEY = f"systemd-cryptenroll --unlock-tpm2-device=auto --recovery-key {PARTITION}"
+REWRITE = (
+    f"id=$(cryptsetup luksDump --dump-json-metadata {PARTITION} | python3 -c "
+    '\'import json, sys; [print(n) for n, t in json.load(sys.stdin)["tokens"].items() if t["type"] == "cvm-fde"]\')'
+    f" && cryptsetup token export --token-id $id {PARTITION}"
+    f" | cryptsetup token import --token-id $id --token-replace --json-file - {PARTITION}"
+)
+
+
+@dataclass
+class Story:
+    """What a guest went through: what it told of itself after each boot, and what it said in the refused one."""
+
+    guest: Guest
+    key: str = ""
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
+    console: str = ""
+    leaks: str = ""
+
+    def tell(self, when: str) -> None:
+        known = json.loads(self.guest.ssh(f"{AGENT} status").stdout)
+        assert isinstance(known, dict)
+        self.known[when] = known
+
+    def anchor(self, when: str) -> dict[str, Any]:
+        anchor = self.known[when]["anchor"]
+        assert isinstance(anchor, dict)
+        return anchor
+
+
+@pytest.fixture(scope="module")
+def story() -> Iterator[Story]:
+    guest = Guest("e2e-recovery")
+    Guest.create(guest.name, sealed_image(recovery="console").image)
+    told = Story(guest)
+    try:
+        boot(guest)
+        told.key = guest.ssh(ADD_KEY).stdout.strip()
+        told.tell("changed")
+        committed = json.loads(guest.ssh(f"{AGENT} commit").stdout)
+        assert committed["action"] == "commit"
+        told.tell("committed")
+        guest.reboot()
+        told.tell("rebooted")
+        guest.ssh(REWRITE)
+        told.tell("forgotten")
+        guest.serial.begin_boot()
+        guest.ssh("systemctl reboot --no-block", check=False)
+        guest.wait_text("Recovery key")
+        guest.type_line("not the key")
+        guest.wait_text("2 tries are left")
+        guest.type_line(told.key)
+        guest.wait_text("Type 'yes'")
+        told.console = guest.serial.boot()
+        guest.serial.begin_boot()
+        guest.type_line("yes")
+        guest.wait_login()
+        told.tell("recovered")
+        told.leaks = guest.ssh("journalctl --no-pager -o cat; dmesg").stdout
+        yield told
+    finally:
+        guest.power_off()
+
+
+def test_a_change_is_found_and_a_commit_makes_it_good(story: Story) -> None:
+    assert re.fullmatch("([cbdefghijklnrtuv]{8}-){7}[cbdefghijklnrtuv]{8}", story.key)
+    assert story.anchor("changed")["matches"] is False
+    assert story.anchor("committed")["matches"] is True
+    assert story.anchor("committed")["generation"] == story.anchor("changed")["generation"] + 1
+
+
+def test_a_committed_change_survives_a_reboot(story: Story) -> None:
+    assert story.anchor("rebooted")["matches"] is True and story.anchor("rebooted")["refusals"] == 0
+    assert story.known["rebooted"]["header_digest"] == story.known["committed"]["header_digest"]
+
+
+def test_a_change_without_a_commit_is_refused_with_the_way_out(story: Story) -> None:
+    assert story.anchor("forgotten")["matches"] is False
+    assert "cvm-fde: refused [header-mismatch]" in story.console
+    assert "changed without a commit" in story.console
+    assert "login:" not in story.console
+
+
+def test_the_recovery_shows_what_it_found_before_it_asks(story: Story) -> None:
+    for words in ("the volume key is the one that the TPM remembers", "the evidence was made by this TPM"):
+        assert words in story.console
+
+
+def test_a_recovered_guest_is_healthy_and_says_what_happened(story: Story) -> None:
+    anchor = story.anchor("recovered")
+    assert (anchor["matches"], anchor["recoveries"], anchor["refusals"]) == (True, 1, 1)
+    assert anchor["last_refusal"] == "header-mismatch"
+    assert story.known["recovered"]["refusal"]["code"] == "header-mismatch"
+    assert story.known["recovered"]["problems"] == []
+    assert story.guest.ssh("systemctl --failed --no-legend --plain").stdout == ""
+
+
+def test_the_recovery_key_is_in_no_log(story: Story) -> None:
+    spellings = (story.key, story.key.replace("-", ""), story.key.encode().hex())
+    logs = story.guest.serial.path.read_text(errors="replace") + story.leaks
+    assert [one for one in spellings if one in logs] == []
+
+
+def test_no_program_of_the_boot_is_left_with_a_key_in_memory_or_in_run(story: Story) -> None:
+    held = story.guest.ssh("ls -l /proc/[0-9]*/fd 2>/dev/null | grep 'memfd:secret' || true").stdout
+    assert held == ""
+    files = story.guest.ssh("find /run/cvm-fde -type f").stdout.split()
+    assert {file.removeprefix("/run/cvm-fde/") for file in files} <= {"header", "lock", "anchor.lock"}
+    found = story.guest.ssh(f"grep -rl {story.key} /run /tmp /var/log || true").stdout
+    assert found == ""
