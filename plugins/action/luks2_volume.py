@@ -22,26 +22,12 @@ from ansible.plugins.loader import lookup_loader
 from ..module_utils.agent import archive
 from ..module_utils.errors import FdeError
 from ..module_utils.escrow.envelope import Belonging
-from ..module_utils.volume.options import ARGUMENTS, VOLUME, secrets_of
+from ..module_utils.volume.options import ARGUMENTS, secrets_of
 from ..plugin_utils.escrow import Envelope, Kept, hand_over, keep
 
 CORE = Path(__file__).resolve().parents[1] / "module_utils"
-ESCROW = {
-    "certificates": {"type": "list", "elements": "path", "required": True},
-    "directory": {"type": "path"},
-    "store_with": {"type": "str"},
-    "options": {"type": "dict", "default": {}},
-}
-_BROUGHT = ("agent", "host", "certificates", "escrowed")
-OPTIONS = {
-    **{name: spec for name, spec in ARGUMENTS.items() if name not in _BROUGHT},
-    "escrow": {
-        "type": "dict",
-        "options": ESCROW,
-        "required_one_of": [["directory", "store_with"]],
-        "mutually_exclusive": [["directory", "store_with"]],
-    },
-}
+#: What a user may set; the rest is brought from here.
+OPTIONS = {name: spec for name, spec in ARGUMENTS.items() if name not in ("agent", "host", "certificates", "escrowed")}
 #: Bytes; an envelope holds one short text for a few certificates.
 _LIMIT = 64 * 1024
 
@@ -137,6 +123,3 @@ def _check_silent(result: dict[str, Any], secrets: list[str]) -> None:
     if any(len(secret) >= 8 and secret in text for secret in secrets):
         raise AnsibleActionFail("the target returned a secret. Its result is not shown")
     result.pop("invocation", None)
-
-
-__all__ = ["VOLUME", "ActionModule"]

@@ -16,8 +16,8 @@ description:
     names the device.
   - A volume is opened from a copy of its header in RAM, after the header was compared with what was remembered in
     C(/etc/cvm-fde/volumes) and with a list of all that a header may say. The same happens at every boot.
-  - An interrupted creation leaves nothing, or a volume that the next run makes anew.
-  - All volumes are looked at before anything is changed. What is refused for one of them is refused for all.
+  - An interrupted creation leaves nothing, or a volume that the next run makes anew. All volumes are looked at before
+    anything is changed; what is refused for one of them is refused for all.
 options:
   volumes:
     description: The volumes.
@@ -26,13 +26,11 @@ options:
     required: true
     suboptions:
       name:
-        description: Name of the volume, which is opened as C(/dev/mapper/NAME). Lower-case letters, digits and V(_).
+        description: Name of the volume, opened as C(/dev/mapper/NAME). Lower-case letters, digits and V(_).
         type: str
         required: true
       device:
-        description:
-          - The disk, partition or logical volume. Use a path below C(/dev/disk) that leads to the same device after
-            every boot.
+        description: The disk, partition or logical volume, by a path below C(/dev/disk) that stays the same.
         type: path
         required: true
       state:
@@ -164,9 +162,6 @@ options:
     description: The TPM as systemd names it.
     type: str
     default: auto
-  tpm2_signature:
-    description: File with signed PCR policies, where systemd does not find it by itself.
-    type: path
   escrow:
     description: Where recovery keys go. They are encrypted to these certificates before they leave the target.
     type: dict
@@ -186,6 +181,10 @@ options:
         description: Options of the plugin.
         type: dict
         default: {}
+  agent: {description: Set by the action plugin; do not set it yourself., type: path}
+  host: {description: Set by the action plugin; do not set it yourself., type: str}
+  certificates: {description: Set by the action plugin., type: list, elements: str, default: []}
+  escrowed: {description: Set by the action plugin., type: dict, default: {}}
 attributes:
   check_mode:
     support: full
@@ -254,31 +253,40 @@ from ..module_utils.volume.machine import Machine
 from ..module_utils.volume.options import ARGUMENTS, wanted_volumes
 
 
+def run(module: AnsibleModule, machine: Machine) -> None:
+    """Plan, and unless in check mode apply; ends the module. Raises ``FdeError``."""
+    if module.params["escrowed"]:
+        for name, digest in sorted(module.params["escrowed"].items()):
+            volumes.confirm(machine, name, digest)
+        module.exit_json(changed=False)
+    wanted = wanted_volumes(module.params)
+    planned = volumes.plan_all(machine, wanted)
+    steps = install(machine, module.params["agent"], module.check_mode) if needs_agent(wanted) else []
+    reports = volumes.foretell(planned) if module.check_mode else volumes.apply_all(machine, planned)
+    for report in reports:
+        for warning in report["warnings"]:
+            module.warn(f"{report['name']}: {warning}")
+    changed = bool(steps) or any(one.plan.steps for one in planned)
+    module.exit_json(changed=changed, volumes=reports, steps=steps, diff=volumes.difference(planned, reports))
+
+
 def main() -> None:
     module = AnsibleModule(argument_spec=dict(ARGUMENTS), supports_check_mode=True)
     if module.params["host"] is None:
         module.fail_json(msg="cvm.fde.luks2_volume was not started through its action plugin, which brings the agent")
     machine = Machine(ModuleRunner(module))
     try:
-        if module.params["escrowed"]:
-            for name, digest in sorted(module.params["escrowed"].items()):
-                volumes.confirm(machine, name, digest)
-            module.exit_json(changed=False)
-        wanted = wanted_volumes(module.params)
-        planned = volumes.plan_all(machine, wanted)
-        steps = install(machine, module.params["agent"], module.check_mode) if needs_agent(wanted) else []
-        reports = volumes.foretell(planned) if module.check_mode else volumes.apply_all(machine, planned)
+        with volumes.exclusively(machine):
+            run(module, machine)
     except FdeError as error:
-        done = list(getattr(error, "reports", ()))
         module.fail_json(
-            msg=str(error), subject=error.subject, cause=error.cause, remedy=error.remedy,
-            code=getattr(error, "code", None), volumes=done,
-        )  # fmt: skip
-    for report in reports:
-        for warning in report["warnings"]:
-            module.warn(f"{report['name']}: {warning}")
-    changed = bool(steps) or any(one.plan.steps for one in planned)
-    module.exit_json(changed=changed, volumes=reports, steps=steps, diff=volumes.difference(planned, reports))
+            msg=str(error),
+            subject=error.subject,
+            cause=error.cause,
+            remedy=error.remedy,
+            code=getattr(error, "code", None),
+            volumes=list(getattr(error, "reports", ())),
+        )
 
 
 if __name__ == "__main__":

@@ -283,7 +283,6 @@ class _Work:
                 size=device.size,
                 current=header.digest,
                 volume_key_id=None if old is None else old.volume_key_id,
-                # Whoever opens the volume by a recovery key has it.
                 escrow=None if old is None else old.escrow,
             )
         )

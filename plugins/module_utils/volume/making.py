@@ -36,8 +36,6 @@ def create(found: Found, wanted: Wanted, device: Device) -> Iterator[Step]:
     yield from configure(found)
     if wanted.state is State.MOUNTED and wanted.mount is not None:
         yield Step(Action.MOUNT, wanted.mount.path)
-    if wanted.state is State.CLOSED:
-        yield Step(Action.CLOSE, wanted.name)
 
 
 def _check_blank(found: Found, wanted: Wanted, device: Device) -> None:

@@ -41,9 +41,7 @@ def put_header(places: Places, name: str, area: HeaderArea) -> Path:
     return path
 
 
-def options(
-    name: str, *, tpm2: bool, tpm2_device: str, signature: Optional[str], key_id: Optional[str], nofail: bool = False
-) -> tuple[str, ...]:
+def options(name: str, *, tpm2: bool, tpm2_device: str, key_id: Optional[str], nofail: bool = False) -> tuple[str, ...]:
     """Return the options of systemd-cryptsetup for a volume; nobody is asked where a TPM is to unlock it.
 
     A volume key with another id than ``key_id`` is refused by systemd 260 and newer, older versions ignore it.
@@ -52,7 +50,6 @@ def options(
         "luks",
         f"header=/run/cvm-fde/volumes/{name}.header",
         *((f"tpm2-device={plain(tpm2_device)}", "headless=yes", "tries=1") if tpm2 else ()),
-        *((f"tpm2-signature={plain(signature)}",) if tpm2 and signature else ()),
         *((f"fixate-volume-key={key_id}",) if key_id else ()),
         *(("nofail",) if nofail else ()),
     )
@@ -66,7 +63,8 @@ def attach(runner: Runner, wanted: Wanted, node: str, header: str, key_id: Optio
         node,
         header=header,
         tpm2_device=wanted.tpm2_device,
-        signature=wanted.tpm2_signature,
+        # Where a policy is signed, systemd finds the signatures by itself, as it does at boot.
+        signature=None,
         volume_key_id=key_id,
         measure=False,
     )

@@ -59,10 +59,21 @@ VOLUME = {
     "force": {},
     "adopt": {"type": "bool", "default": False},
 }
+ESCROW = {
+    "certificates": {"type": "list", "elements": "path", "required": True},
+    "directory": {"type": "path"},
+    "store_with": {},
+    "options": {"type": "dict", "default": {}},
+}
 ARGUMENTS: Mapping[str, Any] = {
     "volumes": {"type": "list", "elements": "dict", "options": VOLUME, "required": True},
     "tpm2_device": {"default": "auto"},
-    "tpm2_signature": {"type": "path"},
+    "escrow": {
+        "type": "dict",
+        "options": ESCROW,
+        "required_one_of": [["directory", "store_with"]],
+        "mutually_exclusive": [["directory", "store_with"]],
+    },
     # What the action plugin brings.
     "agent": {"type": "path"},
     "host": {},
@@ -109,7 +120,6 @@ def _wanted(volume: Mapping[str, Any], parameters: Mapping[str, Any]) -> Wanted:
         boot=volume["boot"],
         nofail=volume["nofail"],
         tpm2_device=parameters["tpm2_device"],
-        tpm2_signature=parameters["tpm2_signature"],
         certificates=tuple(one.encode() for one in parameters["certificates"]),
         host=parameters["host"] or "localhost",
     )

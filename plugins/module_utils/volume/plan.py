@@ -27,12 +27,12 @@ def plan(found: Found, wanted: Wanted) -> Plan:
     pinned = None if found.pin is None else found.pin.state
     if wanted.state is State.ERASED:
         return Plan(tuple(_erase(found, wanted)))
+    if wanted.state is State.CLOSED:
+        return Plan(tuple(close(found, wanted)))
     if pinned is PinState.ERASING:
         raise FdeError(
             wanted.device, f"the erasure of volume '{wanted.name}' was interrupted", "Finish it with state 'erased'"
         )
-    if wanted.state is State.CLOSED and (pinned is not PinState.READY or found.device is None):
-        return Plan(tuple(close(found, wanted)))
     device = _usable(found, wanted)
     warnings = () if device.stable else (f"{wanted.device} may name another device after the next boot",)
     if pinned is PinState.READY or wanted.adopt:

@@ -118,7 +118,6 @@ def boot_entry(wanted: Wanted, pin: Optional[Pin], device: Optional[Device]) -> 
             wanted.name,
             tpm2=wanted.has_tpm2,
             tpm2_device=wanted.tpm2_device,
-            signature=wanted.tpm2_signature,
             key_id=None if pin is None else pin.volume_key_id,
             nofail=wanted.nofail,
         ),

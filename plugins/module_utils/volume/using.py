@@ -30,7 +30,7 @@ def own_leftovers(found: Found, device: Device, pin: Pin) -> bool:
 
 def open_it(found: Found, wanted: Wanted) -> Iterator[Step]:
     """Yield the opening, before its keyslots change: what opens it now may be what has to go."""
-    if wanted.state is State.CLOSED or found.mapping is not None:
+    if found.mapping is not None:
         return
     if not found.credentials.authority:
         raise FdeError(
@@ -43,9 +43,6 @@ def open_it(found: Found, wanted: Wanted) -> Iterator[Step]:
 
 def use(found: Found, wanted: Wanted) -> Iterator[Step]:
     yield from configure(found)
-    if wanted.state is State.CLOSED:
-        yield from close(found, wanted)
-        return
     if wanted.state is State.MOUNTED and wanted.mount is not None:
         for mounted in found.mounts:
             if mounted.path != wanted.mount.path:

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from ..errors import FdeError
 from . import pin as pins
@@ -35,6 +38,18 @@ class Interrupted(FdeError):
     def __init__(self, error: FdeError, reports: Sequence[Mapping[str, Any]]) -> None:
         super().__init__(error.subject, error.cause, error.remedy)
         self.reports = reports
+
+
+@contextmanager
+def exclusively(machine: Machine) -> Iterator[None]:
+    """Let no two runs work on the volumes of a machine at once; the second one waits."""
+    machine.places.run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(machine.places.run / ".lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def plan_all(machine: Machine, volumes: Sequence[Wanted]) -> tuple[Planned, ...]:

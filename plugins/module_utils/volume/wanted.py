@@ -90,7 +90,6 @@ class Wanted:
     boot: bool = True
     nofail: bool = True
     tpm2_device: str = "auto"
-    tpm2_signature: Optional[str] = None
     certificates: tuple[bytes, ...] = field(default=(), repr=False)
     host: str = "localhost"
 
@@ -129,7 +128,7 @@ def _problems(wanted: Wanted) -> Iterator[str]:
         yield "its name must be lower-case letters, digits and '_', begin with a letter, and have 32 at the most"
     if not _PATH.fullmatch(wanted.device) or not wanted.device.startswith("/dev/"):
         yield f"its device '{wanted.device}' is not a plain path below /dev"
-    if wanted.state is State.ERASED:
+    if wanted.state in (State.CLOSED, State.ERASED):
         return
     yield from _mount_problems(wanted)
     yield from _unlock_problems(wanted)

@@ -124,7 +124,7 @@ def leaves(spec: dict[str, Any], documented: dict[str, Any]) -> Any:
 
 def test_the_documentation_has_the_options_that_a_user_has_and_their_defaults() -> None:
     documented = yaml.safe_load(luks2_volume.DOCUMENTATION)["options"]
-    assert set(documented) == set(OPTIONS)
+    assert set(documented) == set(ARGUMENTS) and set(OPTIONS) < set(ARGUMENTS)
     for name, option, told in leaves(OPTIONS, documented):
         assert set(option.get("options", ())) == set(told.get("suboptions", ())), name
         assert option.get("choices") == told.get("choices"), name

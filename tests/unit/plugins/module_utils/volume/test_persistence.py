@@ -31,7 +31,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import FileS
 
 UUID = "6a2f0e55-5b7e-4d0e-9d59-1c2f35e7a001"
 DEVICE = "/dev/disk/by-id/virtio-DATA1"
-OPTIONS = options("data", tpm2=True, tpm2_device="auto", signature=None, key_id="aa" * 32, nofail=True)
+OPTIONS = options("data", tpm2=True, tpm2_device="auto", key_id="aa" * 32, nofail=True)
 ENTRY = BootEntry("data", DEVICE, OPTIONS, "ext4", Mount("/srv/data", ("noatime",)))
 
 
@@ -50,14 +50,14 @@ def test_the_lines_are_those_of_systemds_own_tables() -> None:
         "/dev/mapper/data /srv/data ext4 noatime,nofail,x-systemd.requires=systemd-cryptsetup@data.service 0 2\n"
     )
     assert fstab_line(replace(ENTRY, mount=None)) is None
-    asked = options("data", tpm2=False, tpm2_device="auto", signature="/x", key_id=None)
+    asked = options("data", tpm2=False, tpm2_device="auto", key_id=None)
     assert asked == ("luks", "header=/run/cvm-fde/volumes/data.header")
 
 
 @pytest.mark.parametrize("value", ["a,b", "a b", "", "a\nb", 'a"b'])
 def test_an_option_cannot_become_two(value: str) -> None:
     with pytest.raises(FdeError):
-        options("data", tpm2=True, tpm2_device=value, signature=None, key_id=None)
+        options("data", tpm2=True, tpm2_device=value, key_id=None)
 
 
 FSTAB = "# static\nUUID=1 / ext4 defaults 0 1\n/dev/mapper/other /other xfs defaults 0 0"
