@@ -131,7 +131,17 @@ class Machine:
         self._authority = authority
         self._secure_boot = secure_boot
         subprocess.run(
-            ["swtpm_setup", "--tpm2", "--tpmstate", folder, "--create-ek-cert", "--vmid", name, "--pcr-banks", "sha256"]
+            [
+                "swtpm_setup",
+                "--tpm2",
+                "--tpmstate",
+                folder,
+                "--create-ek-cert",
+                "--vmid",
+                name,
+                "--pcr-banks",
+                "sha256,sha384",
+            ]
             + ["--config", authority / "setup.conf", "--logfile", folder / "setup.log"],
             check=True,
             stdout=subprocess.DEVNULL,
@@ -302,7 +312,14 @@ class Image:
 
 
 def _extend(esys: Any, pcr: int, digest: bytes) -> None:
-    values = tss.TPML_DIGEST_VALUES([tss.TPMT_HA(hashAlg=tss.TPM2_ALG.SHA256, digest=tss.TPMU_HA(sha256=digest))])
+    """Extend both banks; what goes into the second one stands for the digest that a firmware would make."""
+    other = hashlib.sha384(digest).digest()
+    values = tss.TPML_DIGEST_VALUES(
+        [
+            tss.TPMT_HA(hashAlg=tss.TPM2_ALG.SHA256, digest=tss.TPMU_HA(sha256=digest)),
+            tss.TPMT_HA(hashAlg=tss.TPM2_ALG.SHA384, digest=tss.TPMU_HA(sha384=other)),
+        ]
+    )
     esys.pcr_extend(tss.ESYS_TR(pcr), values)
 
 
@@ -356,13 +373,20 @@ def image() -> Image:
 
 
 @pytest.fixture(scope="session")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def endorsement_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the authority that vouches for every machine made here."""
     return make_authority(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="session")
+def authority(endorsement_authority: Path) -> Path:
+    """The same, under the name that most tests call it by."""
+    return endorsement_authority
+
+
+@pytest.fixture(scope="session")
 def make_machine(
-    tmp_path_factory: pytest.TempPathFactory, authority: Path, image: Image
+    tmp_path_factory: pytest.TempPathFactory, endorsement_authority: Path, image: Image
 ) -> Iterator[Callable[..., Machine]]:
     """A factory of machines that were booted for the first time."""
     if not shutil.which("swtpm_setup"):
@@ -372,7 +396,7 @@ def make_machine(
     made: list[Machine] = []
 
     def make(name: str = "machine", **options: Any) -> Machine:
-        machine = Machine(tmp_path_factory.mktemp(name), authority, name=name, **options)
+        machine = Machine(tmp_path_factory.mktemp(name), endorsement_authority, name=name, **options)
         made.append(machine)
         machine.boot(image, first=True)
         return machine

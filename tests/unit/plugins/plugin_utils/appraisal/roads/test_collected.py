@@ -1,0 +1,366 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a machine collects of its platform leads to its attestation key, over the real code of both sides.
+
+The TPM is a real software one, with indexes as the clouds fill them. Doubles are: the authorities (our own), the
+paravisor's index (larger than a software TPM's largest, so it is answered for), the metadata service (a server of our
+own) and AWS's program (it signs what it reads from the TPM, as the hypervisor does).
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import json
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Callable, Iterator, Optional
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed
+from ansible_collections.cvm.fde.plugins.module_utils.tpm import platform, rounds
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened, tss
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.keys import attestation_key, endorsement_key, primary
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.metadata import MetadataService
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.quote import read_pcrs
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.templates import AK_ECC_P256, NO_DA, Template
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Grounds
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.hcl import parse_hcl
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Result, Verdict
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import PHASE_READY, parse_manifest
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice import Allowed
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
+from ansible_collections.cvm.fde.plugins.plugin_utils.attestation import Attestation
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+OID = "1.3.6.1.4.1.11129.2.1.21"
+
+
+def der(tag: int, content: bytes) -> bytes:
+    return bytes([tag, len(content)]) + content
+
+
+#: Zone, project number, project, instance 7, name, and that it is one of production.
+INSTANCE = der(
+    0x30,
+    der(0x0C, b"zone")
+    + der(2, b"\5")
+    + der(0x0C, b"project")
+    + der(2, b"\7")
+    + der(0x0C, b"name")
+    + der(0xA0, der(0x30, der(0xA1, der(1, b"\xff")))),
+)
+#: Google's template: that of the collection's key, without noDA.
+GOOGLE = bytearray(AK_ECC_P256.public)
+GOOGLE[4:8] = (int.from_bytes(GOOGLE[4:8], "big") & ~NO_DA).to_bytes(4, "big")
+
+
+def write_index(esys: Any, index: int, content: bytes) -> None:
+    """Make an index as a platform does, which its owner and anyone may read."""
+    attributes = tss.TPMA_NV.OWNERWRITE | tss.TPMA_NV.OWNERREAD | tss.TPMA_NV.AUTHREAD | tss.TPMA_NV.NO_DA
+    public = tss.TPMS_NV_PUBLIC(
+        nvIndex=index, nameAlg=tss.TPM2_ALG.SHA256, attributes=attributes, dataSize=len(content)
+    )
+    nv = esys.nv_define_space(tss.TPM2B_AUTH(), tss.TPM2B_NV_PUBLIC(nvPublic=public))
+    for start in range(0, len(content), 512):
+        esys.nv_write(nv, content[start : start + 512], start, tss.ESYS_TR.OWNER)
+
+
+class NitroProgram:
+    """Stands for ``nitro-tpm-attest`` and the hypervisor behind it; no other program is there."""
+
+    def __init__(self, tcti: str, maker: Any, encode: Callable[..., bytes], **changes: Any) -> None:
+        self.tcti, self.maker, self.encode, self.changes = tcti, maker, encode, changes
+        self.esys: Any = None
+
+    def find(self, name: str) -> Optional[str]:
+        return name if name == "nitro-tpm-attest" else None
+
+    def run(self, argv: list[str], **_options: Any) -> Completed:
+        given = dict(zip(argv[1::2], argv[2::2]))
+        read = {name: Path(path).read_bytes() for name, path in given.items()}
+        pcrs = read_pcrs(self.esys, {"sha384": range(24)})["sha384"]
+        payload = {**self.maker.payload(read["--public-key"], read["--nonce"], nitrotpm_pcrs=pcrs), **self.changes}
+        document = self.maker.document(self.encode(payload))
+        return Completed(tuple(argv), 0, document, b"")
+
+
+def hold(machine: Any, grounds: Grounds, runner: Any = None, metadata: Optional[str] = None) -> Result:
+    """Hold both rounds with a machine and return the result."""
+    runner = runner or SimpleNamespace(find=lambda _name: None)
+    attestation = Attestation(grounds, DEFAULT_PCRS, clock=lambda: grounds.now)
+    asked = attestation.evidence_request(rounds.identity(machine.sources))
+    request = rounds.Request(
+        base64.b64decode(asked["nonce"]),
+        dict.fromkeys(asked["banks"], tuple(asked["pcrs"])),
+        base64.b64decode(asked["credential"]),
+        base64.b64decode(asked["encrypted_seed"]),
+        tuple(asked["platform"]),
+    )
+    sources = replace(machine.sources, metadata=MetadataService(metadata))
+    answer = rounds.evidence(sources, request, machine.token, runner)
+    return attestation.judge(json.loads(json.dumps(answer)))
+
+
+@pytest.fixture
+def grounds(image: Any, now: datetime.datetime) -> Callable[..., Grounds]:
+    def make(road: RoadName, *authorities: x509.Certificate, **changes: Any) -> Grounds:
+        manifest = image.manifest()
+        manifest["pcrs"].update(changes)
+        reference = parse_manifest(json.dumps(manifest).encode())
+        return Grounds((reference,), authorities, now, allowed=Allowed((road,), "web1"))
+
+    return make
+
+
+def reason(result: Result, name: str = "road") -> str:
+    return next(f"{check.status.value}: {check.reason}" for check in result.checks if check.name == name)
+
+
+@pytest.mark.parametrize("road", [RoadName.GCP_AK_CERTIFICATE, RoadName.AZURE_SNP, RoadName.AZURE_TDX])
+def test_a_machine_of_no_cloud_is_unknown_on_the_road_of_one(machine: Any, grounds: Any, road: RoadName) -> None:
+    result = hold(machine, grounds(road))
+    assert (result.verdict, result.road) == (Verdict.UNKNOWN, "none")
+
+
+# --- Google
+
+
+@pytest.fixture(scope="module")
+def google(make_machine: Callable[..., Any], authority: Any, extension: Any) -> tuple[Any, x509.Certificate]:
+    """A machine with Google's indexes, and the root that its certificate leads to."""
+    machine = make_machine("google")
+    root = authority.root()
+    with opened(machine.tcti) as esys:
+        with primary(esys, Template(bytes(GOOGLE), b"")) as key:
+            public = parse_public(key.public)
+        leaf = root.issue("instance", public=public.key, extensions=[(extension(OID, INSTANCE), False)])
+        write_index(esys, 0x01C10002, leaf.der)
+        write_index(esys, 0x01C10003, bytes(GOOGLE))
+    return machine, root.certificate
+
+
+def test_googles_key_leads_to_ours(google: Any, grounds: Any) -> None:
+    machine, root = google
+    result = hold(machine, grounds(RoadName.GCP_AK_CERTIFICATE, root))
+    assert result.verdict is Verdict.TRUSTED, [check for check in result.checks if check.status.value != "passed"]
+    assert result.road == "gcp-ak-certificate"
+    assert result.trust is not None and result.trust.host is not None
+    assert result.trust.host.instance == "7"
+    assert result.trust.bindings[0].to == "platform's key"
+    assert result.keys is not None and result.trust.ak == result.keys.ak
+
+
+def test_googles_key_under_another_root_leads_nowhere(google: Any, grounds: Any, authority: Any) -> None:
+    result = hold(google[0], grounds(RoadName.GCP_AK_CERTIFICATE, authority.root().certificate))
+    assert result.verdict is Verdict.UNTRUSTED
+    assert reason(result).startswith("failed: no chain leads")
+
+
+def test_a_captured_certificate_of_google_is_not_this_machines(
+    make_machine: Callable[..., Any], captured: Any, grounds: Any
+) -> None:
+    machine = make_machine("borrowed")
+    chain = captured.json("quotes/gcp-sev.json")["attestation"]["gcp"]["ak_cert_chain"].encode()
+    leaf = x509.load_pem_x509_certificates(chain)[0].public_bytes(Encoding.DER)
+    with opened(machine.tcti) as esys:
+        write_index(esys, 0x01C10002, leaf)
+        write_index(esys, 0x01C10003, bytes(GOOGLE))
+    roots = captured.authorities("quotes/gcp-ekak-root.pem")
+    result = hold(machine, grounds(RoadName.GCP_AK_CERTIFICATE, *roots))
+    assert reason(result) == "failed: the certificate is for another key than the attestation key"
+
+
+# --- Azure
+
+
+class Paravisor:
+    """A TPM that also has the paravisor's index; everything else is the software TPM's own."""
+
+    def __init__(self, esys: Any, report: bytes) -> None:
+        self._esys, self._report = esys, report
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._esys, name)
+
+    def get_capability(self, kind: Any, handle: int, count: int) -> Any:
+        if handle == platform.AZURE_REPORT:
+            return False, SimpleNamespace(data=SimpleNamespace(handles=[handle]))
+        return self._esys.get_capability(kind, handle, count)
+
+    def tr_from_tpmpublic(self, handle: int) -> Any:
+        return "report" if handle == platform.AZURE_REPORT else self._esys.tr_from_tpmpublic(handle)
+
+    def nv_read_public(self, nv: Any) -> Any:
+        if nv != "report":
+            return self._esys.nv_read_public(nv)
+        public = SimpleNamespace(dataSize=len(self._report), attributes=1 << 29 | 1 << 18)
+        return SimpleNamespace(nvPublic=public), b""
+
+    def nv_read(self, nv: Any, size: int, offset: int, *more: Any) -> Any:
+        if nv != "report":
+            return self._esys.nv_read(nv, size, offset, *more)
+        return self._report[offset : offset + size]
+
+
+@pytest.fixture
+def metadata() -> Iterator[Callable[[dict[str, Any]], str]]:
+    """A metadata service with these answers by path; returns its address."""
+    servers = []
+
+    def serve(answers: dict[str, Any]) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                body = answers.get(self.path, {})
+                self.send_response(200 if self.headers["Metadata"] == "true" else 403)
+                self.end_headers()
+                self.wfile.write(body if isinstance(body, bytes) else json.dumps(body).encode())
+
+            do_POST = do_GET
+
+            def log_message(self, *_words: Any) -> None:
+                """Say nothing."""
+
+        servers.append(HTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def paravisor(monkeypatch: pytest.MonkeyPatch, report: bytes) -> None:
+    collect = rounds.collect
+    monkeypatch.setattr(rounds, "collect", lambda esys, *more: collect(Paravisor(esys, report), *more))
+
+
+def claims_of(machine: Any, hcl: Any) -> bytes:
+    """Return a paravisor's claims that name the machine's endorsement key."""
+    with opened(machine.tcti) as esys, endorsement_key(esys) as key:
+        numbers = parse_public(key.public).key.public_numbers()
+    text = base64.urlsafe_b64encode(numbers.n.to_bytes(256, "big")).decode().rstrip("=")
+    claims = json.loads(hcl.claims())
+    claims["keys"][1]["n"] = text
+    return json.dumps(claims).encode()
+
+
+def test_the_paravisors_report_leads_to_our_key_over_the_endorsement_key(
+    machine: Any, grounds: Any, hcl: Any, snp_machine: Any, metadata: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chip, claims = snp_machine(), claims_of(machine, hcl)
+    bound = parse_hcl(hcl.report(bytes(1184), claims)).digest
+    paravisor(monkeypatch, hcl.report(chip.report(bound), claims))
+    pem = {
+        name: one.certificate.public_bytes(Encoding.PEM).decode()
+        for name, one in vars(chip).items()
+        if name in ("vcek", "ask", "ark")
+    }
+    answer = {"vcekCert": pem["vcek"], "certificateChain": pem["ask"] + pem["ark"]}
+    address = metadata({"/metadata/THIM/amd/certification": answer})
+    result = hold(machine, grounds(RoadName.AZURE_SNP, chip.ark.certificate), metadata=address)
+    assert result.verdict is Verdict.TRUSTED, [check for check in result.checks if check.status.value != "passed"]
+    assert result.trust is not None and result.trust.hardware is not None
+    assert (result.road, result.trust.hardware.product) == ("azure-snp", "Milan")
+    silent = hold(machine, grounds(RoadName.AZURE_SNP, chip.ark.certificate), metadata=None)
+    assert reason(silent) == (
+        "unknown: azure-snp: no certificate of the chip came with the report of Azure's paravisor"
+    )
+    for nonsense in (b"", b"null", b"[]", b'{"vcekCert": 1}', b"[" * 100_000, b"\0" * 100_000):
+        address = metadata({"/metadata/THIM/amd/certification": nonsense})
+        assert MetadataService(address).chip_certificates() is None
+
+
+def test_a_captured_report_is_not_this_machines(
+    machine: Any, grounds: Any, captured: Any, metadata: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, _attester = captured.azure("quotes/azure-snp/evidence-v2.json")
+    paravisor(monkeypatch, parts["hcl_report"])
+    vcek = x509.load_der_x509_certificate(parts["vcek"]).public_bytes(Encoding.PEM).decode()
+    chain = captured.ask.public_bytes(Encoding.PEM).decode()
+    address = metadata({"/metadata/THIM/amd/certification": {"vcekCert": vcek, "certificateChain": chain}})
+    result = hold(machine, grounds(RoadName.AZURE_SNP, captured.ark), metadata=address)
+    assert reason(result) == "failed: the hardware report does not vouch for this endorsement key"
+
+
+def test_a_quote_of_the_trust_domain_comes_from_the_metadata_service(
+    machine: Any, grounds: Any, captured: Any, metadata: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, _attester = captured.azure("quotes/azure-tdx/evidence-v1.json")
+    paravisor(monkeypatch, parts["hcl_report"])
+    quote = base64.urlsafe_b64encode(parts["td_quote"]).decode().rstrip("=")
+    address = metadata({"/acc/tdquote": {"quote": quote}})
+    result = hold(machine, grounds(RoadName.AZURE_TDX), metadata=address)
+    assert reason(result) == "failed: the hardware report does not vouch for this endorsement key"
+    assert MetadataService(address).td_quote(bytes(1024)) == parts["td_quote"]
+
+
+# --- AWS
+
+
+@pytest.fixture
+def nitro(machine: Any, nitro_machine: Any, encode_cbor: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    collect = rounds.collect
+
+    def make(**changes: Any) -> NitroProgram:
+        program = NitroProgram(machine.tcti, nitro_machine(), encode_cbor, **changes)
+
+        def collecting(esys: Any, *more: Any) -> Any:
+            program.esys = esys
+            return collect(esys, *more)
+
+        monkeypatch.setattr(rounds, "collect", collecting)
+        return program
+
+    return make
+
+
+@pytest.fixture
+def sha384(machine: Any) -> dict[str, Any]:
+    """The image's values of the bank that AWS vouches for."""
+    with opened(machine.tcti) as esys:
+        values = read_pcrs(esys, {"sha384": (4, 11, 12)})["sha384"]
+    return {"4": [values[4].hex()], "11": {PHASE_READY: values[11].hex()}, "12": [values[12].hex()]}
+
+
+def test_a_nitrotpms_document_leads_to_the_key_that_the_image_names(
+    machine: Any, grounds: Any, nitro: Any, sha384: dict[str, Any]
+) -> None:
+    program = nitro()
+    judged = grounds(RoadName.AWS_NITROTPM, program.maker.root.certificate, sha384=sha384)
+    result = hold(machine, judged, program)
+    assert result.verdict is Verdict.TRUSTED, [check for check in result.checks if check.status.value != "passed"]
+    assert result.trust is not None and result.trust.host is not None
+    assert result.trust.host.instance == "i-0123456789abcdef0"
+
+
+def test_a_document_of_another_image_or_key_leads_nowhere(
+    machine: Any, grounds: Any, nitro: Any, sha384: dict[str, Any]
+) -> None:
+    program = nitro()
+    other = {**sha384, "11": {PHASE_READY: "ab" * 48}}
+    result = hold(machine, grounds(RoadName.AWS_NITROTPM, program.maker.root.certificate, sha384=other), program)
+    assert reason(result) == "failed: PCR 11 of the attestation document is not the image's"
+    program = nitro(public_key=b"\4" + bytes(64))
+    judged = grounds(RoadName.AWS_NITROTPM, program.maker.root.certificate, sha384=sha384)
+    assert reason(hold(machine, judged, program)).startswith("failed: the attestation document is for another key")
+
+
+def test_aws_is_unknown_for_an_image_without_values_of_its_bank(machine: Any, grounds: Any, nitro: Any) -> None:
+    program = nitro()
+    result = hold(machine, grounds(RoadName.AWS_NITROTPM, program.maker.root.certificate), program)
+    assert reason(result).startswith("unknown: aws-nitrotpm: the manifest lists no SHA-384 values")
+
+
+def test_the_key_is_named_as_an_uncompressed_point(machine: Any) -> None:
+    with opened(machine.tcti) as esys, attestation_key(esys) as key:
+        numbers = parse_public(key.public).key.public_numbers()
+        assert platform.point(key.public) == b"\4" + numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big")
