@@ -21,6 +21,8 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import (
     Volume,
     decide,
 )
+from ansible_collections.cvm.fde.plugins.module_utils.agent.recovery import RECOVERABLE
+from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Anchor, Found, Standing, State
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -83,6 +85,15 @@ def test_the_table_has_a_row_for_every_anchor_and_every_outcome() -> None:
     rows = table("how-it-works.md", "anchor in the TPM")
     assert {anchor for anchor, _partition, _outcome in rows} == set(ANCHORS)
     assert {partition for _anchor, partition, _outcome in rows} == set(PARTITIONS)
+
+
+def test_the_codes_that_can_be_recovered_are_listed() -> None:
+    listed = {code for row in table("recovery.md", "code") for code in re.findall(r"`([a-z-]+)`", row[0])}
+    assert listed == {code.value for code in RECOVERABLE}
+
+
+def test_the_anchor_is_as_long_as_its_table() -> None:
+    assert sum(int(row[0]) for row in table("how-it-works.md", "bytes")) == anchors.SIZE
 
 
 def test_every_refusal_code_is_explained_in_its_own_words() -> None:
