@@ -58,7 +58,6 @@ def tpm2_deviations(where: str, token: Mapping[str, Any], binding: Tpm2Binding) 
         "tpm2-pcrs": sorted(binding.pcrs),
         "tpm2_pubkey_pcrs": sorted(binding.public_key_pcrs) if signed else None,
         "tpm2-pcr-bank": "sha256" if signed or binding.pcrs else None,
-        "tpm2-pin": False,
         "tpm2_pcrlock": binding.pcrlock,
     }
     for name, value in expected.items():

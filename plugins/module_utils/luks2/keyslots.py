@@ -239,9 +239,9 @@ def _try_tpm2(runner: Runner, path: str, slot: Enrolled, device: str) -> Complet
     os.close(descriptor)
     try:
         shutil.copyfile(path, copy)
-        for other in enrolled(_header(copy)):
-            if isinstance(other.method, Tpm2) and other.token != slot.token:
-                runner.run(["cryptsetup", "token", "remove", "--token-id", str(other.token), copy])
+        for number, token in _header(copy).metadata["tokens"].items():
+            if token["type"] == TokenType.TPM2.value and number != str(slot.token):
+                runner.run(["cryptsetup", "token", "remove", "--token-id", number, copy])
         done = runner.run(["systemd-cryptenroll", f"--unlock-tpm2-device={device}", "--recovery-key", copy], ok=())
         # What it printed would open the copy.
         return Completed(done.argv, done.status, b"", done.stderr)

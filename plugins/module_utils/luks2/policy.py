@@ -278,6 +278,9 @@ class _Judge:
 
     def _tpm2(self, where: str, token: Mapping[str, Any]) -> Iterator[Violation]:
         """Name what is wrong by the binding that fits best: one that fits is all a token needs."""
+        if token.get("tpm2-pin", False):
+            # Nobody is there to type it, and whoever asks for it waits for ever.
+            yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2-pin", "true")
         if self._expected.tpm2 is not None:
             found = [list(tpm2_deviations(where, token, binding)) for binding in self._expected.tpm2]
             yield from min(found, key=len, default=[])

@@ -477,6 +477,14 @@ def test_the_tpm_keyslot_of_a_data_volume_is_bound_as_it_is_wanted(forger, publi
     assert _methods(forger, public_key, {"tpm2_pcrlock": True}, replace(signed, pcrlock=True)) == ()
 
 
+def test_a_keyslot_that_asks_for_a_pin_is_never_accepted(forger):
+    def edit(metadata):
+        metadata["tokens"].pop("1")
+        _tpm2(metadata).update({"tpm2-pin": True})
+
+    assert judge(Header.parse(forger.edited(edit)), data_volume()).reasons == (Reason.TOKEN_POLICY,)
+
+
 def test_a_volume_without_a_journal_says_so_in_its_header(forger):
     def edit(metadata):
         metadata["config"]["flags"] = ["no-journal"]
