@@ -10,6 +10,7 @@ pin. When either refuses, the volume stays closed, and the boot goes on without 
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from ..errors import FdeError, Refusal
@@ -41,8 +42,17 @@ def check(machine: Machine, name: str) -> None:
     try:
         opening.check(machine.mapper, pin, _node(pin))
     except FdeError:
-        detach(machine.runner, name)
+        _close(machine, name)
         raise
+
+
+def _close(machine: Machine, name: str) -> None:
+    """Close what is open under a name, by device-mapper itself when it is nothing that systemd would close."""
+    with contextlib.suppress(FdeError):
+        detach(machine.runner, name)
+    if machine.mapper.find(name) is not None:
+        with contextlib.suppress(FdeError):
+            machine.mapper.remove(name)
 
 
 def _ready_pin(machine: Machine, name: str) -> Pin:

@@ -58,7 +58,7 @@ def discard(runner: Runner, node: str, size: int) -> None:
 def _prove(node: str, size: int) -> None:
     with _Direct(node) as device:
         for at in range(0, size, _CHUNK):
-            if any(device.read(at, _CHUNK)):
+            if device.read(at, _CHUNK).strip(b"\0"):
                 raise FdeError(
                     node,
                     f"it gives back something else than was written, within the MiB at byte {at}",
