@@ -43,7 +43,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures impor
     parse_signature,
     qualified_name,
 )
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.tokens import parse_token
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.tokens import parse_recovery, parse_token
 from ansible_collections.cvm.fde.plugins.plugin_utils.asking import read_result
 
 from .target import SEEDS, Target
@@ -188,6 +188,7 @@ TARGETS = (
     Target("identity", lambda data: parse_identity(parse_json(data, "identity", JSON_LIMIT)), REFUSALS, ("identity",)),
     Target("evidence", lambda data: parse_evidence(parse_json(data, "evidence", JSON_LIMIT)), REFUSALS, ("evidence",)),
     Target("token", parse_token, REFUSALS, ("token",)),
+    Target("recovery", parse_recovery, REFUSALS, ("token",), strict=False, words=(b'"recovered"', b'"recovery"')),
     Target("manifest", parse_manifest, REFUSALS, ("manifest",)),
     Target(
         "result",
