@@ -106,9 +106,12 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> Lab:
+def lab(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> Iterator[Lab]:
     """An instance that was never booted."""
-    return make_lab(tmp_path, sealed, signer)
+    made = make_lab(tmp_path, sealed, signer)
+    yield made
+    # Memory is scarce in there, and pytest keeps the directories of its last tests.
+    made.image.unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")

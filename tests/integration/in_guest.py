@@ -1,0 +1,84 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Tests that run inside a User-mode Linux guest, one guest for each file, and are reported outside of it.
+
+The functions are found without importing their files, so that ``-k`` chooses what the guest runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from . import uml
+
+
+def functions(directory: Path) -> Iterator[str]:
+    """Yield the tests in the files of a directory, as ``FILE::FUNCTION``."""
+    for path in sorted(directory.rglob("test_*.py")):
+        for node in ast.parse(path.read_text(), str(path)).body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                yield f"{path.relative_to(directory)}::{node.name}"
+
+
+def chosen(request: pytest.FixtureRequest, test: str) -> list[str]:
+    """Return the functions that this run of pytest asks for: the parameters of the test of that name."""
+    return [
+        item.callspec.params["function"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.originalname == test
+    ]
+
+
+class Guests:
+    """One guest for each file of tests: what a test leaves behind, or breaks, stays in its file."""
+
+    def __init__(self, directory: Path, chosen: Sequence[str], temporary: pytest.TempPathFactory) -> None:
+        self._directory = directory
+        self._chosen = chosen
+        self._temporary = temporary
+        self._results: dict[str, list[dict[str, Any]]] = {}
+
+    def results(self, file: str) -> list[dict[str, Any]]:
+        """Return one record for each result of the file, and a last one with how its guest ended."""
+        if file not in self._results:
+            self._results[file] = self._run([name for name in self._chosen if name.split("::")[0] == file])
+        return self._results[file]
+
+    def _run(self, functions: Sequence[str]) -> list[dict[str, Any]]:
+        exchange = self._temporary.mktemp("exchange")
+        argv = ["python3", "-m", "pytest", "-v", "-rN", "--tb=no", "--import-mode=importlib"]
+        # The checkout is read-only in there, so nothing may want to keep notes in it.
+        argv += ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+        argv += [
+            f"--rootdir={uml.CHECKOUT}",
+            f"--confcutdir={self._directory.parent}",
+            "-c",
+            str(uml.CHECKOUT / "pyproject.toml"),
+        ]
+        argv += [str(self._directory / function) for function in functions]
+        try:
+            ending = uml.Guest(uml.tools_tree()).run(argv, exchange=exchange).output[-4000:]
+        except uml.GuestError as error:
+            ending = str(error)
+        file = exchange / "results.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [*map(json.loads, lines), {"id": "", "outcome": "ending", "text": ending}]
+
+    def check(self, function: str) -> None:
+        """Fail unless the function passed in its guest, with every set of its parameters."""
+        name = str((self._directory / function).relative_to(uml.CHECKOUT))
+        results = self.results(function.split("::")[0])
+        mine = [result for result in results if result["id"].split("[")[0] == name]
+        assert mine, f"it was never reached; the guest ended with:\n{results[-1]['text']}"
+        failed = [result for result in mine if result["outcome"] == "failed"]
+        report = "\n\n".join("\n".join([r["id"], r["text"], *r["sections"]]) for r in failed)
+        if failed:
+            pytest.fail(report, pytrace=False)
+        assert any(result["outcome"] == "passed" for result in mine), f"skipped in the guest: {mine[0]['text']}"
