@@ -12,7 +12,7 @@ HOST_PYTHON := $(firstword $(foreach name,python3 python3.14 python3.13 python3.
 	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 
 # What 'make test' is made of, in this order: the quick parts first.
-PARTS := lint sanity unit integration crash hostile e2e
+PARTS := lint sanity unit integration attacks crash hostile e2e
 
 .PHONY: help setup demo test parts clean crash-matrix fuzz $(PARTS)
 
@@ -43,6 +43,10 @@ unit: setup ## test the parts, with a software TPM where one is needed
 integration: setup ## test with real device-mapper in a User-mode Linux guest
 	@$(LAB) tools
 	$(SUDO) $(PYTEST) tests/integration
+
+attacks: setup ## attack the boot agent and the verifier, and systemd as it comes, and see what stops it
+	@$(LAB) tools
+	$(SUDO) $(PYTEST) tests/attacks
 
 crash: setup ## cut the power at a sample of the moments of a machine's life
 	@$(LAB) tools

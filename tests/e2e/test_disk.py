@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from ansible_collections.cvm.fde.tests.attacks.catalogue import Kind, attack
 from ansible_collections.cvm.fde.tests.e2e.disk import Partition, partitions
 from ansible_collections.cvm.fde.tests.lab.guest import Guest, GuestError, together
 from ansible_collections.cvm.fde.tests.lab.keys import keys
-from ansible_collections.cvm.fde.tests.lab.process import Background
+from ansible_collections.cvm.fde.tests.lab.process import Background, run
 from ansible_collections.cvm.fde.tests.lab.progress import say
 from ansible_collections.cvm.fde.tests.lab.sealed import Sealed
 from ansible_collections.cvm.fde.tests.lab.trees import run_in, tool, tools_tree
@@ -138,12 +139,26 @@ def replace_volume(guest: Guest) -> None:
     partitions(guest.disk)[VOLUME].write(0, (guest.folder / "attacker.luks").read_bytes())
 
 
+def add_files(guest: Guest) -> None:
+    """A credential beside the kernel image, where systemd-stub takes it from; nothing protects that place."""
+    disk = f"{guest.disk}@@{partitions(guest.disk)[ESP].start}"
+    credential = guest.folder / "attacker.cred"
+    credential.write_bytes(b"ssh-ed25519 of the attacker")
+    run(["mmd", "-i", disk, "::/EFI/BOOT/BOOTX64.EFI.extra.d"])
+    run(["mcopy", "-i", disk, credential, "::/EFI/BOOT/BOOTX64.EFI.extra.d/ssh.authorized_keys.root.cred"])
+
+
+#: What the host tells the guest by way of its firmware.
+STRINGS = {"words": ["io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=1 rd.systemd.debug_shell=1"]}
+
 #: Each change, and whether it is made to an instance with a volume or to one that was never booted.
 CHANGES: dict[str, tuple[Callable[[Guest], None], bool]] = {
     "header": (flip_in_header, True),
     "volume": (replace_volume, True),
     "root": (flip_in_root, False),
     "kernel": (flip_in_kernel_image, False),
+    "files": (add_files, True),
+    "words": (lambda _guest: None, False),
 }
 
 
@@ -161,7 +176,7 @@ def fates(asleep: Asleep, sealed: Sealed) -> Iterator[dict[str, str]]:
             Guest.create(guest.name, sealed.image)
         change(guest)
         begun = time.monotonic()
-        guest.start(once=True)
+        guest.start(once=True, strings=STRINGS.get(name, ()))
         try:
             # Nothing but the firmware's refusal leaves a guest on and silent, and then there is nothing to wait for.
             guest.wait_login(patience=45 if name == "kernel" else 180)
@@ -181,21 +196,65 @@ def fates(asleep: Asleep, sealed: Sealed) -> Iterator[dict[str, str]]:
             guest.power_off()
 
 
+@attack(
+    kind=Kind.NULL_CIPHER,
+    does="Flips one bit in the keyslot area, on the disk of a guest that is off",
+    promise="The volume is opened from the anchored header or not at all",
+    stops="The digest in the TPM: the guest says `header-mismatch` and goes off",
+)
 def test_a_changed_header_is_refused(fates: dict[str, str]) -> None:
     assert REFUSED.format("header-mismatch") in fates["header"]
 
 
+@attack(
+    kind=Kind.EVIL_TWIN,
+    does="Writes a volume of its own over that of a guest, sealed to the guest's TPM under the image's policy",
+    promise="What the machine writes goes into the volume that it made",
+    stops="The digest in the TPM: the guest says `header-mismatch` and goes off",
+)
 def test_an_attackers_volume_of_the_same_tpm_is_refused(fates: dict[str, str]) -> None:
     assert REFUSED.format("header-mismatch") in fates["volume"]
 
 
+@attack(
+    kind=Kind.VERITY,
+    does="Flips one bit in the super block of the image's root",
+    promise="What is read from the root is what was sealed, or an error",
+    stops="dm-verity; the command line says `panic-on-corruption`",
+)
 def test_a_changed_root_is_not_booted(fates: dict[str, str]) -> None:
     assert "verity" in fates["root"] and "corrupted" in fates["root"]
 
 
+@attack(
+    kind=Kind.CONFIGURATION,
+    does="Flips one bit in the middle of the unified kernel image",
+    promise="Only what the builder signed is started",
+    stops="Secure Boot: the firmware does not start it",
+)
 def test_a_changed_kernel_image_is_refused_by_secure_boot(fates: dict[str, str]) -> None:
     assert "Access Denied" in fates["kernel"] or "Security Violation" in fates["kernel"]
     assert "Linux version" not in fates["kernel"] and "Welcome to" not in fates["kernel"]
+
+
+@attack(
+    kind=Kind.CONFIGURATION,
+    does="Puts a credential into `BOOTX64.EFI.extra.d` on the EFI system partition",
+    promise="Nothing but the signed image configures the boot",
+    stops="systemd-stub measures it into PCR 12: the guest says `configuration-added` and goes off",
+)
+def test_a_credential_beside_the_kernel_image_is_refused(fates: dict[str, str]) -> None:
+    assert REFUSED.format("configuration-added") in fates["files"]
+
+
+@attack(
+    kind=Kind.CONFIGURATION,
+    does="Adds words to the command line by SMBIOS, here for a debug shell",
+    promise="Nothing but the signed image configures the boot",
+    stops="systemd-stub measures them into PCR 12: the guest says `configuration-added` and goes off",
+)
+def test_words_that_the_host_adds_to_the_command_line_are_refused(fates: dict[str, str]) -> None:
+    assert REFUSED.format("configuration-added") in fates["words"]
 
 
 def test_no_changed_guest_reaches_a_login_or_a_shell(fates: dict[str, str]) -> None:

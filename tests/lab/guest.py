@@ -159,13 +159,17 @@ class Guest:
 
     # Power
 
-    def start(self, once: bool = False) -> None:
+    def start(self, once: bool = False, strings: Sequence[str] = ()) -> None:
         """Switch the guest on and wait until its firmware speaks; a machine that says nothing is tried once more.
 
-        With ``once`` it goes off where it would start again by itself, as a kernel does that gave up.
+        With ``once`` it goes off where it would start again by itself, as a kernel does that gave up. ``strings`` are
+        what the host tells it by way of SMBIOS (OEM strings, type 11).
         """
+        extra = ["-action", "reboot=shutdown"] if once else []
+        for text in strings:
+            extra += ["-smbios", f"type=11,value={text.replace(',', ',,')}"]
         for last in (False, True):
-            self._start(("-action", "reboot=shutdown") if once else ())
+            self._start(extra)
             try:
                 self._wait(lambda: bool(self.serial.boot()), "never said a word", FIRST_WORD)
                 return

@@ -1,0 +1,311 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Attacks on the encrypted volume itself: its header, and what is in its sectors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent import commit, volume_key
+from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
+from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
+from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
+from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import Draft
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import State
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
+from ansible_collections.cvm.fde.tests.attacks.catalogue import Kind, attack
+from cryptography.hazmat.primitives.asymmetric import rsa
+from host import (
+    BLOCK,
+    FORGER,
+    Places,
+    ciphertext,
+    edit_header,
+    exchange_volumes,
+    find,
+    flip,
+    header,
+    partition,
+    put_header,
+    read,
+    root_block,
+    root_start,
+)
+from instance import PLAINTEXT, Lab, change, make_lab, mounted, refused, run
+
+STATE = "tpm2-00.permall"
+#: Two blocks of the root that are in the volume from the first boot on.
+ONE, OTHER = 300, 700
+
+
+@attack(
+    kind=Kind.NULL_CIPHER,
+    does="Flips one bit anywhere in the header area",
+    promise="The volume is opened from the anchored header or not at all",
+    stops="The digest covers both copies and all keyslots: refused, `header-mismatch`",
+)
+@pytest.mark.parametrize("offset", [0, 4096, 256 << 10, (256 << 10) + 4096 + 100, 1 << 20, (8 << 20) - 1])
+def test_a_changed_byte_of_the_header_area_is_refused(installed: Lab, offset: int) -> None:
+    change(installed, offset)
+    assert refused(installed) == "header-mismatch"
+
+
+@attack(
+    kind=Kind.EVIL_TWIN,
+    does="Formats the partition anew with a key that it knows, sealed to the machine's TPM under the image's policy",
+    promise="What the machine writes goes into the volume that it made",
+    stops="The anchor has the digest of the header that the machine made: refused, `header-mismatch`",
+)
+def test_a_volume_of_somebody_else_sealed_to_the_same_tpm_is_refused(installed: Lab) -> None:
+    with installed.booting() as machine:
+        mine, temporary = bytearray(os.urandom(96)), volume_key.temporary()
+        identifier = str(uuid.uuid4())
+        volumes.format_volume(
+            machine.runner, installed.partition, volume_key=mine, temporary_key=temporary, uuid=identifier
+        )
+        volumes.enrol_tpm2(
+            machine.runner,
+            installed.partition,
+            unlock_key=temporary,
+            tpm2_device=installed.tcti,
+            public_key=machine.paths.public_key,
+            pcrs=BOUND_PCRS,
+        )
+    assert refused(installed) == "header-mismatch"
+
+
+@pytest.fixture(scope="module")
+def neighbour_once(
+    tmp_path_factory: pytest.TempPathFactory, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
+) -> Path:
+    """The directory of another instance of the same image, after its first boot."""
+    directory = tmp_path_factory.mktemp("neighbour")
+    instance = make_lab(directory, sealed, signer)
+    with instance.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+    return directory
+
+
+@pytest.fixture
+def neighbour(
+    neighbour_once: Path, tmp_path_factory: pytest.TempPathFactory, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
+) -> Iterator[Lab]:
+    """Another instance of the same image, for one test."""
+    instance = make_lab(tmp_path_factory.mktemp("neighbour"), sealed, signer)
+    for file in ("disk", STATE):
+        run("cp", "--sparse=always", str(neighbour_once / file), str(instance.directory / file))
+    yield instance
+    instance.image.unlink()
+
+
+@pytest.fixture(scope="module")
+def places(
+    installed_once: Path, tmp_path_factory: pytest.TempPathFactory, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
+) -> Places:
+    """Where the blocks of ``installed`` lie; found by booting a copy of it."""
+    instance = make_lab(tmp_path_factory.mktemp("places"), sealed, signer)
+    for file in ("disk", STATE):
+        run("cp", "--sparse=always", str(installed_once / file), str(instance.directory / file))
+    with instance.booting() as machine:
+        boot(machine)
+        start = root_start()
+        one, other = ciphertext(start + ONE), ciphertext(start + OTHER)
+    found = Places(find(instance, one) - (start + ONE) * BLOCK, start)
+    assert find(instance, other) == found.data(start + OTHER)
+    instance.image.unlink()
+    return found
+
+
+def strip(header: dict[str, Any]) -> None:
+    """Make a header's data encrypted by nothing."""
+    segment = header["segments"]["0"]
+    segment["encryption"] = "cipher_null-ecb"
+    del segment["integrity"]
+
+
+@attack(
+    kind=Kind.NULL_CIPHER,
+    does="Sets the cipher of the data to `cipher_null-ecb` and takes the integrity away; the genuine keyslots stay",
+    promise="Nothing is ever written to the disk in the clear",
+    stops="The digest of the header: `header-mismatch`; were it anchored, the allow-list would refuse it",
+)
+def test_a_header_that_encrypts_nothing_is_refused(installed: Lab) -> None:
+    edit_header(installed, strip)
+    assert refused(installed) == "header-mismatch"
+
+
+@attack(
+    kind=Kind.OLD_HEADER,
+    does="Puts back a genuine header whose recovery keyslot was removed since, because its key had leaked",
+    promise="A keyslot that was removed stays removed",
+    stops="The anchor has the digest of the present header: `rolled-back`, or `header-mismatch` if it is older",
+)
+def test_an_old_header_with_a_removed_keyslot_is_refused(installed: Lab) -> None:
+    def add_key(copy: Draft) -> None:
+        unlock = f"--unlock-tpm2-device={installed.tcti}"
+        installed.machine.runner.run(["systemd-cryptenroll", unlock, "--recovery-key", copy.path])
+
+    def remove_key(copy: Draft) -> None:
+        installed.machine.runner.run(["systemd-cryptenroll", "--wipe-slot=recovery", copy.path])
+
+    with installed.booting() as machine:
+        boot(machine)
+        installed.start_system()
+        shutil.copyfile(machine.paths.signatures, "/run/systemd/tpm2-pcr-signature.json")
+        commit.change(machine, add_key)
+        leaked = read_area(installed.partition)
+        commit.change(machine, remove_key)
+    put_header(installed, leaked.content)
+    assert refused(installed) == "rolled-back"
+
+
+@attack(
+    kind=Kind.SWAPPED,
+    does="Exchanges the encrypted partitions of two instances of the same image and the same owner",
+    promise="An instance opens its own volume only",
+    stops="Each anchor has the digest of its own header: refused in both, `header-mismatch`",
+)
+def test_the_volumes_of_two_instances_exchanged_are_refused_by_both(installed: Lab, neighbour: Lab) -> None:
+    exchange_volumes(installed, neighbour)
+    assert (refused(installed), refused(neighbour)) == ("header-mismatch", "header-mismatch")
+
+
+@attack(
+    kind=Kind.OTHER_TPM,
+    does="Starts the disk of one instance with the TPM of another",
+    promise="An instance opens its own volume only",
+    stops="The other TPM has an anchor, of another header: refused, `header-mismatch`",
+)
+def test_the_tpm_of_another_instance_is_refused(installed: Lab, neighbour: Lab) -> None:
+    shutil.copyfile(neighbour.directory / STATE, installed.directory / STATE)
+    assert refused(installed) == "header-mismatch"
+
+
+@attack(
+    kind=Kind.OTHER_TPM,
+    does="Clears the TPM, or starts the disk with a new one",
+    promise="A volume that the TPM does not know is not opened, and not replaced either",
+    stops="Refused, `volume-without-anchor`",
+)
+def test_a_tpm_that_knows_nothing_is_refused(installed: Lab) -> None:
+    (installed.directory / STATE).unlink()
+    assert refused(installed) == "volume-without-anchor"
+
+
+@attack(
+    kind=Kind.EVIDENCE,
+    does="Removes the evidence token from the header",
+    promise="A volume whose making nobody vouches for is not opened",
+    stops="The digest of the header: refused, `header-mismatch`",
+)
+def test_a_header_without_its_evidence_is_refused(installed: Lab) -> None:
+    edit_header(installed, lambda header: header["tokens"].pop(evidence_token(header)))
+    assert refused(installed) == "header-mismatch"
+
+
+@attack(
+    kind=Kind.EVIDENCE,
+    does="Puts the evidence token of another instance into the header",
+    promise="Evidence speaks of the volume that it lies in",
+    stops="The digest of the header: refused, `header-mismatch`; at the verifier, the claims name another volume key",
+)
+def test_evidence_of_another_instance_in_the_header_is_refused(installed: Lab, neighbour: Lab) -> None:
+    theirs = FORGER.metadata(header(neighbour))
+    token = theirs["tokens"][evidence_token(theirs)]
+    edit_header(installed, lambda mine: mine["tokens"].update({evidence_token(mine): token}))
+    assert refused(installed) == "header-mismatch"
+
+
+def evidence_token(metadata: dict[str, Any]) -> str:
+    return next(number for number, token in metadata["tokens"].items() if token["type"] == "cvm-fde")
+
+
+def flip_ciphertext(instance: Lab, places: Places) -> None:
+    flip(instance, places.data(places.root + ONE) + 1000)
+
+
+def flip_tag(instance: Lab, places: Places) -> None:
+    flip(instance, places.tag(places.root + ONE) + 7)
+
+
+def move(instance: Lab, places: Places) -> None:
+    places.put(instance, places.root + ONE, places.sector(instance, places.root + OTHER))
+
+
+def exchange(instance: Lab, places: Places) -> None:
+    one, other = (places.sector(instance, places.root + block) for block in (ONE, OTHER))
+    places.put(instance, places.root + ONE, other)
+    places.put(instance, places.root + OTHER, one)
+
+
+@attack(
+    kind=Kind.CIPHERTEXT,
+    does="Flips a bit of a sector or of its tag; moves a sector with its tag; exchanges two sectors with their tags",
+    promise="What is read from the root is what was written there, or an error",
+    stops="`aes-xts-plain64` with `hmac(sha256)` over the sector and its number: the read fails",
+)
+@pytest.mark.parametrize("change_sector", [flip_ciphertext, flip_tag, move, exchange])
+def test_a_changed_sector_is_an_error_and_not_other_data(
+    installed: Lab, places: Places, change_sector: Callable[[Lab, Places], None]
+) -> None:
+    change_sector(installed, places)
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        assert len(root_block(ONE + 2)) == BLOCK
+        with pytest.raises(OSError, match="Input/output error"):
+            root_block(ONE)
+
+
+@attack(
+    kind=Kind.CLONE_METADATA,
+    does="Flips a bit in dm-clone's record of what was copied, to choose where the image's old content is read",
+    promise="The host never chooses which content is old and which is new",
+    stops="The record lies inside of the authenticated volume: it cannot be read, and no root comes to be",
+)
+def test_a_changed_record_of_what_was_copied_is_not_used(installed: Lab, places: Places) -> None:
+    flip(installed, places.data(0) + 100)
+    with installed.booting() as machine:
+        with pytest.raises((FdeError, OSError)):
+            boot(machine)
+        assert machine.mapper.find("fde-root") is None
+
+
+@attack(
+    kind=Kind.VERITY,
+    does="Changes a block of the image that was not copied yet",
+    promise="What is read from the root is what was sealed, or an error",
+    stops="dm-verity: the read fails, also that of the copying",
+)
+def test_a_changed_block_of_the_image_is_an_error_and_not_other_data(installed: Lab) -> None:
+    flip(installed, read(installed, 0, partition(installed).offset).index(PLAINTEXT))
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with mounted() as root, pytest.raises(OSError, match="Input/output error"):
+            (root / "plaintext").read_bytes()
+
+
+@attack(
+    kind=Kind.VERITY,
+    does="Changes the hash tree of the image",
+    promise="No root comes to be from an image that is not the sealed one",
+    stops="dm-verity: the root hash of the signed command line does not fit, and the first boot ends at the first read",
+)
+def test_on_a_changed_hash_tree_no_root_comes_to_be(lab: Lab) -> None:
+    # The hash block that the root hash covers: the first one behind the superblock.
+    flip(lab, partition(lab, gpt.ROOT_VERITY_X86_64).offset + BLOCK)
+    with lab.booting() as machine:
+        with pytest.raises((FdeError, OSError)):
+            boot(machine)
+        assert machine.mapper.find("fde-root") is None
+        anchor = lab.anchor().anchor
+        assert anchor is None or anchor.state is State.INITIALIZING
