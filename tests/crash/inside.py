@@ -4,7 +4,7 @@
 """The part of the crash matrix that runs inside the guest: record a scenario, and try power cuts of a recording.
 
 python3 -m tests.crash.inside record SCENARIO DIRECTORY
-python3 -m tests.crash.inside replay DIRECTORY CUTS RESULTS
+python3 -m tests.crash.inside replay SCENARIO DIRECTORY CUTS RESULTS
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import time
 import traceback
 from pathlib import Path
 
+from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from tests.crash import log_writes, scenarios
-from tests.crash.machine import STATE, Lab, RecordedLab, instance, teardown_at_the_end
+from . import log_writes, scenarios
+from .machine import STATE, Lab, instance, teardown_at_the_end
 
 #: What an instance has beside its disk and its TPM.
 _FILES = ("cmdline", "public.pem", "SecureBoot", "signatures.json")
@@ -29,25 +30,33 @@ _FILES = ("cmdline", "public.pem", "SecureBoot", "signatures.json")
 
 def record(name: str, target: Path) -> None:
     """Record a scenario into ``target``: the disk at the start, the log, the states of the TPM."""
+    scenario = scenarios.SCENARIOS[name]
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         (place / "sealed").mkdir()
         sealed = instance.make_sealed(place / "sealed", scenarios.CONTENT)
         (place / "instance").mkdir()
-        signer = rsa.generate_private_key(65537, 2048)
-        made = instance.make_lab(place / "instance", sealed, signer)
+        made = instance.make_lab(place / "instance", sealed, rsa.generate_private_key(65537, 2048), scenario.strategy)
+        shutil.rmtree(place / "sealed")
+        if scenario.prepare is not None:
+            scenario.prepare(made.image)
+        if scenario.installed:
+            with made.booting() as machine:
+                boot(machine)
+            shutil.copyfile(made.directory / STATE, target / "tpm-0")
         _copy(made.image, target / "disk")
         for each in _FILES:
             shutil.copyfile(made.directory / each, target / each)
         (target / "root-hash").write_text(made.root_hash)
-        lab = RecordedLab(made.directory, made.root_hash, recording=target)
+        lab = scenario.recorded(made.directory, made.root_hash, recording=target)
         with lab.recorded() as log:
-            scenarios.SCENARIOS[name](lab, log)
+            scenario.run(lab, log)
         _copy(made.directory / "log", target / "log")
 
 
-def replay(recording: Path, chosen: Path, results: Path) -> None:
+def replay(name: str, recording: Path, chosen: Path, results: Path) -> None:
     """Try the cuts listed in ``chosen`` (JSON, in the order of time) and append a line to ``results`` for each."""
+    scenario = scenarios.SCENARIOS[name]
     entries = tuple(log_writes.entries(recording / "log"))
     with tempfile.TemporaryDirectory() as directory:
         current = Path(directory) / "current"
@@ -58,30 +67,30 @@ def replay(recording: Path, chosen: Path, results: Path) -> None:
             begun = time.monotonic()
             disk.advance(cut.after)
             with tempfile.TemporaryDirectory(dir=directory) as place, teardown_at_the_end():
-                outcome, why = _one(
-                    _instance(recording, Path(place), disk, cut, current, line["tpm"]), line["promised"]
-                )
+                lab = _instance(scenario, recording, Path(place), line["tpm"])
+                _copy(current, lab.image)
+                disk.stray(cut, lab.image)
+                outcome, why = _one(scenario, lab, line["promised"], line["phase"])
             seconds = round(time.monotonic() - begun, 1)
             with results.open("a") as file:
                 file.write(json.dumps({**line, "outcome": outcome, "why": why, "seconds": seconds}) + "\n")
             print(f"{line['phase']} {cut.after}+{len(cut.stray)}: {outcome} {seconds} s", flush=True)
 
 
-def _instance(recording: Path, place: Path, disk: log_writes.Disk, cut: log_writes.Cut, current: Path, tpm: int) -> Lab:
-    """Return the machine as the power cut left it."""
-    lab = Lab(place, (recording / "root-hash").read_text())
-    _copy(current, lab.image)
-    disk.stray(cut, lab.image)
+def _instance(scenario: scenarios.Scenario, recording: Path, place: Path, tpm: int) -> Lab:
+    """Return the machine of a recording, with the TPM as the power cut left it, and still without a disk."""
+    lab = scenario.machine(place, (recording / "root-hash").read_text())
     for each in _FILES:
         shutil.copyfile(recording / each, place / each)
-    if tpm:
-        shutil.copyfile(recording / f"tpm-{tpm}", place / STATE)
+    state = recording / f"tpm-{tpm}"
+    if state.exists():
+        shutil.copyfile(state, place / STATE)
     return lab
 
 
-def _one(lab: Lab, promised: int) -> tuple[str, str]:
+def _one(scenario: scenarios.Scenario, lab: Lab, promised: int, phase: str) -> tuple[str, str]:
     try:
-        return scenarios.after_the_cut(lab, promised).value, ""
+        return scenario.after(lab, promised, phase).value, ""
     except Exception:  # whatever it is, the machine did not come up
         return scenarios.Outcome.LOST.value, traceback.format_exc()
 
@@ -97,13 +106,14 @@ def main() -> None:
     one.add_argument("scenario", choices=scenarios.SCENARIOS)
     one.add_argument("directory", type=Path)
     two = commands.add_parser("replay")
+    two.add_argument("scenario", choices=scenarios.SCENARIOS)
     for name in ("directory", "cuts", "results"):
         two.add_argument(name, type=Path)
     options = parser.parse_args()
     if options.command == "record":
         record(options.scenario, options.directory)
     else:
-        replay(options.directory, options.cuts, options.results)
+        replay(options.scenario, options.directory, options.cuts, options.results)
 
 
 if __name__ == "__main__":

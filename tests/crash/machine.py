@@ -27,13 +27,16 @@ from typing import Any, ClassVar
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration/inside"))
 
 import instance
+import owner
 from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 
-from tests.crash import log_writes
+from . import log_writes
 
 Lab, run, take_down = instance.Lab, instance.run, instance.take_down
+Owner = owner.Owner
 
 STATE = "tpm2-00.permall"
+ENVIRONMENT = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}
 _RECORD, _UNDER = "recorded", "under-recorded"
 
 
@@ -134,8 +137,8 @@ def _message(source: socket.socket) -> bytes | None:
 class LabellingRunner(SubprocessRunner):
     """Names each program in the log before it runs."""
 
-    def __init__(self, log: Log, environment: dict[str, str]) -> None:
-        super().__init__(environment=environment)
+    def __init__(self, log: Log) -> None:
+        super().__init__(environment=ENVIRONMENT)
         self._written = log
 
     def run(self, argv: Any, **options: Any) -> Any:
@@ -208,6 +211,33 @@ class RecordedLab(Lab):
                 door.close()
                 for path in (address, f"{address}.ctrl"):
                     Path(path).unlink(missing_ok=True)
+
+
+class DataMachine(Lab):
+    """A machine whose disk has two partitions: its system, of which only ``root`` is of interest, and a data disk."""
+
+    root: ClassVar[Path] = Path("/run/crash-system")
+
+    @property
+    def data(self) -> str:
+        return f"{self.device}p2"
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        with self._attached():
+            self.root.mkdir(exist_ok=True)
+            run("mount", "-t", "ext4", f"{self.device}p1", str(self.root))
+            try:
+                (self.root / "run").mkdir(exist_ok=True)
+                run("mount", "-t", "tmpfs", "tmpfs", str(self.root / "run"))
+                yield
+            finally:
+                subprocess.run(["umount", "--recursive", str(self.root)], check=True)
+                take_down(*self.kept)
+
+
+class RecordedDataMachine(DataMachine, RecordedLab):
+    """The same, recorded."""
 
 
 def _version(state: Path) -> bytes | None:

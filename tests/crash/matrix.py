@@ -24,11 +24,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.crash import log_writes
-from tests.integration import uml
+from ..integration import uml
+from . import log_writes
 
 #: Also in scenarios.py, which only a guest can import.
-SCENARIOS = ("life",)
+SCENARIOS = ("life", "copy", "overlay", "header", "data-volume")
 GUESTS = 2
 
 
@@ -89,7 +89,16 @@ def _replay(recording: Path, chosen: list[dict[str, Any]]) -> list[dict[str, Any
         done: list[dict[str, Any]] = []
         while len(done) < len(chosen):
             cuts.write_text(json.dumps(chosen[len(done) :]))
-            command = ["python3", "-m", "tests.crash.inside", "replay", str(recording), str(cuts), str(results)]
+            command = [
+                "python3",
+                "-m",
+                "tests.crash.inside",
+                "replay",
+                recording.name,
+                str(recording),
+                str(cuts),
+                str(results),
+            ]
             try:
                 _guest(command, {recording: False, Path(name): True})
             except MatrixError as error:
@@ -122,14 +131,15 @@ def _guest(command: list[str], shares: dict[Path, bool]) -> None:
         raise MatrixError(f"{' '.join(command)} ended with status {outcome.status}:\n{outcome.output[-4000:]}")
 
 
-def run(scenarios: Sequence[str], wanted: int | None, directory: Path, phase: str | None = None) -> dict[str, Any]:
+def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     """Record and try the scenarios; return the numbers, with what was lost under ``failures``."""
+    scenarios = options.scenario or SCENARIOS
     record_all(scenarios, directory)
     results = []
     for name in scenarios:
-        cuts = [cut for cut in listed(directory / name) if phase in (None, cut["phase"])]
-        chosen = cuts if wanted is None else sample(cuts, max(1, wanted // len(scenarios)))
-        results += [{"scenario": name, **one} for one in replay(directory / name, chosen)]
+        cuts = [cut for cut in listed(directory / name) if options.phase in (None, cut["phase"])]
+        chosen = cuts if options.sample is None else sample(cuts, max(1, options.sample // len(scenarios)))
+        results += [{"scenario": name, **one} for one in replay(directory / name, chosen, options.guests)]
     counted = collections.Counter(one["outcome"] for one in results)
     phases = collections.Counter((one["scenario"], one["phase"], one["outcome"]) for one in results)
     for (name, phase, outcome), count in sorted(phases.items()):
@@ -146,6 +156,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--sample", type=int, metavar="CUTS", help="try only so many cuts, evenly spread")
     parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="only this scenario")
     parser.add_argument("--keep", type=Path, help="a new directory that keeps the recordings and what was lost")
+    parser.add_argument("--guests", type=int, default=GUESTS, help="guests that share the cuts")
     parser.add_argument("--phase", help="only cuts of this phase")
     options = parser.parse_args(arguments)
     if why := uml.missing():
@@ -154,7 +165,7 @@ def main(arguments: Sequence[str]) -> int:
     directory.mkdir(exist_ok=True)
     begun = time.monotonic()
     try:
-        result = run(options.scenario or SCENARIOS, options.sample, directory, options.phase)
+        result = run(options, directory)
     finally:
         if options.keep is None:
             shutil.rmtree(directory)

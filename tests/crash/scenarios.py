@@ -13,22 +13,37 @@ import contextlib
 import hashlib
 import os
 import random
+import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
+from unittest import mock
 
+from ansible_collections.cvm.fde.plugins.module_utils.agent import commit, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
-from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears, hydrate
+from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
+from ansible_collections.cvm.fde.plugins.module_utils.agent.strategies import ROOTS
+from ansible_collections.cvm.fde.plugins.module_utils.boot.command_line import ROOT_WORDS
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import Draft
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Tpm2
 
-from tests.crash.machine import Lab, LabellingRunner, Log, RecordedLab, instance
+from .machine import (
+    DataMachine,
+    Lab,
+    LabellingRunner,
+    Log,
+    Owner,
+    RecordedDataMachine,
+    RecordedLab,
+    instance,
+)
 
 MIB = 1 << 20
-ENVIRONMENT = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}
 _random = random.Random(4)
 #: The files of the image: some of its content must be copied while the scenario runs.
 FILES = {
@@ -36,7 +51,7 @@ FILES = {
     "counter": b"in the image the counter is at zero".ljust(4096),
     **{f"payload-{number}": _random.randbytes(2 * MIB) for number in range(5)},
 }
-CONTENT = instance.Content(FILES, disk=320 * MIB, root=24 * MIB)
+CONTENT = instance.Content(FILES, disk=400 * MIB, root=24 * MIB)
 
 
 class Outcome(str, Enum):
@@ -105,70 +120,197 @@ def counter(number: int) -> bytes:
     return str(number).encode().ljust(4096)
 
 
-def check(root: Path, promised: int) -> None:
-    """Raise ``Lost`` unless the image's files and everything promised are in the mounted root."""
-    for name, content in FILES.items():
+def check(root: Path, promised: int, files: Mapping[str, bytes] = FILES) -> None:
+    """Raise ``Lost`` unless ``files`` and everything promised are in the mounted file system."""
+    for name, content in files.items():
         if name != "counter" and (root / name).read_bytes() != content:
             raise Lost(f"the image's file {name} has another content")
     for number in range(1, promised + 1):
         path = root / f"promised-{number}"
         if not path.exists() or path.read_bytes() != promise(number):
             raise Lost(f"what was promised as {path.name} is not there")
-    content = (root / "counter").read_bytes()
+    content = (root / "counter").read_bytes() if promised else b""
     if promised and not (content[:20].strip().isdigit() and int(content) >= promised):
         raise Lost(f"the counter was promised to be at {promised}, it says {content[:40]!r}")
 
 
 @contextlib.contextmanager
-def mounted(where: str = "/run/crash-root") -> Iterator[Path]:
-    """Mount the root device of the boot under way."""
+def mounted(machine: Machine, where: str = "/run/crash-root") -> Iterator[Path]:
+    """Mount the root of the boot under way, by the words of the signed command line."""
+    words = dict(word.partition("=")[::2] for word in ROOT_WORDS[machine.configuration.strategy])
+    options = words.get("rootflags", "rw").replace("/run/cvm-fde", str(machine.paths.state))
     root = Path(where)
     root.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "ext4", "/dev/mapper/fde-root", str(root)], check=True)
+    mount = ["mount", "-t", words.get("rootfstype", "ext4"), "-o", options, words["root"], str(root)]
+    subprocess.run(mount, check=True)
     try:
         yield root
     finally:
         subprocess.run(["umount", str(root)], check=True)
 
 
-def after_the_cut(lab: Lab, promised: int) -> Outcome:
+def after_the_cut(lab: Lab, promised: int, _phase: str) -> Outcome:
     """Boot the machine again and say what became of it. Raises whatever keeps it from coming up, or ``Lost``."""
     with lab.booting() as machine:
         action = boot(machine)
         if action is Action.FIRST_BOOT and promised:
             raise Lost(f"it made the volume anew although {promised} writes had been promised")
-        with mounted() as root:
+        with mounted(machine) as root:
             check(root, promised)
             (root / "after").write_bytes(b"the machine is used again")
-        subprocess.run(["e2fsck", "-fn", "/dev/mapper/fde-root"], check=True, capture_output=True)
+        if (device := ROOTS[machine.configuration.strategy].device) is not None:
+            subprocess.run(["e2fsck", "-fn", device], check=True, capture_output=True)
     return Outcome.RESTARTED if action is Action.FIRST_BOOT else Outcome.CONTINUED
 
 
-def _labelled(machine: Machine, log: Log) -> Machine:
-    return replace(machine, runner=LabellingRunner(log, ENVIRONMENT))
-
-
 def life(lab: RecordedLab, log: Log) -> None:
-    """First boot, hydration under a busy user, and a second boot, which finds the copy complete."""
-    log.label("phase first-boot")
-    with lab.booting() as machine:
-        labelled = _labelled(machine, log)
-        boot(labelled)
-        with mounted() as root:
+    """The first boot, then all that makes a plain encrypted volume of the root while it is used, and a second boot."""
+    with lab.booting() as booted:
+        machine = _booted(booted, log, "first-boot")
+        with mounted(machine) as root:
             user = User(root, log)
             user.write()
-            log.label("phase hydration")
-            with user.busy(20):
-                nobody = Ears(lambda _: None, lambda _: None)
-                hydrate(labelled.mapper, labelled.runner, nobody, mount_point=str(root), interval=0.2)
+            lab.start_system()
+            ears = Ears(status=lambda _line: None, log=log.label)
+            with user.busy(20), phases(log, {"hydrate": "hydration", "settle": "swap", "fill": "growth"}):
+                upkeep.finish(machine, ears, str(root))
+            log.label("phase grown")
             user.write()
-    log.label("phase second-boot")
-    with lab.booting() as machine:
-        boot(_labelled(machine, log))
-        with mounted() as root:
-            user = User(root, log, user.written)
+    _second_boot(lab, log, user)
+
+
+def other_life(lab: RecordedLab, log: Log) -> None:
+    """The first boot of a strategy without hydration, and a second boot, with a user in both."""
+    with lab.booting() as booted:
+        machine = _booted(booted, log, "first-boot")
+        with mounted(machine) as root:
+            user = User(root, log)
+            log.label("phase used")
             for _number in range(4):
                 user.write()
+    _second_boot(lab, log, user)
 
 
-SCENARIOS: dict[str, Callable[[RecordedLab, Log], None]] = {"life": life}
+def _second_boot(lab: RecordedLab, log: Log, before: User) -> None:
+    with lab.booting() as booted, mounted(_booted(booted, log, "second-boot")) as root:
+        user = User(root, log, before.written)
+        for _number in range(4):
+            user.write()
+
+
+def _booted(machine: Machine, log: Log, phase: str) -> Machine:
+    """Boot, under that name in the log."""
+    log.label(f"phase {phase}")
+    labelled = replace(machine, runner=LabellingRunner(log))
+    boot(labelled)
+    return labelled
+
+
+@contextlib.contextmanager
+def phases(log: Log, named: Mapping[str, str]) -> Iterator[None]:
+    """Name the steps of ``upkeep.finish`` in the log; what they do stays as it is."""
+    with contextlib.ExitStack() as scope:
+        for name, phase in named.items():
+            scope.enter_context(mock.patch.object(upkeep, name, _named(getattr(upkeep, name), log, phase)))
+        yield
+
+
+def _named(step: Callable[..., object], log: Log, phase: str) -> Callable[..., object]:
+    def run(*arguments: object, **options: object) -> object:
+        log.label(f"phase {phase}")
+        return step(*arguments, **options)
+
+    return run
+
+
+def header(lab: RecordedLab, log: Log) -> None:
+    """A recovery key is added to the header of the open root, and removed again, while the root is written to."""
+
+    def add(copy: Draft) -> None:
+        unlock = f"--unlock-tpm2-device={lab.tcti}"
+        machine.runner.run(["systemd-cryptenroll", unlock, "--recovery-key", copy.path])
+
+    def remove(copy: Draft) -> None:
+        machine.runner.run(["systemd-cryptenroll", "--wipe-slot=recovery", copy.path])
+
+    with lab.booting() as booted:
+        machine = _booted(booted, log, "open")
+        lab.start_system()
+        shutil.copyfile(machine.paths.signatures, "/run/systemd/tpm2-pcr-signature.json")
+        with mounted(machine) as root:
+            user = User(root, log)
+            for name, edit in (("add", add), ("remove", remove)):
+                user.write()
+                log.label(f"phase {name}-key")
+                with user.busy(user.written + 3):
+                    commit.change(machine, edit)
+            user.write()
+
+
+FIRST, SECOND = Tpm2(pcrs=(7,)), Tpm2(pcrs=(7, 12))
+
+
+def data_volume(lab: RecordedDataMachine, log: Log) -> None:
+    """A data volume is made, written to, bound to other PCRs, and closed."""
+    with lab.booting():
+        owner = Owner(LabellingRunner(log), lab.root, lab.tcti)
+        log.label("phase create")
+        owner.run(owner.wants(lab.data, unlock=(FIRST,)))
+        user = User(owner.mount_point, log)
+        user.write()
+        log.label("phase rebind")
+        with user.busy(3):
+            owner.run(owner.wants(lab.data, unlock=(SECOND,)))
+        user.write()
+        log.label("phase close")
+        owner.run(owner.wants(lab.data, unlock=(SECOND,), state="closed"))
+
+
+def data_after_the_cut(lab: Lab, promised: int, phase: str) -> Outcome:
+    """Ask for the data volume again, as whoever was cut short would, and say what became of it."""
+    assert isinstance(lab, DataMachine)
+    with lab.booting() as machine:
+        owner = Owner(machine.runner, lab.root, lab.tcti)
+        wanted = owner.wants(lab.data, unlock=(FIRST if phase == "create" else SECOND,))
+        steps = [step["action"] for step in owner.run(wanted)["steps"]]
+        if "format" in steps and promised:
+            raise Lost(f"it made the volume anew although {promised} writes had been promised")
+        check(owner.mount_point, promised, {})
+        (owner.mount_point / "after").write_bytes(b"the volume is used again")
+        owner.run(owner.wants(lab.data, unlock=wanted.unlock, state="closed"))
+    return Outcome.RESTARTED if "format" in steps else Outcome.CONTINUED
+
+
+def data_disk(image: Path) -> None:
+    """Make the disk of a machine with a data disk in place of ``image``."""
+    places = {"system": (1, 40), "data": (41, 80)}
+    with image.open("wb") as file:
+        file.truncate(128 * MIB)
+    rows = [f"start={start}MiB, size={size}MiB" for start, size in places.values()]
+    subprocess.run(["sfdisk", "--quiet", str(image)], input="label: gpt\n" + "\n".join(rows), text=True, check=True)
+    start, size = places["system"]
+    instance.run("mkfs.ext4", "-q", "-E", f"offset={start * MIB}", str(image), f"{size}M")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """``run`` is recorded; ``after`` is done after each cut. ``installed`` says that a first boot comes before it."""
+
+    run: Callable[..., None]
+    after: Callable[[Lab, int, str], Outcome] = after_the_cut
+    installed: bool = False
+    strategy: str = "clone"
+    machine: type[Lab] = Lab
+    recorded: type[RecordedLab] = RecordedLab
+    prepare: Callable[[Path], None] | None = None
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "life": Scenario(life),
+    "copy": Scenario(other_life, strategy="copy"),
+    "overlay": Scenario(other_life, strategy="overlay"),
+    "header": Scenario(header, installed=True),
+    "data-volume": Scenario(
+        data_volume, data_after_the_cut, machine=DataMachine, recorded=RecordedDataMachine, prepare=data_disk
+    ),
+}

@@ -10,9 +10,8 @@ import struct
 from pathlib import Path
 
 import pytest
-
-from tests.crash import log_writes, matrix
-from tests.integration import uml
+from ansible_collections.cvm.fde.tests.crash import log_writes, matrix
+from ansible_collections.cvm.fde.tests.integration import uml
 
 #: Cuts of each scenario; the limit is the time that all tests may take.
 SAMPLE = 8
