@@ -1,0 +1,146 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the boot agent costs: processor time, memory, initrd and boot time, beside the same system without it and beside
+what systemd does by itself for a first boot.
+
+As root, after ``make setup``, from the checkout::
+
+    python -m tests.bench.boot              # results also go to build/bench/boot.json
+
+Two guests of the lab, one after the other: the general-purpose image, and the sealed one, booted twice. The agent's
+cost is what systemd's accounting says of its unit, with every program that it starts. In the sealed guest the same
+work is then done on a further disk by systemd alone: a partition of systemd-repart with ``Encrypt=tpm2``, opened by
+systemd-cryptsetup, and a clone by systemd-clonesetup.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.lab.cache import BUILD
+from tests.lab.disks import GIB, DataDisk
+from tests.lab.guest import Guest, boot
+from tests.lab.images import base_image
+from tests.lab.machine import accelerator
+from tests.lab.sealed import prepared_tree, sealed_image
+from tests.lab.trees import run_in
+
+UNIT = "cvm-fde-boot.service"
+INSIDE = Path(__file__).with_name("boot_inside.py")
+RESULTS = BUILD / "bench/boot.json"
+DISK = DataDisk(4 * GIB, serial="bench")
+#: Seconds, MB, and seconds that a first boot may take longer than the same system without the agent.
+BUDGET = {"agent_cpu": 1.0, "agent_memory": 64.0, "initrd": 10.0, "added": 10.0}
+_CLOCKS = ("InitRDTimestampMonotonic", "UserspaceTimestampMonotonic", "FinishTimestampMonotonic")
+
+
+def main() -> int:
+    result: dict[str, Any] = {"host": host(), "initrd": initrd()}
+    result["without_agent"] = _plain()
+    result.update(_sealed())
+    result["ratios"] = _ratios(result)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    RESULTS.write_text(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1))
+    return 0
+
+
+def host() -> dict[str, Any]:
+    """Return what the numbers depend on: the machine, its load, and whether guests are emulated."""
+    model = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+    return {
+        "processor": model.partition(":")[2].strip(),
+        "cpus": os.cpu_count(),
+        "kernel": platform.release(),
+        "load": round(os.getloadavg()[0], 1),
+        "accelerator": " ".join(str(word) for word in accelerator()),
+    }
+
+
+def initrd() -> dict[str, float]:
+    """Return the sizes in MB of the initrd with the agent and of that of the same tree without it."""
+    tree = prepared_tree()
+    version = max(path.name for path in (tree / "usr/lib/modules").iterdir())
+    folder = BUILD / "bench/initrd"
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {}
+    for name, words in (("with", []), ("without", ["--omit", "cvm-fde"])):
+        run_in(tree, ["dracut", "--force", "--quiet", "--kver", version, *words, f"/mnt/{name}"], work=folder)
+        sizes[name] = round((folder / name).stat().st_size / 1e6, 1)
+        (folder / name).unlink()
+    return {**sizes, "agent": round(sizes["with"] - sizes["without"], 1)}
+
+
+def _plain() -> dict[str, float]:
+    guest = Guest.create("bench-plain", base_image(), size=4 * GIB)
+    try:
+        boot(guest)
+        return clocks(guest)
+    finally:
+        guest.delete()
+
+
+def _sealed() -> dict[str, Any]:
+    guest = Guest.create("bench-sealed", sealed_image().image, disks=[DISK])
+    try:
+        boot(guest)
+        first = {**clocks(guest), **agent(guest)}
+        command = f"python3 - {DISK.by_id}"
+        native = json.loads(guest.ssh(command, stdin=INSIDE.read_bytes(), timeout=1800).stdout)
+        guest.reboot()
+        return {"first_boot": first, "later_boot": {**clocks(guest), **agent(guest)}, "native": native}
+    finally:
+        guest.delete()
+
+
+def clocks(guest: Guest) -> dict[str, float]:
+    """Return how long kernel, initrd and system took, in seconds."""
+    text = guest.ssh(f"systemctl show -p {','.join(_CLOCKS)}").stdout
+    known = dict(line.partition("=")[::2] for line in text.splitlines())
+    begun, switched, finished = (int(known[name]) / 1e6 for name in _CLOCKS)
+    return {
+        "kernel": round(begun, 1),
+        "initrd": round(switched - begun, 1),
+        "system": round(finished - switched, 1) if finished else 0.0,
+    }
+
+
+def agent(guest: Guest) -> dict[str, float]:
+    """Return what systemd's accounting says of the agent in this boot: seconds, and MB at the peak."""
+    names = "CPUUsageNSec,MemoryPeak,ExecMainStartTimestampMonotonic,ExecMainExitTimestampMonotonic"
+    text = guest.ssh(f"systemctl show {UNIT} -p {names}").stdout
+    known = {name: int(value) if value.isdigit() else 0 for name, _, value in map(_parts, text.splitlines())}
+    wall = known["ExecMainExitTimestampMonotonic"] - known["ExecMainStartTimestampMonotonic"]
+    return {
+        "agent_cpu": round(known["CPUUsageNSec"] / 1e9, 2),
+        "agent_wall": round(wall / 1e6, 2),
+        "agent_memory": round(known["MemoryPeak"] / 1e6, 1),
+    }
+
+
+def _parts(line: str) -> tuple[str, str, str]:
+    return line.partition("=")
+
+
+def _ratios(result: dict[str, Any]) -> dict[str, float]:
+    """Return each cost over that of its peer; nothing is asserted, other work on the machine counts too."""
+    first, native = result["first_boot"], result["native"]
+    native_cpu, native_wall = (sum(step[kind] for step in native.values()) for kind in ("cpu", "wall"))
+    return {
+        "initrd with the agent / without": round(result["initrd"]["with"] / result["initrd"]["without"], 2),
+        "time in the initrd, first boot / without the agent": round(
+            first["initrd"] / result["without_agent"]["initrd"], 2
+        ),
+        "processor time of the agent's first boot / native": round(first["agent_cpu"] / native_cpu, 2),
+        "wall time of the agent's first boot / native": round(first["agent_wall"] / native_wall, 2),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

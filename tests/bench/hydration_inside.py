@@ -1,0 +1,114 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Hydrates one volume as the boot agent does, and one by systemd-clonesetup. Runs in the guest: python3 - DISK DISK."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+sys.path.insert(0, "/usr/lib/cvm-fde/agent.pyz")
+
+from cvm_fde.agent import volume_key
+from cvm_fde.agent.process import SubprocessRunner
+from cvm_fde.dm import clone
+from cvm_fde.dm.device import DeviceMapper
+from cvm_fde.dm.table import Linear
+from cvm_fde.luks2.area import read_area
+from cvm_fde.luks2.volume import attach_with_key, detach, format_volume
+
+#: Sectors: what is copied, and the place of systemd's record in its volume.
+SOURCE = 384 << 11
+RECORD = 16 << 11
+#: Seconds that one measurement takes at most.
+LIMIT = 180.0
+NAMES = clone.Names("bench-root", "bench-dest", "bench-meta")
+
+
+def volume(runner: SubprocessRunner, name: str, device: str) -> None:
+    """Make and open a volume of the root's kind."""
+    key = bytearray(os.urandom(96))
+    format_volume(runner, device, volume_key=key, temporary_key=volume_key.temporary(), uuid=str(uuid.uuid4()))
+    header = Path(f"/run/{name}.header")
+    header.unlink(missing_ok=True)
+    read_area(device).store(str(header))
+    attach_with_key(runner, name, device, header=str(header), volume_key=key)
+
+
+def sealed_partition() -> str:
+    """The image's root partition, named by the first half of the root hash."""
+    words = Path("/proc/cmdline").read_text().split()
+    root_hash = next(word.partition("=")[2] for word in words if word.startswith("roothash="))
+    half = root_hash[:32]
+    name = "-".join((half[:8], half[8:12], half[12:16], half[16:20], half[20:]))
+    return os.path.realpath(f"/dev/disk/by-partuuid/{name}")
+
+
+def rate(mapper: DeviceMapper, names: clone.Names) -> dict[str, float]:
+    """Watch a clone until it is complete, or for so long, and return how fast it went."""
+    first, begun = clone.status(mapper, names), time.monotonic()
+    while True:
+        time.sleep(0.2)
+        now, took = clone.status(mapper, names), time.monotonic() - begun
+        if now.complete or took > LIMIT:
+            break
+    done = (now.hydrated - first.hydrated) * now.region * 512
+    return {
+        "mb_per_second": round(done / took / 1e6, 2),
+        "mb": round(done / 1e6, 1),
+        "seconds": round(took, 1),
+        "region_kib": now.region // 2,
+        "complete": now.complete,
+    }
+
+
+def ours(runner: SubprocessRunner, mapper: DeviceMapper, device: str) -> dict[str, float]:
+    volume(runner, "bench", device)
+    state = clone.assemble(mapper, "bench", "bench-source", fresh=True, names=NAMES)
+    tuning = clone.tuning(state.total * state.region)
+    clone.hydrate(mapper, NAMES, threshold=tuning.threshold, batch=tuning.batch)
+    found = rate(mapper, NAMES)
+    clone.disassemble(mapper, NAMES)
+    detach(runner, "bench")
+    return found
+
+
+def systemds(runner: SubprocessRunner, mapper: DeviceMapper, device: str) -> dict[str, float]:
+    volume(runner, "bench2", device)
+    below = mapper.get("bench2")
+    size = sum(target.length for target in mapper.table("bench2"))
+    mapper.create("bench2-meta", (Linear(0, RECORD, below.number, 0),))
+    mapper.create("bench2-dest", (Linear(0, size - RECORD, below.number, RECORD),))
+    with open("/dev/mapper/bench2-meta", "wb", buffering=0) as record:
+        record.write(bytes(RECORD * 512))
+        os.fsync(record.fileno())
+    command = ["/usr/lib/systemd/systemd-clonesetup", "add", "bench2-root"]
+    command += [f"/dev/mapper/{name}" for name in ("bench-source", "bench2-dest", "bench2-meta")]
+    subprocess.run([*command, "region-size=4K"], check=True, stdout=subprocess.DEVNULL)
+    names = clone.Names("bench2-root", "bench2-dest", "bench2-meta")
+    found = rate(mapper, names)
+    clone.disassemble(mapper, names)
+    detach(runner, "bench2")
+    return found
+
+
+def main(first: str, second: str) -> None:
+    runner = SubprocessRunner()
+    mapper = DeviceMapper(runner)
+    stat = os.stat(sealed_partition())
+    number = f"{os.major(stat.st_rdev)}:{os.minor(stat.st_rdev)}"
+    mapper.create("bench-source", (Linear(0, SOURCE, number, 0),), read_only=True)
+    result = {
+        "cvm.fde": ours(runner, mapper, os.path.realpath(first)),
+        "systemd-clonesetup": systemds(runner, mapper, os.path.realpath(second)),
+    }
+    mapper.remove("bench-source")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
