@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears, hydrate
 from ansible_collections.cvm.fde.plugins.module_utils.dm import clone
 from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear, error
@@ -195,6 +200,110 @@ def test_a_complete_clone_becomes_linear_under_a_mounted_file_system_and_grows(m
     machine.halt()
     machine.boot()
     machine.runner.run(["e2fsck", "-fn", machine.mapper.get("fde-root").path])
+
+
+def test_programs_go_on_to_start_from_a_root_whose_mapping_is_exchanged(machine: Machine) -> None:
+    machine.boot(fresh=True)
+    mounted = machine.mount()
+    for name in ("bin", "lib64", "lib/x86_64-linux-gnu"):
+        (mounted / name).mkdir(parents=True)
+    linked = machine.runner.run(["ldd", "/usr/bin/dash", "/usr/bin/cat"]).stdout.decode()
+    files = {word for word in linked.split() if word.startswith("/") and not word.endswith(":")}
+    for file in {"/bin/dash", "/bin/cat", *files}:
+        shutil.copy(file, mounted / file.removeprefix("/usr").lstrip("/"))
+    machine.hydrate()
+    script = "while read -r line; do echo $(/bin/cat /etc) $line > /out; done"
+    user = subprocess.Popen(["chroot", str(mounted), "/bin/dash", "-c", script], stdin=subprocess.PIPE)
+    assert user.stdin is not None
+    for number in range(30):
+        if number == 10:
+            # Nothing of it is in memory any more: the next program has to come from the device.
+            Path("/proc/sys/vm/drop_caches").write_text("3")
+            clone.finish(machine.mapper)
+        user.stdin.write(f"{number}\n".encode())
+        user.stdin.flush()
+        limit = time.monotonic() + 60
+        while (mounted / "out").read_text().split()[-1:] != [str(number)] if (mounted / "out").exists() else True:
+            assert time.monotonic() < limit, f"no program starts any more ({number})"
+            time.sleep(0.02)
+    user.stdin.close()
+    assert user.wait(60) == 0
+    assert not machine.mapper.get("fde-root").suspended
+
+
+def test_copying_waits_while_the_root_is_used_and_nothing_written_is_lost(machine: Machine) -> None:
+    machine.boot(fresh=True)
+    mounted = machine.mount()
+    told: list[str] = []
+    stop = threading.Event()
+    written: dict[str, bytes] = {}
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set():
+            name, content = f"file{number % 40}", os.urandom(20_000)
+            with open(mounted / name, "wb") as file:
+                file.write(content)
+                os.fsync(file.fileno())
+            written[name] = content
+            number += 1
+
+    def status(line: str) -> None:
+        told.append(line)
+        if len([one for one in told if "waiting for users" in one]) >= 3:
+            stop.set()
+
+    user = threading.Thread(target=write)
+    user.start()
+    try:
+        state = hydrate(
+            machine.mapper, machine.runner, Ears(status, lambda _: None), mount_point=str(mounted), interval=0.3
+        )
+    finally:
+        stop.set()
+        user.join()
+    assert state is not None and state.complete
+    assert [line for line in told if "waiting for users" in line], "the writer was never noticed"
+    machine.runner.run(["umount", "/mnt"])
+    machine.halt()
+    machine.boot()
+    mounted = machine.mount()
+    assert {name: (mounted / name).read_bytes() for name in written} == written
+
+
+def test_a_copy_that_is_killed_goes_on_where_it_was(machine: Machine) -> None:
+    machine.boot(fresh=True)
+    mounted = machine.mount()
+    command = [sys.executable, "-c", KILLED]
+    for number in range(4):
+        before = clone.status(machine.mapper).hydrated
+        service = subprocess.Popen(command)
+        limit = time.monotonic() + 60
+        while service.poll() is None and clone.status(machine.mapper).hydrated < before + 1:
+            assert time.monotonic() < limit, "it does not begin"
+        service.kill()
+        service.wait()
+        clone.pause(machine.mapper)
+        (mounted / f"after{number}").write_bytes(b"kept" * 5000)
+    assert subprocess.run(command, timeout=120).returncode == 0
+    assert not clone.is_clone(machine.mapper)
+    for number in range(4):
+        assert (mounted / f"after{number}").read_bytes() == b"kept" * 5000
+    machine.halt()
+    machine.boot()
+    machine.runner.run(["e2fsck", "-fn", machine.mapper.get("fde-root").path])
+
+
+KILLED = """
+from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears, fill, hydrate, settle
+from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
+from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
+runner = SubprocessRunner()
+ears = Ears(print, print)
+hydrate(DeviceMapper(runner), runner, ears, mount_point="/mnt", interval=2)
+settle(DeviceMapper(runner), ears)
+fill(DeviceMapper(runner), ears, mount_point="/mnt")
+"""
 
 
 def test_an_emptied_record_of_what_was_copied_is_refused(machine: Machine) -> None:
