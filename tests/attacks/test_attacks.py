@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ INSIDE = Path(__file__).resolve().parent / "inside"
 
 
 @pytest.fixture(scope="session")
-def guests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> in_guest.Guests:
+def guests(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[in_guest.Guests]:
     if why := uml.missing():
         pytest.skip(why)
-    return in_guest.Guests(INSIDE, in_guest.chosen(request, "test_attack"), tmp_path_factory)
+    with in_guest.Guests(INSIDE, in_guest.chosen(request, "test_attack"), tmp_path_factory) as found:
+        yield found
 
 
 @pytest.mark.parametrize("function", list(in_guest.functions(INSIDE)))

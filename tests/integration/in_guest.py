@@ -9,8 +9,11 @@ The functions are found without importing their files, so that ``-k`` chooses wh
 from __future__ import annotations
 
 import ast
+import itertools
 import json
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +40,30 @@ def chosen(request: pytest.FixtureRequest, test: str) -> list[str]:
 
 
 class Guests:
-    """One guest for each file of tests: what a test leaves behind, or breaks, stays in its file."""
+    """One guest for each file of tests: what a test leaves behind, or breaks, stays in its file.
+
+    A guest has one processor, so as many run at once as the machine has. Leaving the context starts no more of them.
+    """
 
     def __init__(self, directory: Path, chosen: Sequence[str], temporary: pytest.TempPathFactory) -> None:
         self._directory = directory
-        self._chosen = chosen
-        self._temporary = temporary
-        self._results: dict[str, list[dict[str, Any]]] = {}
+        self._pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+        self._results = {
+            file: self._pool.submit(self._run, list(names), temporary.mktemp("exchange"))
+            for file, names in itertools.groupby(chosen, lambda name: name.split("::")[0])
+        }
+
+    def __enter__(self) -> Guests:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
     def results(self, file: str) -> list[dict[str, Any]]:
         """Return one record for each result of the file, and a last one with how its guest ended."""
-        if file not in self._results:
-            self._results[file] = self._run([name for name in self._chosen if name.split("::")[0] == file])
-        return self._results[file]
+        return self._results[file].result()
 
-    def _run(self, functions: Sequence[str]) -> list[dict[str, Any]]:
-        exchange = self._temporary.mktemp("exchange")
+    def _run(self, functions: Sequence[str], exchange: Path) -> list[dict[str, Any]]:
         argv = ["python3", "-m", "pytest", "-v", "-rN", "--tb=no", "--import-mode=importlib"]
         # The checkout is read-only in there, so nothing may want to keep notes in it.
         argv += ["-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
