@@ -93,16 +93,6 @@ def pcr11(sections: Mapping[str, bytes], bank: str = "sha256") -> dict[str, byte
     return values
 
 
-def policy_pcr(values: Mapping[int, bytes]) -> bytes:
-    """Return the policy digest of TPM2_PolicyPCR over these SHA-256 PCRs (0-23) in a fresh session."""
-    select = bytearray(3)
-    for pcr in values:
-        select[pcr // 8] |= 1 << pcr % 8
-    selection = struct.pack(">IHB", 1, TPM_ALG_SHA256, len(select)) + bytes(select)
-    digest = hashlib.sha256(b"".join(values[pcr] for pcr in sorted(values))).digest()
-    return hashlib.sha256(ZERO + struct.pack(">I", TPM_CC_POLICY_PCR) + selection + digest).digest()
-
-
 def measures_inner_kernel(stub: int, secure_boot: bool) -> bool:
     """Tell whether firmware measures the kernel in a UKI as well, whose stub is of this major version of systemd.
 

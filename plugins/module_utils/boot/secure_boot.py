@@ -136,32 +136,6 @@ def fingerprint(der: bytes) -> str:
     return hashlib.sha256(der).hexdigest()
 
 
-def key_fingerprint(spki: bytes, subject: str) -> str:
-    """Return the fingerprint that systemd writes beside a signed PCR policy (``pkfp``), in hexadecimal.
-
-    It is the SHA-256 of the key alone (for RSA the PKCS #1 RSAPublicKey), not of the SubjectPublicKeyInfo around it.
-    Source: systemd src/shared/crypto-util.c, pubkey_fingerprint().
-    """
-    body, rest = _der(spki, 0x30, subject)
-    _algorithm, bits = _der(body, 0x30, subject)
-    key, tail = _der(bits, 0x03, subject)
-    if rest or tail or key[:1] != b"\0":
-        raise FdeError(subject, "this is not a public key", "Name the right file")
-    return fingerprint(key[1:])
-
-
-def _der(content: bytes, tag: int, subject: str) -> tuple[bytes, bytes]:
-    """Return content and rest of a DER element with a length of at most two bytes."""
-    head = 2
-    length = content[1] if len(content) > 1 else 0
-    if length in (0x81, 0x82):
-        head += length - 0x80
-        length = int.from_bytes(content[2:head], "big")
-    if content[:1] != bytes([tag]) or length >= 0x10000 or head + length > len(content) or content[1] > 0x82:
-        raise FdeError(subject, "this is not a public key", "Name the right file")
-    return content[head : head + length], content[head + length :]
-
-
 def _not_lists(subject: str) -> FdeError:
     return FdeError(
         subject, "it does not hold EFI signature lists", "Give the variable's content without its attributes"

@@ -5,18 +5,16 @@
 
 from __future__ import annotations
 
-import binascii
 import hashlib
-import json
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Mapping, Sequence
+from typing import Mapping, Sequence
 
 from ..errors import FdeError
-from .pcr import MEASURED_SECTIONS, SIGNED_PHASE_PATHS, pcr11, policy_pcr
+from ..tpm.policy import PHASE_PCR, PolicyKey, pcr_policy, signed_policies
+from .pcr import MEASURED_SECTIONS, SIGNED_PHASE_PATHS, pcr11
 from .pe import PeImage, parse_pe
-from .secure_boot import key_fingerprint, read_der
 from .tools import STUB, Argument, File, Tools
 
 #: Stubs from here on start the kernel without firmware's help, so that PCR 4 does not depend on the inner kernel.
@@ -106,10 +104,9 @@ class Uki:
 
         Those that are signed for a purpose of systemd's own (``ref``) do not count: they release nothing of ours.
         """
-        key = key_fingerprint(read_der(self.sections.get(".pcrpkey", b""), "PUBLIC KEY", ".pcrpkey"), ".pcrpkey")
-        return frozenset(
-            entry["pol"] for entry in _signatures(self.sections.get(".pcrsig", b"")) if entry["pkfp"] == key
-        )
+        key = PolicyKey.from_pem(self.sections.get(".pcrpkey", b"").rstrip(b"\0"), ".pcrpkey")
+        policies = signed_policies(self.sections.get(".pcrsig", b"").rstrip(b"\0 \n"), ".pcrsig")
+        return frozenset(policy.digest.hex() for policy in policies if policy.pkfp == key.pkfp)
 
 
 def parse_uki(content: bytes, subject: str = "UKI", oldest: int = MIN_STUB) -> Uki:
@@ -135,26 +132,12 @@ def _stub_version(image: PeImage, subject: str) -> tuple[str, int]:
     return (found.group(1) + found.group(2)).decode("ascii", "replace"), int(found.group(1))
 
 
-def _signatures(content: bytes) -> list[dict[str, str]]:
-    """Return the entries of ``.pcrsig`` for PCR 11. Raises ``FdeError`` when it is not what systemd-measure writes."""
-    try:
-        entries: Any = json.loads(content.rstrip(b"\0 \n"))["sha256"]
-        wanted = [entry for entry in entries if entry["pcrs"] == [11] and not {"tbs", "ref"} & entry.keys()]
-        if any(not isinstance(entry[field], str) for entry in wanted for field in ("pkfp", "pol", "sig")):
-            raise TypeError
-        return wanted
-    except (ValueError, KeyError, TypeError, binascii.Error) as error:
-        raise FdeError(
-            ".pcrsig", "it does not hold signed PCR policies for SHA-256", "Build the image again"
-        ) from error
-
-
 def check(uki: Uki, certificate: bytes) -> None:
     """Check that what was built is what we predict: signed policies, their phases, and the signed Authenticode digest.
 
     Raises ``FdeError``: then our rules and those of systemd differ, and no manifest may be written.
     """
-    expected = frozenset(policy_pcr({11: uki.pcrs[path]}).hex() for path in SIGNED_PHASE_PATHS)
+    expected = frozenset(pcr_policy(PHASE_PCR, uki.pcrs[path]).hex() for path in SIGNED_PHASE_PATHS)
     if uki.signed_policies() != expected:
         raise FdeError(
             ".pcrsig", "the signed PCR 11 policies are not the predicted ones", "Use the tools of systemd 258 or later"

@@ -33,7 +33,6 @@ eQIDAQAB
 -----END PUBLIC KEY-----
 """
 #: The ``pkfp`` that systemd-measure (systemd 262) wrote for this key.
-FINGERPRINT = "2dfc371923cbc67ad8216bc91c5530ec2fb59000ccd6faa33069808e1351d268"
 VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 FW_VARS = shutil.which("virt-fw-vars", path=f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}")
 
@@ -107,15 +106,7 @@ def test_hostile_lists_raise_their_own_error(noise: bytes) -> None:
             continue
 
 
-def test_a_key_has_the_fingerprint_that_systemd_gives_it() -> None:
+def test_a_key_is_read_from_both_of_its_forms() -> None:
     der = secure_boot.read_der(PUBLIC_KEY, "PUBLIC KEY", "key")
     assert der == base64.b64decode(b"".join(PUBLIC_KEY.splitlines()[1:-1]))
     assert secure_boot.read_der(der, "PUBLIC KEY", "key") == der
-    assert secure_boot.key_fingerprint(der, "key") == FINGERPRINT
-
-
-@given(st.binary(max_size=64))
-def test_a_malformed_key_raises_its_own_error(noise: bytes) -> None:
-    for content in (noise, b"\x30" + noise, b"\x30\x82\xff\xff" + noise, b"\x30\x84" + noise):
-        with pytest.raises(FdeError):
-            secure_boot.key_fingerprint(content, "key")
