@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
-from ansible_collections.cvm.fde.tests.unit.plugins.conftest import authority, image, make_machine
+from ansible_collections.cvm.fde.tests.unit.plugins.conftest import (
+    authority,
+    endorsement_authority,
+    image,
+    make_machine,
+)
 
-__all__ = ["authority", "image", "make_machine"]
+__all__ = ["authority", "endorsement_authority", "image", "make_machine"]
