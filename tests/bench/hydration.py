@@ -1,35 +1,66 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How fast the image's root gets into the encrypted volume, beside systemd-clonesetup with its defaults, in one guest.
+"""How fast the root gets into the encrypted volume, beside systemd-clonesetup with its defaults, in one guest.
 
 As root, after ``make setup``, from the checkout::
 
-    python -m tests.bench.hydration         # results also go to build/bench/hydration.json
+    python -m tests.bench.hydration --guest uml     # User-mode Linux, disks in memory
+    python -m tests.bench.hydration --guest qemu    # the lab's guest
 
-Both clones have the same source, a part of the image's root partition, and volumes of the same kind (authenticated,
-with a journal) on disks of the same kind; one is measured after the other. The rate is that of regions that became
-hydrated, after what is copied at the start.
+Both clones have the same source (in the lab's guest a part of the image's root), and volumes of the same kind
+(authenticated, with a journal) on disks of the same kind; one is measured after the other. The rate is that of regions
+that became hydrated, after what is copied at the start.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+import tempfile
+from pathlib import Path
+from typing import Any
 
 from tests.bench.boot import BUILD, host
+from tests.integration import uml
 from tests.lab.disks import GIB, DataDisk
 from tests.lab.guest import Guest, boot
 from tests.lab.sealed import sealed_image
 
 INSIDE = __file__.replace(".py", "_inside.py")
-RESULTS = BUILD / "bench/hydration.json"
+RESULTS = BUILD / "bench"
 DISKS = (DataDisk(2 * GIB, serial="bench-1"), DataDisk(2 * GIB, serial="bench-2"))
 #: How many times faster the root's hydration is to be.
 BUDGET = 5
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="tests.bench.hydration", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--guest", choices=("uml", "qemu"), default="uml")
+    options = parser.parse_args()
+    before = host()
+    found = _in_uml() if options.guest == "uml" else _in_qemu()
+    ratio = round(found["cvm.fde"]["mb_per_second"] / found["systemd-clonesetup"]["mb_per_second"], 1)
+    result = {"guest": options.guest, "host": before, **found, "ratio": ratio, "budget": BUDGET}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"hydration-{options.guest}.json").write_text(json.dumps(result, indent=1))
+    print(json.dumps(result, indent=1))
+    return 0
+
+
+def _in_uml() -> dict[str, Any]:
+    tree = uml.tools_tree()
+    assert tree is not None, uml.missing()
+    with tempfile.TemporaryDirectory(prefix="fde-exchange-") as exchange:
+        done = uml.Guest(tree, limit=3600).run(["python3", INSIDE, "--memory"], exchange=Path(exchange))
+    if done.status != 0:
+        raise RuntimeError(done.output[-2000:])
+    found: dict[str, Any] = json.loads(done.output.splitlines()[-1])
+    return found
+
+
+def _in_qemu() -> dict[str, Any]:
     guest = Guest.create("bench-hydration", sealed_image().image, disks=DISKS)
     try:
         boot(guest)
@@ -37,15 +68,10 @@ def main() -> int:
         guest.ssh('while test -n "$(dmsetup status --target clone)"; do sleep 2; done', timeout=1800)
         with open(INSIDE, "rb") as file:
             command = f"python3 - {' '.join(disk.by_id for disk in DISKS)}"
-            found = json.loads(guest.ssh(command, stdin=file.read(), timeout=1800).stdout)
+            found: dict[str, Any] = json.loads(guest.ssh(command, stdin=file.read(), timeout=1800).stdout)
     finally:
         guest.delete()
-    ratio = round(found["cvm.fde"]["mb_per_second"] / found["systemd-clonesetup"]["mb_per_second"], 1)
-    result = {"host": host(), **found, "ratio": ratio, "budget": BUDGET}
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1))
-    print(json.dumps(result, indent=1))
-    return 0
+    return found
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Hydrates one volume as the boot agent does, and one by systemd-clonesetup. Runs in the guest: python3 - DISK DISK."""
+"""Hydrates one volume as the boot agent does, and one by systemd-clonesetup. Runs in a guest:
 
+python3 - DISK DISK            # a guest of the lab, its own image as the source
+python3 FILE --memory          # User-mode Linux, with disks in memory
+"""
+
+import importlib
 import json
 import os
 import subprocess
@@ -11,15 +16,20 @@ import time
 import uuid
 from pathlib import Path
 
-sys.path.insert(0, "/usr/lib/cvm-fde/agent.pyz")
+AGENT = "/usr/lib/cvm-fde/agent.pyz"
+sys.path.insert(0, AGENT)
+CORE = "cvm_fde" if Path(AGENT).exists() else "ansible_collections.cvm.fde.plugins.module_utils"
 
-from cvm_fde.agent import volume_key
-from cvm_fde.agent.process import SubprocessRunner
-from cvm_fde.dm import clone
-from cvm_fde.dm.device import DeviceMapper
-from cvm_fde.dm.table import Linear
-from cvm_fde.luks2.area import read_area
-from cvm_fde.luks2.volume import attach_with_key, detach, format_volume
+
+def core(name: str):
+    """A module of the agent as the guest has it, or of the checkout."""
+    return importlib.import_module(f"{CORE}.{name}")
+
+
+volume_key, clone, tables = core("agent.volume_key"), core("dm.clone"), core("dm.table")
+SubprocessRunner, DeviceMapper = core("agent.process").SubprocessRunner, core("dm.device").DeviceMapper
+read_area, volumes = core("luks2.area").read_area, core("luks2.volume")
+Linear = tables.Linear
 
 #: Sectors: what is copied, and the place of systemd's record in its volume.
 SOURCE = 384 << 11
@@ -32,11 +42,11 @@ NAMES = clone.Names("bench-root", "bench-dest", "bench-meta")
 def volume(runner: SubprocessRunner, name: str, device: str) -> None:
     """Make and open a volume of the root's kind."""
     key = bytearray(os.urandom(96))
-    format_volume(runner, device, volume_key=key, temporary_key=volume_key.temporary(), uuid=str(uuid.uuid4()))
+    volumes.format_volume(runner, device, volume_key=key, temporary_key=volume_key.temporary(), uuid=str(uuid.uuid4()))
     header = Path(f"/run/{name}.header")
     header.unlink(missing_ok=True)
     read_area(device).store(str(header))
-    attach_with_key(runner, name, device, header=str(header), volume_key=key)
+    volumes.attach_with_key(runner, name, device, header=str(header), volume_key=key)
 
 
 def sealed_partition() -> str:
@@ -73,7 +83,7 @@ def ours(runner: SubprocessRunner, mapper: DeviceMapper, device: str) -> dict[st
     clone.hydrate(mapper, NAMES, threshold=tuning.threshold, batch=tuning.batch)
     found = rate(mapper, NAMES)
     clone.disassemble(mapper, NAMES)
-    detach(runner, "bench")
+    volumes.detach(runner, "bench")
     return found
 
 
@@ -83,32 +93,48 @@ def systemds(runner: SubprocessRunner, mapper: DeviceMapper, device: str) -> dic
     size = sum(target.length for target in mapper.table("bench2"))
     mapper.create("bench2-meta", (Linear(0, RECORD, below.number, 0),))
     mapper.create("bench2-dest", (Linear(0, size - RECORD, below.number, RECORD),))
-    with open("/dev/mapper/bench2-meta", "wb", buffering=0) as record:
+    with open(mapper.get("bench2-meta").path, "wb", buffering=0) as record:
         record.write(bytes(RECORD * 512))
         os.fsync(record.fileno())
     command = ["/usr/lib/systemd/systemd-clonesetup", "add", "bench2-root"]
     command += [f"/dev/mapper/{name}" for name in ("bench-source", "bench2-dest", "bench2-meta")]
+    # The default, spelled out: without a word the program wants none at all.
     subprocess.run([*command, "region-size=4K"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["dmsetup", "mknodes"], check=True)
     names = clone.Names("bench2-root", "bench2-dest", "bench2-meta")
     found = rate(mapper, names)
     clone.disassemble(mapper, names)
-    detach(runner, "bench2")
+    volumes.detach(runner, "bench2")
     return found
 
 
-def main(first: str, second: str) -> None:
-    runner = SubprocessRunner()
+def in_memory(size: int) -> str:
+    """A loop device over a file in memory, of random content as far as a source needs it."""
+    path = Path(f"/tmp/bench-{time.monotonic_ns()}")
+    with path.open("wb") as file:
+        file.write(os.urandom(SOURCE * 512) if size == SOURCE * 512 else b"")
+        file.truncate(size)
+    return (
+        subprocess.run(["losetup", "--find", "--show", path], check=True, capture_output=True).stdout.decode().strip()
+    )
+
+
+def main(words: list[str]) -> None:
+    global SOURCE
+    runner = SubprocessRunner(environment={"DM_DISABLE_UDEV": "1"} if words == ["--memory"] else None)
     mapper = DeviceMapper(runner)
-    stat = os.stat(sealed_partition())
+    if words == ["--memory"]:
+        SOURCE = 128 << 11
+        source, first, second = in_memory(SOURCE * 512), in_memory(512 << 20), in_memory(512 << 20)
+    else:
+        source, first, second = sealed_partition(), *map(os.path.realpath, words)
+    stat = os.stat(source)
     number = f"{os.major(stat.st_rdev)}:{os.minor(stat.st_rdev)}"
     mapper.create("bench-source", (Linear(0, SOURCE, number, 0),), read_only=True)
-    result = {
-        "cvm.fde": ours(runner, mapper, os.path.realpath(first)),
-        "systemd-clonesetup": systemds(runner, mapper, os.path.realpath(second)),
-    }
+    result = {"cvm.fde": ours(runner, mapper, first), "systemd-clonesetup": systemds(runner, mapper, second)}
     mapper.remove("bench-source")
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])
