@@ -36,6 +36,10 @@ class MatrixError(Exception):
     """The matrix itself could not be made; it says nothing about the machine."""
 
 
+class Died(MatrixError):
+    """A guest hung or died: that can be what is tested."""
+
+
 def listed(recording: Path) -> Iterator[dict[str, Any]]:
     """Yield the cuts of a recording, each with what is known of its moment."""
     entries = tuple(log_writes.entries(recording / "log"))
@@ -101,7 +105,7 @@ def _replay(recording: Path, chosen: list[dict[str, Any]]) -> list[dict[str, Any
             ]
             try:
                 _guest(command, {recording: False, Path(name): True})
-            except MatrixError as error:
+            except Died as error:
                 # The machine that hung or died is the one under test: that cut is lost, the others go on.
                 found = _lines(results)
                 with results.open("a") as file:
@@ -126,7 +130,7 @@ def _guest(command: list[str], shares: dict[Path, bool]) -> None:
         try:
             outcome = guest.run(command, exchange=Path(exchange), echo=True)
         except uml.GuestError as error:
-            raise MatrixError(str(error)) from error
+            raise Died(str(error)) from error
     if outcome.status != 0:
         raise MatrixError(f"{' '.join(command)} ended with status {outcome.status}:\n{outcome.output[-4000:]}")
 
