@@ -260,7 +260,7 @@ def run(module: AnsibleModule, machine: Machine) -> None:
             volumes.confirm(machine, name, digest)
         module.exit_json(changed=False)
     wanted = wanted_volumes(module.params)
-    planned = volumes.plan_all(machine, wanted)
+    planned = volumes.plan_all(machine, wanted, foretelling=module.check_mode)
     steps = install(machine, module.params["agent"], module.check_mode) if needs_agent(wanted) else []
     reports = volumes.foretell(planned) if module.check_mode else volumes.apply_all(machine, planned)
     for report in reports:

@@ -88,7 +88,8 @@ def _header(device: Device, wanted: Wanted, pin: Optional[Pin], saved: Optional[
 
 
 def _mapping(machine: Machine, name: str, pin: Optional[Pin], device: Optional[Device]) -> Optional[MappingFound]:
-    mapping = machine.mapper.find(name)
+    # Nothing is open where there is no program to open it with.
+    mapping = machine.mapper.find(name) if machine.runner.find("dmsetup") is not None else None
     if mapping is None:
         return None
     problems = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from ..errors import FdeError
@@ -52,13 +52,20 @@ def exclusively(machine: Machine) -> Iterator[None]:
         os.close(descriptor)
 
 
-def plan_all(machine: Machine, volumes: Sequence[Wanted]) -> tuple[Planned, ...]:
-    """Return the plans of all volumes. Raises ``FdeError`` when one of them is refused."""
+def plan_all(machine: Machine, volumes: Sequence[Wanted], *, foretelling: bool = False) -> tuple[Planned, ...]:
+    """Return the plans of all volumes. Raises ``FdeError`` when one of them is refused.
+
+    When only ``foretelling``, what is not installed is no reason to refuse: it would be installed before.
+    """
     check_all(tuple(volumes))
     planned = []
     for wanted in volumes:
         found = probe(machine, wanted)
-        planned.append(Planned(wanted, found, plan(found, wanted)))
+        warning = None
+        if foretelling and found.missing:
+            warning = f"this system lacks {', '.join(found.missing)}"
+            found = replace(found, missing=())
+        planned.append(Planned(wanted, found, plan(found, wanted).with_warnings(warning)))
     return tuple(planned)
 
 
