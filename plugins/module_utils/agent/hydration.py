@@ -121,6 +121,8 @@ def settle(mapper: DeviceMapper, ears: Ears) -> None:
     if clone.is_clone(mapper):
         clone.finish(mapper)
         ears.log("the root is a plain encrypted volume now; the image is not needed any more")
+    # One that was killed in between left them behind.
+    clone.tidy(mapper)
 
 
 def fill(mapper: DeviceMapper, ears: Ears, *, mount_point: str = "/", mounts: str = "/proc/self/mounts") -> None:

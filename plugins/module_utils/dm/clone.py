@@ -236,8 +236,14 @@ def finish(mapper: DeviceMapper, names: Names = NAMES) -> None:
     mapper.swap(names.root, (lower,))
     if is_clone(mapper, names):
         raise FdeError(names.root, "it is a clone still", "Look at the kernel's log, then reboot")
+    tidy(mapper, names)
+
+
+def tidy(mapper: DeviceMapper, names: Names = NAMES) -> None:
+    """Remove the slices that a root which is no clone any more does not need; what is absent already is fine."""
     for name in (names.metadata, names.destination):
-        mapper.remove(name)
+        if mapper.find(name) is not None:
+            mapper.remove(name)
 
 
 def disassemble(mapper: DeviceMapper, names: Names = NAMES) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -271,45 +272,42 @@ def test_copying_waits_while_the_root_is_used_and_nothing_written_is_lost(machin
     assert {name: (mounted / name).read_bytes() for name in written} == written
 
 
-def test_a_copy_that_is_killed_goes_on_where_it_was(machine: Machine) -> None:
+def test_a_service_that_is_killed_before_any_of_its_steps_goes_on_where_it_was(machine: Machine) -> None:
     machine.boot(fresh=True)
     mounted = machine.mount()
-    command = [sys.executable, "-c", KILLED]
-    machine.runner.run(["fstrim", "/mnt"])
-    cut = 0
-    for number in range(4):
-        before = clone.status(machine.mapper).hydrated
-        service = subprocess.Popen(command)
-        limit = time.monotonic() + 60
-        while clone.status(machine.mapper).hydrated < before + 3:
-            assert time.monotonic() < limit, "it does not go on"
-        service.kill()
-        service.wait()
-        clone.pause(machine.mapper)
-        cut += not clone.status(machine.mapper).complete
-        (mounted / f"after{number}").write_bytes(b"kept" * 5000)
-    assert cut >= 2, "it was too fast to be cut off"
-    subprocess.run([sys.executable, "-c", WHOLE], timeout=120, check=True)
+    for step in range(1, 60):
+        ended = subprocess.run([sys.executable, "-c", SERVICE, str(step)], timeout=120)
+        (mounted / f"after{step}").write_bytes(b"kept" * 500)
+        assert not machine.mapper.get("fde-root").suspended
+        if ended.returncode == 0:
+            break
+        assert ended.returncode == -signal.SIGKILL
+    assert step > 8, "it has more steps than that"
     assert not clone.is_clone(machine.mapper)
-    for number in range(4):
-        assert (mounted / f"after{number}").read_bytes() == b"kept" * 5000
+    for number in range(1, step + 1):
+        assert (mounted / f"after{number}").read_bytes() == b"kept" * 500
     machine.halt()
     machine.boot()
     machine.runner.run(["e2fsck", "-fn", machine.mapper.get("fde-root").path])
 
 
-#: The service up to where everything is copied, one region at a time; and all of it.
-KILLED = """
+#: What the service does; it is killed before it starts a program for the time that it is told.
+SERVICE = """
+import os, signal, sys
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears, fill, hydrate, settle
 from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
-from ansible_collections.cvm.fde.plugins.module_utils.dm import clone
 from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
-runner = SubprocessRunner()
-ears = Ears(print, print)
-clone.tuning = lambda _size: clone.Tuning(clone.REGION, 1, 1)
-hydrate(DeviceMapper(runner), runner, ears, mount_point="/mnt", interval=0.2)
-"""
-WHOLE = f"""{KILLED}
+
+class Doomed(SubprocessRunner):
+    left = int(sys.argv[1])
+    def run(self, *words, **options):
+        self.left -= 1
+        if not self.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().run(*words, **options)
+
+runner, ears = Doomed(), Ears(print, print)
+hydrate(DeviceMapper(runner), runner, ears, mount_point="/mnt", interval=0.05)
 settle(DeviceMapper(runner), ears)
 fill(DeviceMapper(runner), ears, mount_point="/mnt")
 """
