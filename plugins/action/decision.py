@@ -9,17 +9,23 @@ from typing import Any, Optional
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from cryptography.hazmat.primitives import hashes
 
 from ..module_utils.agent.machine import VOLUME
-from ..plugin_utils.control_node import imported, told
+from ..plugin_utils.control_node import authorities_of, imported, small_file, told
 
 ARGUMENTS = {
     "ledger": {"type": "str", "required": True},
-    "decision": {"type": "str", "choices": ["approve-identity", "renew-volume", "retire-host"], "required": True},
+    "decision": {
+        "type": "str",
+        "choices": ["approve-identity", "renew-volume", "retire-host", "escrow-key"],
+        "required": True,
+    },
     "host": {"type": "str"},
     "key": {"type": "str", "no_log": False},
     "operator": {"type": "str", "required": True},
     "reason": {"type": "str", "required": True},
+    "certificates": {"type": "list", "elements": "path", "default": []},
 }
 
 
@@ -33,11 +39,14 @@ class ActionModule(ActionBase):
     def run(self, tmp: Optional[str] = None, task_vars: Optional[dict[str, Any]] = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
         del tmp
-        spec = {"argument_spec": ARGUMENTS, "required_if": [("decision", "approve-identity", ("key",))]}
+        required = [("decision", "approve-identity", ("key",)), ("decision", "escrow-key", ("key", "certificates"))]
+        spec = {"argument_spec": ARGUMENTS, "required_if": required}
         _validation, args = self.validate_argument_spec(**spec)
         host = str(args["host"] or (task_vars or {}).get("inventory_hostname"))
-        if args["key"] and args["decision"] != "approve-identity":
-            raise AnsibleActionFail("key: only the approval of an identity is about a key. Leave it out")
+        if args["key"] and args["decision"] not in ("approve-identity", "escrow-key"):
+            raise AnsibleActionFail("key: only the approval of an identity and escrow are about a key. Leave it out")
+        if args["certificates"] and args["decision"] != "escrow-key":
+            raise AnsibleActionFail("certificates: only escrow is about recipients. Leave them out")
         records, where = imported("ledger.records"), str(args["ledger"])
         with told():
             ledger = imported("ledger.ledger").Ledger(where if "://" in where else self._loader.path_dwim(where))
@@ -46,9 +55,9 @@ class ActionModule(ActionBase):
                 host,
                 action,
                 str(args["operator"]),
-                str(args["reason"]),
+                self._reason(args),
                 key=str(args["key"]).lower() if args["key"] else None,
-                volume=VOLUME if action is records.Action.RENEW_VOLUME else None,
+                volume=VOLUME if args["decision"] in ("renew-volume", "escrow-key") else None,
             )
             changed = not ledger.stands(decision)
             if changed and self._task.check_mode:
@@ -57,6 +66,14 @@ class ActionModule(ActionBase):
                 ledger.decide(decision)
             head = str(ledger.head())
         return {"changed": changed, "host": host, "head": head, "conflicts": _conflicts(ledger, host)}
+
+    def _reason(self, args: dict[str, Any]) -> str:
+        """Return why, and for escrow, who can open the envelope."""
+        if not args["certificates"]:
+            return str(args["reason"])
+        found = authorities_of(args["certificates"], lambda path: small_file(str(self._loader.path_dwim(str(path)))))
+        prints = sorted(certificate.fingerprint(hashes.SHA256()).hex() for certificate in found)
+        return f"{args['reason']}; certificates that open it: {', '.join(prints)}"
 
 
 def _conflicts(ledger: Any, host: str) -> list[str]:

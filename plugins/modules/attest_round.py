@@ -105,7 +105,7 @@ from typing import Any, Optional
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils.agent.evidence import TOKEN_TYPE
+from ..module_utils.agent.evidence import RECOVERY, TOKEN_TYPE
 from ..module_utils.agent.machine import Paths
 from ..module_utils.agent.partition import LABEL
 from ..module_utils.dm import clone
@@ -120,8 +120,6 @@ from ..module_utils.tpm.rounds import Request, Sources, encode_optional, evidenc
 
 #: The boot agent's copy of the header that the volume was opened with, and where the header lies.
 HEADERS = (str(Paths().header), f"/dev/disk/by-partlabel/{LABEL}")
-#: What the claims of a token say that a recovery left.
-RECOVERY = "volume-recovery"
 ARGUMENTS = {
     "round": {"type": "str", "choices": ["identity", "evidence"], "required": True},
     "nonce": {"type": "str"},

@@ -24,17 +24,20 @@ options:
       - With V(approve-identity), O(key) is this host's key and all its other keys are rejected. It settles a conflict
         of identity, and it is what the road V(first-use) of M(cvm.fde.attest) rests on.
       - With V(renew-volume), the volume of the host was really made anew, and its anchor may begin again.
+      - With V(escrow-key), a recovery key of the root volume was put into escrow. O(key) is the digest of its envelope,
+        as M(cvm.fde.root_recovery_key) returns it, and O(certificates) are those that open it.
       - With V(retire-host), the keys and anchors of the host count no more. Its name and its TPM can be used again.
     type: str
-    choices: [approve-identity, renew-volume, retire-host]
+    choices: [approve-identity, renew-volume, retire-host, escrow-key]
     required: true
   host:
     description: The host that is decided about. By default the host of the task.
     type: str
   key:
     description:
-      - The key to approve, as M(cvm.fde.attest) returns it (RV(cvm.fde.attest#module:keys.ek)). It must be one that the
-        host has shown.
+      - For V(escrow-key) the digest of the envelope.
+      - Otherwise the key to approve, as M(cvm.fde.attest) returns it (RV(cvm.fde.attest#module:keys.ek)). It must be
+        one that the host has shown.
       - Compare it with what the platform's control plane says before you approve it.
     type: str
   operator:
@@ -45,6 +48,12 @@ options:
     description: Why. It is recorded as it is given.
     type: str
     required: true
+  certificates:
+    description: For V(escrow-key), the files (PEM) on the control node whose keys open the envelope. Their fingerprints
+      join the recorded reason.
+    type: list
+    elements: path
+    default: []
 requirements:
   - SQLAlchemy >= 2.0 (on the control node)
 attributes:

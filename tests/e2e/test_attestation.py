@@ -5,21 +5,28 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.disk.gpt import ESP, read_table
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.event_log import parse as parse_log
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Result, Verdict
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import load_reference
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import PHASE_READY, load_reference
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS
 from ansible_collections.cvm.fde.plugins.plugin_utils.attestation import Attestation
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Ledger
 from ansible_collections.cvm.fde.tests.lab.ansible import LOCAL, inventory, playbook
 from ansible_collections.cvm.fde.tests.lab.guest import Guest
 from ansible_collections.cvm.fde.tests.lab.keys import keys
+from ansible_collections.cvm.fde.tests.lab.machine import secure_boot_contents
+from ansible_collections.cvm.fde.tests.lab.process import run
 from ansible_collections.cvm.fde.tests.lab.sealed import Sealed
 
 ASK = str(Path(__file__).with_name("ask.yml"))
@@ -85,3 +92,94 @@ def test_a_quote_from_the_other_guests_tpm_is_refused(fleet: list[Guest], ground
     result = claimed.judge(ask(fleet[1], {**other, "nonce": request["nonce"]}, tmp_path))
     assert result.verdict is Verdict.UNTRUSTED
     assert {"quote_signature", "credential_activation"} <= failed(result)
+
+
+# --- what a real guest's TPM holds, beside what its kernel image alone says
+
+
+@pytest.fixture(scope="module")
+def computed(sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the module ``reference_values`` computes from the kernel image on the sealed disk and the lab's variables."""
+    folder = tmp_path_factory.mktemp("computed")
+    with sealed.image.open("rb") as disk:
+        (esp,) = read_table(disk, sealed.image.stat().st_size, "the sealed image").of_type(ESP)
+    uki, dest = folder / "linux.efi", folder / "set.json"
+    run(["mcopy", "-i", f"{sealed.image}@@{esp.start}", "::/EFI/BOOT/BOOTX64.EFI", uki])
+    variables = [{"variable": name, "content": str(file)} for name, file in secure_boot_contents(keys()).items()]
+    play = [
+        {
+            "hosts": "localhost",
+            "gather_facts": False,
+            "tasks": [
+                {
+                    "cvm.fde.reference_values": {
+                        "uki": str(uki),
+                        "secure_boot_certificate": str(keys().certificate("db")),
+                        "secure_boot_variables": variables,
+                        "dest": str(dest),
+                        "key": str(keys().key("manifest")),
+                    }
+                }
+            ],
+        }
+    ]
+    book = folder / "play.json"
+    book.write_text(json.dumps(play))
+    playbook(str(book), inventory(folder / "hosts.json", {"here": {"localhost": LOCAL}}), log=folder / "play.log")
+    found: dict[str, Any] = json.loads(dest.read_text())
+    return found
+
+
+def test_a_guest_holds_what_its_kernel_image_alone_says(fleet: list[Guest], computed: dict[str, Any]) -> None:
+    script = "for p in 4 7 11 12 13 14; do echo $p $(cat /sys/class/tpm/tpm0/pcr-sha256/$p); done"
+    held = dict(line.lower().split() for line in fleet[0].ssh(script).stdout.splitlines())
+    expected = computed["pcrs"]["sha256"]
+    assert held.pop("11") == expected["11"][PHASE_READY]
+    assert {pcr: value in expected[pcr] for pcr, value in held.items()} == dict.fromkeys(held, True)
+
+
+def test_the_kernel_measured_the_command_line_and_initrd_that_its_image_alone_says(
+    fleet: list[Guest], computed: dict[str, Any]
+) -> None:
+    raw = fleet[0].ssh("base64 -w0 /sys/kernel/security/tpm0/binary_bios_measurements").stdout
+    log = parse_log(base64.b64decode(raw))
+    assert log is not None
+    assert log.values("sha256")[9].hex() == computed["pcrs"]["sha256"]["9"][0]
+
+
+def test_a_fleet_is_enrolled_with_its_recovery_keys_attested_and_audited(
+    fleet: list[Guest], sealed: Sealed, tmp_path: Path
+) -> None:
+    hosts = inventory(tmp_path / "hosts.json", {"fleet": {guest.name: guest.inventory() for guest in fleet}})
+    run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=escrow", "-days", "2"]
+        + ["-keyout", tmp_path / "escrow.key", "-out", tmp_path / "escrow.pem"]
+    )
+    policy = tmp_path / "policy.yml"
+    policy.write_text("version: 1\nname: lab\nfreshness: ledger\nvolume: {maximum_recoveries: 0}\n")
+    variables = {
+        **sealed.variables(),
+        "fde_ledger": str(tmp_path / "ledger.db"),
+        "fde_policy": str(policy),
+        "fde_report_path": str(tmp_path / "report.json"),
+    }
+    escrow = {"certificates": [str(tmp_path / "escrow.pem")], "directory": str(tmp_path / "escrow")}
+    enrolling = {**variables, "fde_create_ledger": True, "fde_escrow": escrow, "fde_operator": "lab"}
+    playbook("cvm.fde.enrol", hosts, enrolling, log=tmp_path / "enrol.log")
+    envelopes = sorted((tmp_path / "escrow").iterdir())
+    assert len(envelopes) == len(fleet)
+    key = ["-inkey", tmp_path / "escrow.key"]
+    assert "recovery" in run(["openssl", "cms", "-decrypt", "-inform", "DER", "-in", envelopes[0], *key])
+
+    playbook("cvm.fde.attest", hosts, variables, log=tmp_path / "attest.log")
+    found = json.loads((tmp_path / "report.json").read_text())["hosts"]
+    assert {host["verdict"] for host in found} == {"trusted"}
+    assert {host["freshness"] for host in found} == {"ledger"}
+    assert all(host["anchor"]["generation"] > 1 for host in found)
+
+    auditing = {**variables, "fde_manifest_keys": [str(keys().public("manifest"))]}
+    playbook("cvm.fde.audit", hosts, auditing, log=tmp_path / "audit.log")
+    ledger = Ledger(tmp_path / "ledger.db")
+    digests = {hashlib.sha256(envelope.read_bytes()).hexdigest() for envelope in envelopes}
+    recorded = {guest.name: ledger.escrowed(guest.name, "fde-crypt") for guest in fleet}
+    assert {entry.record.key for entry in recorded.values() if entry is not None} == digests

@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import AbstractSet, Callable, Generic, Iterator, Mapping, Optional, Sequence, TypeVar, Union
+from typing import AbstractSet, Callable, Generic, Iterator, Mapping, Optional, Sequence, TypeVar, Union, cast
 
 from sqlalchemy import Connection, Select, and_, func, or_, select
 
@@ -157,6 +157,20 @@ class Ledger:
             row = connection.execute(query.order_by(columns.sequence.desc()).limit(1)).mappings().one_or_none()
         return None if row is None else _entry(self.name, dict(row))
 
+    def escrowed(self, host: str, volume: str) -> Optional[Entry]:
+        """Return the record of the last recovery key of this volume that was put into escrow, if there is one."""
+        columns = entries.c
+        with self.database.reading() as connection:
+            query = select(entries).where(
+                columns.host == host,
+                columns.kind == Kind.DECISION.value,
+                columns.action == Action.ESCROW_KEY.value,
+                columns.volume == volume,
+                columns.sequence > _began(connection, host, volume),
+            )
+            row = connection.execute(query.order_by(columns.sequence.desc()).limit(1)).mappings().one_or_none()
+        return None if row is None else _entry(self.name, dict(row))
+
     def stands(self, decision: Decision) -> bool:
         """Tell whether deciding this would settle nothing, because the same was decided and still holds."""
         if decision.action is Action.APPROVE_IDENTITY:
@@ -165,6 +179,9 @@ class Ledger:
             settled = not any(conflict.host == decision.host for conflict in register.conflicts(decision.host))
             named = isinstance(record, Decision) and record.key == decision.key
             return named and settled and accepted is not None and accepted.key == decision.key
+        if decision.action is Action.ESCROW_KEY:
+            escrowed = self.escrowed(decision.host, str(decision.volume))
+            return escrowed is not None and cast(Decision, escrowed.record).key == decision.key
         query = select(entries).where(entries.c.host == decision.host).order_by(entries.c.sequence.desc()).limit(1)
         last = [entry.record for entry in self._page(query)]
         return any(isinstance(one, Decision) and one.action is decision.action for one in last)
@@ -338,7 +355,7 @@ class Ledger:
             hosts, keys = found_hosts, found_keys
 
     def _check_decision(self, connection: Connection, decision: Decision) -> None:
-        if decision.action is Action.RENEW_VOLUME:
+        if decision.action in (Action.RENEW_VOLUME, Action.ESCROW_KEY):
             known = entries.c.volume == decision.volume
             cause = f"no volume {decision.volume} of this host was ever recorded"
         else:

@@ -43,6 +43,7 @@ class Action(str, Enum):
     APPROVE_IDENTITY = "approve-identity"
     RENEW_VOLUME = "renew-volume"
     RETIRE_HOST = "retire-host"
+    ESCROW_KEY = "escrow-key"
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,10 @@ class Identity:
 
 @dataclass(frozen=True)
 class Decision:
-    """What an operator decided about a host: who, why, and about which key or volume."""
+    """What an operator decided about a host: who, why, and about which key or volume.
+
+    The ``key`` of a recovery key that was put into escrow is the digest of its envelope.
+    """
 
     host: str
     action: Action
@@ -145,10 +149,10 @@ class Decision:
         _text("reason", self.reason, REASON_LIMIT)
         _optional(_hex, "key", self.key)
         _optional(_text, "volume", self.volume)
-        if (self.key is not None) != (self.action is Action.APPROVE_IDENTITY):
-            raise ValueError("a key belongs to the approval of an identity, and only there")
-        if (self.volume is not None) != (self.action is Action.RENEW_VOLUME):
-            raise ValueError("a volume belongs to its renewal, and only there")
+        if (self.key is not None) != (self.action in (Action.APPROVE_IDENTITY, Action.ESCROW_KEY)):
+            raise ValueError("a key belongs to the approval of an identity or to escrow, and only there")
+        if (self.volume is not None) != (self.action in (Action.RENEW_VOLUME, Action.ESCROW_KEY)):
+            raise ValueError("a volume belongs to its renewal or to escrow, and only there")
 
 
 Record = Union[Attestation, Identity, Decision]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta, timezone
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.documents import DOCUMENT_LIMIT
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Conclusion, Ledger
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import (
@@ -226,3 +227,22 @@ def test_a_decision_stands_until_something_else_happens(ledger: Ledger) -> None:
     assert ledger.approval("web1") is None
     ledger.append(attested())
     assert not ledger.stands(retired)
+
+
+def test_a_recovery_key_in_escrow_is_recorded_once_until_another_takes_its_place(ledger: Ledger) -> None:
+    ledger.append(Attestation("web1", "trusted", "ek-certificate", volume="fde-crypt"))
+
+    def escrowed(digest: str) -> Decision:
+        return Decision("web1", Action.ESCROW_KEY, "ann", "kept as a file", key=digest, volume="fde-crypt")
+
+    first, second = escrowed("ab" * 32), escrowed("cd" * 32)
+    assert not ledger.stands(first)
+    ledger.decide(first)
+    assert ledger.stands(first) and not ledger.stands(second)
+    ledger.decide(second)
+    found = ledger.escrowed("web1", "fde-crypt")
+    assert found is not None and found.record == second
+    ledger.decide(Decision("web1", Action.RETIRE_HOST, "ann", "gone"))
+    assert ledger.escrowed("web1", "fde-crypt") is None
+    with pytest.raises(FdeError):
+        ledger.decide(first)
