@@ -99,12 +99,12 @@ def test_a_quote_from_the_other_guests_tpm_is_refused(fleet: list[Guest], ground
 
 @pytest.fixture(scope="module")
 def computed(sealed: Sealed, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the module ``reference_values`` computes from the kernel image on the sealed disk and the lab's variables."""
+    """What ``reference_values`` computes from the kernel image on the sealed disk and the lab's variables."""
     folder = tmp_path_factory.mktemp("computed")
     with sealed.image.open("rb") as disk:
         (esp,) = read_table(disk, sealed.image.stat().st_size, "the sealed image").of_type(ESP)
     uki, dest = folder / "linux.efi", folder / "set.json"
-    run(["mcopy", "-i", f"{sealed.image}@@{esp.start}", "::/EFI/BOOT/BOOTX64.EFI", uki])
+    run(["mcopy", "-i", f"{sealed.image}@@{esp.offset}", "::/EFI/BOOT/BOOTX64.EFI", uki])
     variables = [{"variable": name, "content": str(file)} for name, file in secure_boot_contents(keys()).items()]
     play = [
         {
