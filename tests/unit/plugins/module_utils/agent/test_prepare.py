@@ -11,9 +11,7 @@ import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent.capability import MODULES, STRATEGY_FILE, missing
 from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Strategy
 from ansible_collections.cvm.fde.plugins.module_utils.agent.prepare import (
-    REQUIREMENTS,
     Action,
-    Family,
     File,
     Found,
     Kernel,
@@ -25,6 +23,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.prepare import (
     plan,
     wanted,
 )
+from ansible_collections.cvm.fde.plugins.module_utils.agent.requirements import REQUIREMENTS, Family
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
 from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed
 
