@@ -20,7 +20,7 @@ from ansible_collections.cvm.fde.tests.lab.images import Layout
 from ansible_collections.cvm.fde.tests.lab.machine import Hardware
 from ansible_collections.cvm.fde.tests.lab.process import Background, LabError
 from ansible_collections.cvm.fde.tests.lab.serial import SerialLog, Silence
-from ansible_collections.cvm.fde.tests.lab.trees import variant
+from ansible_collections.cvm.fde.tests.lab.trees import copy_tree, variant
 
 WAITING = b"\r\x1b[K[   \x1b[0;31m*\x1b[0;1;31m*\x1b[0m] (1 of 2) Job dev-x.device/start running (25s / no limit)\r\n"
 
@@ -186,3 +186,11 @@ def test_nothing_is_deleted_that_is_mounted_in_a_folder(tmp_path: Path, monkeypa
     monkeypatch.setattr(cache, "_mount_points", lambda: [Path("/"), tmp_path])
     cache.remove(tmp_path / "tree")
     assert not (tmp_path / "tree").exists()
+
+
+def test_a_copy_of_a_linked_tree_is_no_link_to_it(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "base").symlink_to(tmp_path / "shared")
+    copy_tree(tmp_path / "base", tmp_path / "copy")
+    (tmp_path / "copy/file").write_text("mine")
+    assert not (tmp_path / "shared/file").exists()
