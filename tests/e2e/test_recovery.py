@@ -9,11 +9,13 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.cvm.fde.tests.lab.ansible import inventory, playbook
 from ansible_collections.cvm.fde.tests.lab.guest import Guest, boot
-from ansible_collections.cvm.fde.tests.lab.sealed import sealed_image
+from ansible_collections.cvm.fde.tests.lab.sealed import Sealed, sealed_image
 
 AGENT = "/usr/lib/cvm-fde/agent.pyz"
 PARTITION = "/dev/disk/by-partlabel/fde"
@@ -36,6 +38,7 @@ class Story:
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
     console: str = ""
     leaks: str = ""
+    report: dict[str, Any] = field(default_factory=dict)
 
     def tell(self, when: str) -> None:
         known = json.loads(self.guest.ssh(f"{AGENT} status").stdout)
@@ -49,9 +52,9 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story() -> Iterator[Story]:
-    guest = Guest("e2e-recovery")
-    Guest.create(guest.name, sealed_image(recovery="console").image)
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    guest, sealed = Guest("e2e-recovery"), sealed_image(recovery="console")
+    Guest.create(guest.name, sealed.image)
     told = Story(guest)
     try:
         boot(guest)
@@ -77,9 +80,20 @@ def story() -> Iterator[Story]:
         guest.wait_login()
         told.tell("recovered")
         told.leaks = guest.ssh("journalctl --no-pager -o cat; dmesg").stdout
+        told.report = attested(guest, sealed, tmp_path_factory.mktemp("report"))
         yield told
     finally:
         guest.power_off()
+
+
+def attested(guest: Guest, sealed: Sealed, folder: Path) -> dict[str, Any]:
+    """Return what the playbook ``attest`` reports of the guest; it fails unless the guest is trusted."""
+    hosts = inventory(folder / "hosts.json", {"fleet": {guest.name: guest.inventory()}})
+    variables = {**sealed.variables(), "fde_report_path": str(folder / "report.json")}
+    playbook("cvm.fde.attest", hosts, variables, log=folder / "attest.log")
+    [entry] = json.loads((folder / "report.json").read_text())["hosts"]
+    assert isinstance(entry, dict)
+    return entry
 
 
 def test_a_change_is_found_and_a_commit_makes_it_good(story: Story) -> None:
@@ -113,6 +127,11 @@ def test_a_recovered_guest_is_healthy_and_says_what_happened(story: Story) -> No
     assert story.known["recovered"]["refusal"]["code"] == "header-mismatch"
     assert story.known["recovered"]["problems"] == []
     assert story.guest.ssh("systemctl --failed --no-legend --plain").stdout == ""
+
+
+def test_the_control_node_trusts_the_recovered_guest_and_sees_that_it_was(story: Story) -> None:
+    assert story.report["verdict"] == "trusted"
+    assert (story.report["anchor"]["recoveries"], story.report["anchor"]["refusals"]) == (1, 1)
 
 
 def test_the_recovery_key_is_in_no_log(story: Story) -> None:

@@ -28,7 +28,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderAr
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.recovery_key import new_recovery_key
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Anchor
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
-from instance import Lab, PcrRunner, PowerCut, make_lab, run
+from instance import Lab, PcrRunner, PowerCut, make_lab, mounted, run
 from test_commit import SIGNATURES, cut_at
 
 KEY = bytes(new_recovery_key())
@@ -161,6 +161,24 @@ def test_a_header_that_was_not_committed_is_recovered(escrowed: Lab) -> None:
         told = evidence.found(read_area(escrowed.partition).header())[evidence.RECOVERY]
         assert (told.claims["code"], told.claims["recoveries"]) == ("header-mismatch", 1)
         assert told.claims["volume_key_id"] == after.volume_key_id.hex()
+
+
+def test_a_volume_whose_power_was_cut_while_it_was_written_is_opened_for_reading(escrowed: Lab) -> None:
+    """Its integrity journal holds what was not written in place yet; reading must not need to write that."""
+    copy = escrowed.directory / "cut"
+    with escrowed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with mounted() as root:
+            (root / "written").write_bytes(os.urandom(4 << 20))
+            os.sync()
+            run("cp", "--sparse=always", str(escrowed.image), str(copy))
+    run("mv", str(copy), str(escrowed.image))
+    clear(escrowed)
+    recovered(escrowed, Person([KEY]))
+    with escrowed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with mounted() as root:
+            assert (root / "written").stat().st_size == 4 << 20
 
 
 def test_a_volume_is_recovered_with_another_tpm_and_again(escrowed: Lab) -> None:
