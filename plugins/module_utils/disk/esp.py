@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 
 from ..boot.tools import File, Tools
+from ..luks2.profile import LAYOUT
 
 LABEL = "ESP"
 #: FAT32 has at least 65525 clusters; below this size mkfs.vfat would warn that firmware may take it for FAT16.
 MIN_SIZE = 64 << 20
-#: What the two tables and the directories take at most.
-OVERHEAD = 4 << 20
+#: What the two tables and the directories take at most, and beside the kernel image the copy of a LUKS2 header that the
+#: boot agent keeps there while the header is changed.
+OVERHEAD = (4 << 20) + LAYOUT.offset
 
 
 def make_esp(
