@@ -262,7 +262,7 @@ def test_the_tpm_alone_unlocks_the_volume_for_a_change(make: Callable[..., Volum
     assert volume.opens(volume.slots[0])
 
 
-def test_after_the_tpm_was_cleared_the_same_policy_is_enrolled_anew_by_the_recovery_key(
+def test_after_the_tpm_was_cleared_the_recovery_key_enrols_the_same_policy_anew(
     make: Callable[..., Volume], tpm: Tpm, tmp_path: Path
 ) -> None:
     volume = make()
