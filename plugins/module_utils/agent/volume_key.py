@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Iterator
 
 from ..errors import FdeError
-from ..luks2.secret import wipe
+from ..luks2.secret import random_secret, wipe
 
 #: aes-xts-plain64 with two 256-bit keys, then the key of hmac(sha256).
 SIZE = 64 + 32
@@ -55,4 +55,4 @@ def mixed(kernel: bytearray, tpm: bytearray, size: int = SIZE) -> bytes:
 
 def temporary() -> bytearray:
     """Return a random key for the keyslot that exists until the TPM's keyslot replaces it."""
-    return bytearray(os.getrandom(64))
+    return random_secret(64)
