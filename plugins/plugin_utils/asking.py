@@ -13,11 +13,13 @@ from ansible.plugins.action import ActionBase
 
 from .appraisal.documents import parse_json
 from .appraisal.errors import AppraisalError
-from .bounds import Late, end_children, memory_limit, time_limit
+from .bounds import Late, TooMuch, end_children, memory_limit, time_limit
 from .report import QUOTE_LIMIT, quoted
 
 #: Characters that a module may print. An honest answer has some 100 KiB.
 ANSWER_LIMIT = 4 * 1024 * 1024
+#: Characters that any other command may print, which Ansible looks for a Python by, for example, and repeats.
+COMMAND_LIMIT = 64 * 1024
 #: Bytes that a process may allocate while it asks. Ansible holds what a host prints several times over.
 MEMORY_LIMIT = 64 * 1024 * 1024
 #: Seconds for removing what is left on a host.
@@ -32,6 +34,7 @@ class AskingAction(ActionBase):  # type: ignore[misc]
     """Asks one host; ``deadline`` is when it must have answered everything, by the monotonic clock."""
 
     deadline = float("inf")
+    _room = ANSWER_LIMIT
 
     def ask(self, module: str, arguments: Mapping[str, Any], variables: dict[str, Any]) -> Any:
         """Return the ``answer`` of a module.
@@ -52,14 +55,32 @@ class AskingAction(ActionBase):  # type: ignore[misc]
                 return dict(self._execute_module(module_name=module, module_args=arguments, task_vars=variables))
         except Late:
             failure = Unanswered("it took longer than it was given")
-        except (MemoryError, RecursionError):
+        except (TooMuch, MemoryError, RecursionError):
             failure = AppraisalError("too-much", "the machine sent more than an answer can have")
         except AnsibleConnectionFailure as error:
             failure = AnsibleConnectionFailure(quoted(error))
-        except AnsibleError as error:
-            failure = Unanswered(quoted(error))
+        except (AnsibleError, AppraisalError) as error:
+            failure = error if isinstance(error, AppraisalError) else Unanswered(quoted(error))
+        except Exception as error:
+            # Ansible stumbles over output of another form than it thinks of; that is the host's doing, too.
+            failure = Unanswered(quoted(f"Ansible could not read what it printed ({type(error).__name__})"))
         end_children()
         raise failure
+
+    def _configure_module(self, *arguments: Any, **options: Any) -> Any:
+        """Prepare a module, which may take commands to find a Python for it."""
+        self._room = COMMAND_LIMIT
+        try:
+            return super()._configure_module(*arguments, **options)
+        finally:
+            self._room = ANSWER_LIMIT
+
+    def _low_level_execute_command(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Run a command; it is too much for the task if it prints more than it has room for."""
+        result: dict[str, Any] = super()._low_level_execute_command(*arguments, **options)
+        if len(result["stdout"]) + len(result["stderr"]) > self._room:
+            raise TooMuch
+        return result
 
     def _parse_returned_data(self, res: Mapping[str, Any], *_more: Any) -> dict[str, Any]:
         """Read a module's output strictly, in place of Ansible's reader, which repeats what surrounds the JSON as
@@ -73,7 +94,7 @@ class AskingAction(ActionBase):  # type: ignore[misc]
             with memory_limit(MEMORY_LIMIT), time_limit(CLEANUP_TIME):
                 super().cleanup(force)
                 return
-        except (Late, MemoryError, AnsibleConnectionFailure):
+        except (Late, TooMuch, MemoryError, AnsibleConnectionFailure):
             pass
         end_children()
 

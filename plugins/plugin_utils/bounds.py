@@ -25,6 +25,10 @@ class Late(BaseException):
     """The time is over. No ``Exception``, so that nobody on the way takes it for a failure to try again after."""
 
 
+class TooMuch(BaseException):
+    """There is more to read than is read. No ``Exception`` for the same reason."""
+
+
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """Raise ``Late`` in the block once ``seconds`` have passed. Only in a process's main thread.

@@ -126,8 +126,6 @@ class SshGuest:
             "ansible_ssh_private_key_file": str(self.key),
             "ansible_ssh_common_args": f"-o UserKnownHostsFile={known} -o StrictHostKeyChecking=yes",
             "ansible_python_interpreter": "/usr/bin/python3",
-            # Both Pythons see the module only on their standard input.
-            "ansible_pipelining": not self.command,
         }
         if self.machine:
             found["attest_tcti"] = f"swtpm:path={TPM}/tpm.sock"

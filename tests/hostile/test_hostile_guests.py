@@ -54,6 +54,8 @@ class Attack:
     endless: bool = False
     #: What the host runs in place of every command.
     command: str = ""
+    #: Whether Ansible is left to look for the host's Python.
+    looked_for: bool = False
 
 
 def printing(*answers: object) -> Callable[[dict[str, Any]], dict[str, bytes]]:
@@ -113,7 +115,7 @@ ATTACKS: dict[str, Attack] = {
     "large": Attack(
         f"cat > /dev/null; printf '{{\"answer\": \"'; head -c {5 * MIB} /dev/zero | tr '\\0' A; printf '\"}}'",
         "untrusted",
-        "the machine's answer is longer than 4194304 characters",
+        _MORE,
     ),
     "full": Attack(
         _RECORDED,
@@ -175,6 +177,13 @@ ATTACKS: dict[str, Attack] = {
     "dripping": Attack("cat > /dev/null; while printf ' '; do sleep 0.5; done", "unknown", _LATE, endless=True),
     # Every command, that is: also the one that makes a temporary folder.
     "shell": Attack("exit 1", "untrusted", _MORE, command="exec yes"),
+    "nowhere": Attack(
+        "exit 1",
+        "untrusted",
+        _MORE,
+        command="printf 'FOUND\\n/'; head -c 1000000 /dev/zero | tr '\\0' P; printf '\\nENDFOUND\\n'",
+        looked_for=True,
+    ),
     "unreachable": Attack(f"{_SHOUT}\nexit 255", "unknown", "the host could not be asked"),
 }
 
@@ -233,6 +242,9 @@ def attested(
     manifest, key = image.signed_manifest(folder)
     hosts = {name: guest.variables() for name, guest in fleet.items()}
     for name, attack in ATTACKS.items():
+        hosts[name]["fde_pipelining"] = attack.looked_for or not attack.command
+        if attack.looked_for:
+            hosts[name].pop("ansible_python_interpreter")
         hosts[name]["attest_timeout"] = PATIENCE if attack.endless else 240
     (folder / "inventory.json").write_text(json.dumps({"all": {"hosts": hosts}}))
     values = {
@@ -298,7 +310,7 @@ def test_a_hostile_host_is_refused_by_its_own_reason(attested: Attested, name: s
 def test_no_host_writes_on_the_operator_s_terminal(attested: Attested) -> None:
     assert "\x1b" not in attested.run.output
     assert "evil" not in attested.run.output
-    assert "U" * 1000 not in attested.run.output
+    assert all(letter * 1000 not in attested.run.output for letter in "UP")
     assert len(attested.run.output) < 100_000
 
 
