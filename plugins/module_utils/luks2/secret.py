@@ -15,9 +15,13 @@ from typing import Iterator
 
 
 def random_secret(size: int) -> bytearray:
-    """Return ``size`` bytes of the kernel's random generator; the caller wipes them."""
+    """Return ``size`` bytes of the kernel's random generator; the caller wipes them.
+
+    Unlike /dev/urandom, /dev/random waits at an early boot until the generator is seeded (random(4)); unlike
+    ``os.getrandom`` it can be read into memory that can be overwritten.
+    """
     secret = bytearray(size)
-    with open("/dev/urandom", "rb", buffering=0) as source:
+    with open("/dev/random", "rb", buffering=0) as source:
         if source.readinto(secret) != size:
             raise OSError("the kernel's random generator gave too little")
     return secret
