@@ -54,7 +54,6 @@ class Pin:
     next: Optional[str] = None
     volume_key_id: Optional[str] = None
     escrow: Optional[Escrow] = None
-    mount: Optional[str] = None
 
     @property
     def digests(self) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
     mapping = _mapping(machine, wanted.name, pin, device)
     below = [] if mapping is None else [mapping.path, f"/dev/mapper/{wanted.name}"]
     ready = pin is not None and pin.state is PinState.READY
+    try_keys &= (ready or wanted.adopt) and wanted.state not in (State.CLOSED, State.ERASED)
     return Found(
         device=device,
         pin=pin,
@@ -55,7 +56,7 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
         file_system=file_system.identify(runner, mapping.path) if mapping is not None and ready else None,
         mounts=file_system.mounts(runner, below) if mapping is not None else (),
         at_mount_point=None if wanted.mount is None else file_system.mounted_at(runner, wanted.mount.path),
-        credentials=_credentials(machine, wanted, header) if try_keys and (ready or wanted.adopt) else Credentials(),
+        credentials=_credentials(machine, wanted, header) if try_keys else Credentials(),
         differing_files=persistence.wanted_files(places, wanted.name, boot_entry(wanted, pin, device)).differing(
             places
         ),

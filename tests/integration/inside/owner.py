@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +20,10 @@ from ansible_collections.cvm.fde.plugins.module_utils.runner import Runner
 from ansible_collections.cvm.fde.plugins.module_utils.volume.file_system import journal_for, wipe_for
 from ansible_collections.cvm.fde.plugins.module_utils.volume.machine import Machine
 from ansible_collections.cvm.fde.plugins.module_utils.volume.places import Places
-from ansible_collections.cvm.fde.plugins.module_utils.volume.volumes import apply_all, plan_all
+from ansible_collections.cvm.fde.plugins.module_utils.volume.volumes import apply_all, confirm, plan_all
 from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import FileSystemType, Mount, State, Wanted
 
 NAME = "data"
-PASSPHRASE = "correct horse battery staple"
 
 
 def drop_caches() -> None:
@@ -65,10 +67,47 @@ class Owner:
             "format_options": older,
             "mount": Mount(str(self.mount_point)) if mounted else None,
             "unlock": (Tpm2(pcrs=(7,)),),
+            "boot": False,
             "tpm2_device": self.tcti,
         }
         return Wanted(device=device, file_system=kind, state=State(state), **{**defaults, **options})
 
-    def run(self, wanted: Wanted) -> Mapping[str, Any]:
-        """Plan and apply, and return the report."""
-        return apply_all(self.machine, plan_all(self.machine, [wanted]))[0]
+    def run(self, wanted: Wanted, announce: Callable[[str], None] = lambda _text: None) -> Mapping[str, Any]:
+        """Plan and apply, keep what is handed over, and return the report."""
+        machine = Machine(self.runner, Places(self.root), announce)
+        told = apply_all(machine, plan_all(machine, [wanted]))[0]
+        if told["handover"] is not None:
+            self.envelope.write_bytes(base64.b64decode(told["handover"]["content"]))
+            confirm(machine, wanted.name, hashlib.sha256(self.envelope.read_bytes()).hexdigest())
+        return told
+
+    @property
+    def envelope(self) -> Path:
+        return self.root / "recovery.cms"
+
+    @property
+    def recovery_key(self) -> str:
+        """The recovery key, as whoever has the private key gets it out of the envelope."""
+        key = str(self.root / "escrow.key")
+        argv = ["openssl", "cms", "-decrypt", "-inform", "DER", "-in", str(self.envelope), "-inkey", key]
+        return str(json.loads(self.runner.run(argv).stdout)["recovery_key"])
+
+    def certificate(self) -> bytes:
+        """Return the certificate to which recovery keys are encrypted, made at the first call."""
+        self.root.mkdir(exist_ok=True)
+        path = self.root / "escrow.pem"
+        if not path.exists():
+            self.runner.run(
+                [
+                    *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-noenc", "-subj", "/CN=escrow"),
+                    *("-keyout", str(self.root / "escrow.key"), "-out", str(path)),
+                ]
+            )
+        return path.read_bytes()
+
+    def cut_power(self) -> None:
+        """Close what is open without writing anything more, as far as device-mapper can."""
+        self.runner.run(["umount", "--lazy", str(self.mount_point)], ok=())
+        for name in (NAME, f"{NAME}_dif"):
+            self.runner.run(["dmsetup", "remove", "--noudevsync", "--retry", name], ok=())
+        drop_caches()
