@@ -125,7 +125,8 @@ def _guest(command: list[str], shares: dict[Path, bool]) -> None:
     tree = uml.tools_tree()
     assert tree is not None
     # "gpt" is a word of every sealed image's command line: the kernel may use the second copy of the partition table.
-    guest = uml.Guest(tree, shares=shares, limit=6 * 3600.0, words=("gpt",))
+    # A recording says nothing until it is complete.
+    guest = uml.Guest(tree, shares=shares, idle=900.0, limit=6 * 3600.0, words=("gpt",))
     with tempfile.TemporaryDirectory(prefix="fde-exchange-") as exchange:
         try:
             outcome = guest.run(command, exchange=Path(exchange), echo=True)
