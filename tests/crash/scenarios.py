@@ -51,7 +51,7 @@ FILES = {
     "counter": b"in the image the counter is at zero".ljust(4096),
     **{f"payload-{number}": _random.randbytes(2 * MIB) for number in range(5)},
 }
-CONTENT = instance.Content(FILES, disk=400 * MIB, root=24 * MIB)
+CONTENT = instance.Content(FILES, disk=560 * MIB, root=24 * MIB)
 
 
 class Outcome(str, Enum):
