@@ -188,93 +188,16 @@ EXAMPLES = r"""
 
 RETURN = r"""
 verdict:
-  description: What became of the machine.
+  description: What became of the machine. Everything else that M(cvm.fde.attest) returns is returned as well.
   returned: when the machine was asked
   type: str
   sample: trusted
-road:
-  description: How the attestation key came to be trusted, one of O(roads); V(none) when it did not.
-  returned: when the machine was asked
-  type: str
-  sample: ek-certificate
-checks:
-  description: Every check in the order of judgement, with its name, its status (passed, failed or unknown) and the
-    reason.
-  returned: when the machine was asked
-  type: list
-  elements: dict
-  sample: [{"name": "quote_nonce", "status": "passed", "reason": "it answers the nonce of this round"}]
-claims:
-  description: What the passed checks establish; what none of them does is null.
-  returned: when the machine was asked
-  type: dict
-  contains:
-    endorsement_key:
-      description: What the machine's TPM is known by, SHA-256 of its endorsement key's SubjectPublicKeyInfo.
-      type: str
-      returned: always
-    image:
-      description: Name of the image in its manifest.
-      type: str
-      returned: always
-    strategy:
-      description: How the root was assembled when the volume was made.
-      type: str
-      returned: always
-    root_hash:
-      description: Root hash of the image that the volume was made from.
-      type: str
-      returned: always
-    volume_key_id:
-      description: What the key of the volume is known by. It says nothing about the key itself.
-      type: str
-      returned: always
-    luks_uuid:
-      description: UUID of the volume.
-      type: str
-      returned: always
-    partition_uuid:
-      description: UUID of the partition of the volume.
-      type: str
-      returned: always
-    secure_boot:
-      description: Whether Secure Boot was on in this boot.
-      type: bool
-      returned: always
-    pcr_policy:
-      description: Fingerprint of the key whose policies can write the anchor.
-      type: str
-      returned: always
-    anchor:
-      description: What the TPM remembers about the volume, and whether that fits everything else.
-      type: dict
-      returned: always
 keys:
-  description:
-    - What the keys are known by that the machine proved to hold in one TPM, SHA-256 of the SubjectPublicKeyInfo. Null
-      when it proved nothing.
-    - That the TPM is a genuine one is what RV(road) says.
+  description: The keys that are known to the ledger from now on, as in RV(cvm.fde.attest#module:keys).
   returned: when the machine was asked
   type: dict
-  contains:
-    ek:
-      description: The endorsement key. It is what an operator approves with M(cvm.fde.decision).
-      type: str
-      returned: success
-    ak:
-      description: The attestation key.
-      type: str
-      returned: success
 report:
   description: The host's entry in the fleet's report, see C(docs/reference-report.md).
   returned: when the machine was asked
   type: dict
-evidence_file:
-  description: Where the evidence was kept on the control node.
-  returned: when O(evidence_dir) is given and the machine answered
-  type: str
-evidence_sha256:
-  description: SHA-256 of the kept evidence.
-  returned: when the machine answered
-  type: str
 """
