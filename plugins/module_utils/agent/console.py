@@ -45,7 +45,11 @@ def refuse(
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             content = {"code": code, "subject": error.subject, "cause": error.cause, "remedy": error.remedy}
             (directory / REFUSAL_FILE).write_text(json.dumps(content))
-        remember(code, error)
+        try:
+            remember(code, error)
+        except Exception as failure:
+            # Whatever keeps it from being remembered, it is measured.
+            _write(KERNEL_LOG, f"<3>cvm-fde: the refusal is not remembered: {failure!r}\n")
     try:
         runner.run(["systemd-pcrextend", f"cvm-fde:refused:{code}"])
     except FdeError as failure:
