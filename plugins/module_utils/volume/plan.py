@@ -80,7 +80,7 @@ def _erase(found: Found, wanted: Wanted) -> Iterator[Step]:
         if found.differing_files:
             yield Step(Action.CONFIGURE, ", ".join(found.differing_files))
         return
-    known = found.pin is not None and found.header is not None and _is_pinned(found, found.pin)
+    known = found.pin is not None and _is_pinned(found, found.pin)
     if not known and (wanted.force is None or wanted.force not in device.all_ids()):
         raise Refusal(
             "volume-has-data",
@@ -100,7 +100,8 @@ def _erase(found: Found, wanted: Wanted) -> Iterator[Step]:
 
 def _is_pinned(found: Found, pin: Pin) -> bool:
     """Whether the device holds what the pin is about; an unfinished or half-erased volume has no good header."""
-    assert found.header is not None
     if pin.state is not PinState.READY:
         return found.device is not None and own_leftovers(found, found.device, pin)
+    if found.header is None:
+        return False
     return found.header.uuid == pin.uuid or found.header.digest in pin.digests

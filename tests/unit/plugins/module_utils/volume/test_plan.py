@@ -321,6 +321,10 @@ def test_another_passphrase_replaces_the_old_one() -> None:
         (volume(header=header(FOREIGN, uuid=OTHER)), None, False),
         (volume(header=header(FOREIGN)), None, True),
         (volume(pin=PIN.having(state=PinState.ERASING), header=header(FOREIGN, uuid=None, defect="magic")), None, True),
+        (Found(replace(DEVICE, unknown_data=True), PIN.having(state=PinState.ERASING)), None, True),
+        (Found(replace(DEVICE, unknown_data=True), INITIALIZING), None, True),
+        (Found(replace(DEVICE, unknown_data=True), PIN), None, False),
+        (Found(SOMEBODYS, PIN.having(state=PinState.ERASING), header(FOREIGN, uuid=OTHER)), None, False),
     ],
 )
 def test_only_a_known_volume_is_erased(found: Found, force: Optional[str], allowed: bool) -> None:
