@@ -56,8 +56,8 @@ PCRLOCK_POLICY = "/var/lib/systemd/pcrlock.json"
 
 #: A recovery key is random and long: stretching would add nothing.
 _RECOVERY_STRETCHING = ("--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000")
-#: cryptsetup finds costs that take two seconds here, within what the policy allows.
-_PASSPHRASE_STRETCHING = ("--pbkdf", "argon2id", "--pbkdf-memory", str(1 << 20), "--pbkdf-parallel", "4")
+#: cryptsetup adds rounds until it takes two seconds here; what the policy allows is more.
+_PASSPHRASE_STRETCHING = ("--pbkdf", "argon2id", "--pbkdf-parallel", "4", "--pbkdf-memory")
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,16 @@ Credential = Union[ByKey, ByTpm]
 
 @dataclass(frozen=True)
 class Means:
-    """What a change needs besides the header: secrets of keyslots, the TPM, and the machine's pcrlock policy."""
+    """What a change needs besides the header: secrets of keyslots, the TPM, and the machine's pcrlock policy.
+
+    ``passphrase_memory`` is what stretching a passphrase may take at the most, in KiB; every unlocking takes as much.
+    """
 
     recovery: Optional[bytearray] = field(default=None, repr=False)
     passphrase: Optional[bytearray] = field(default=None, repr=False)
     tpm2_device: str = "auto"
     pcrlock_policy: str = PCRLOCK_POLICY
+    passphrase_memory: int = 1 << 20
 
     def secret(self, method: Optional[Method]) -> Optional[bytearray]:
         """The secret that belongs to a method; a TPM keyslot has none that anybody knows."""
@@ -169,7 +173,8 @@ def _add_secret(runner: Runner, path: str, method: Method, key: bytearray, means
     secret = means.secret(method)
     if not secret:
         raise ValueError("a new keyslot for a secret needs the secret")
-    stretching = _RECOVERY_STRETCHING if isinstance(method, Recovery) else _PASSPHRASE_STRETCHING
+    passphrase = (*_PASSPHRASE_STRETCHING, str(means.passphrase_memory))
+    stretching = _RECOVERY_STRETCHING if isinstance(method, Recovery) else passphrase
     with memory_file(key) as old, memory_file(secret) as new:
         runner.run(
             [

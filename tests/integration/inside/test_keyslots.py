@@ -115,7 +115,9 @@ def make(runner: Runner, disk: Callable[..., str], request: pytest.FixtureReques
         recorder, device = Recorder(runner), disk(SIZE)
         key, volume_key = bytearray(os.urandom(32)), bytearray(os.urandom(profile.volume_key_size))
         format_volume(recorder, device, volume_key=volume_key, temporary_key=key, uuid=UUID, profile=profile, **options)
-        means = Means(recovery=new_recovery_key(), passphrase=bytearray(b"correct horse battery"), tpm2_device=tcti)
+        secrets = {"recovery": new_recovery_key(), "passphrase": bytearray(b"correct horse battery")}
+        # A guest in user mode takes a second for every hundred MiB that it touches.
+        means = Means(**secrets, tpm2_device=tcti, passphrase_memory=64 << 10)
         return Volume(recorder, device, key, volume_key, means, profile)
 
     tcti = "auto"

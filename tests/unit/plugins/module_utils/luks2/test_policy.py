@@ -233,7 +233,7 @@ ATTACKS = {
     "a key derivation that needs 4 GiB": (lambda m: _argon2(m, memory=4 << 20), [Reason.KDF_COST]),
     "a key derivation that needs much time": (lambda m: _argon2(m, time=1 << 30), [Reason.KDF_COST]),
     "a key derivation that needs much memory and much time": (
-        lambda m: _argon2(m, memory=1 << 20, time=64),
+        lambda m: _argon2(m, memory=1 << 20, time=33),
         [Reason.KDF_COST],
     ),
     "a key derivation with a cost below zero": (
