@@ -156,8 +156,14 @@ def _is_of_recovery(token: dict[str, Any]) -> bool:
 
 
 def header_digest() -> Optional[str]:
-    """Return the digest of the header on the disk, or None where there is no volume."""
-    return read_area(HEADERS[1]).digest.hex() if os.path.exists(HEADERS[1]) else None
+    """Return the digest of the header on the disk, or None where there is none that can be read.
+
+    It is the machine's own word: an attestation does not fail for want of it.
+    """
+    try:
+        return read_area(HEADERS[1]).digest.hex() if os.path.exists(HEADERS[1]) else None
+    except FdeError:
+        return None
 
 
 def hydration(runner: Runner) -> Optional[dict[str, int]]:

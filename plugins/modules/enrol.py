@@ -48,7 +48,7 @@ options:
   endorsement_key:
     description:
       - The endorsement key that the machine is known by, as an earlier attestation returned it
-        (RV(claims.endorsement_key)). Its TPM Name, or the digest in that, is understood as well.
+        (RV(cvm.fde.attest#module:claims.endorsement_key)). Its TPM Name, or the digest in that, is understood as well.
       - Without it any machine of the same image with a TPM of the same authorities passes for this one.
     type: str
   policy:
