@@ -181,7 +181,14 @@ def authorized(esys: Any, key: PolicyKey, policies: Sequence[SignedPolicy]) -> I
                 "the image's key has signed no policy for its present value",
                 "This works only in the boot phases that the image was signed for",
             )
-        esys.policy_authorize(session, tss.TPM2B_DIGEST(current), tss.TPM2B_NAME(key.name), _ticket(esys, key, policy))
+        # By name: the order of these differs between versions 2 and 3 of tpm2-pytss.
+        esys.policy_authorize(
+            session,
+            approved_policy=tss.TPM2B_DIGEST(current),
+            policy_ref=tss.TPM2B_NONCE(),
+            key_sign=tss.TPM2B_NAME(key.name),
+            check_ticket=_ticket(esys, key, policy),
+        )
         esys.policy_pcr(session, tss.TPM2B_DIGEST(), selection_text({"sha256": BOUND_PCRS}))
         yield session
 
