@@ -6,23 +6,28 @@ what systemd does by itself for a first boot.
 
 As root, after ``make setup``, from the checkout::
 
-    python -m tests.bench.boot              # results also go to build/bench/boot.json
+    python -m tests.bench.boot --guest uml     # User-mode Linux: the processor's own speed, the agent alone
+    python -m tests.bench.boot --guest qemu    # the lab's guests: whole boots; without KVM emulated
 
-Two guests of the lab, one after the other: the general-purpose image, and the sealed one, booted twice. The agent's
-cost is what systemd's accounting says of its unit, with every program that it starts. In the sealed guest the same
+Results also go to ``build/bench/boot-GUEST.json``. In User-mode Linux the agent and systemd's programs work on disks in
+memory. In the lab there are two guests, one after the other: the general-purpose image, and the sealed one, booted
+twice. The agent's cost there is what systemd's accounting says of its unit, with every program that it starts; the same
 work is then done on a further disk by systemd alone: a partition of systemd-repart with ``Encrypt=tpm2``, opened by
 systemd-cryptsetup, and a clone by systemd-clonesetup.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.integration import uml
 from tests.lab.cache import BUILD
 from tests.lab.disks import GIB, DataDisk
 from tests.lab.guest import Guest, boot
@@ -33,22 +38,40 @@ from tests.lab.trees import run_in
 
 UNIT = "cvm-fde-boot.service"
 INSIDE = Path(__file__).with_name("boot_inside.py")
-RESULTS = BUILD / "bench/boot.json"
+RESULTS = BUILD / "bench"
 DISK = DataDisk(4 * GIB, serial="bench")
 #: Seconds, MB, and seconds that a first boot may take longer than the same system without the agent.
-BUDGET = {"agent_cpu": 1.0, "agent_memory": 64.0, "initrd": 10.0, "added": 10.0}
+BUDGET = {"cpu": 1.0, "memory": 64.0, "initrd": 10.0, "added": 10.0}
 _CLOCKS = ("InitRDTimestampMonotonic", "UserspaceTimestampMonotonic", "FinishTimestampMonotonic")
 
 
 def main() -> int:
-    result: dict[str, Any] = {"host": host(), "initrd": initrd()}
-    result["without_agent"] = _plain()
-    result.update(_sealed())
-    result["ratios"] = _ratios(result)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1))
+    parser = argparse.ArgumentParser(prog="tests.bench.boot", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--guest", choices=("uml", "qemu"), default="uml")
+    options = parser.parse_args()
+    result: dict[str, Any] = {"guest": options.guest, "host": host()}
+    if options.guest == "uml":
+        result.update(in_uml("tests.bench.boot_uml"))
+    else:
+        result |= {"initrd": initrd(), "without_agent": _plain(), **_sealed()}
+    result |= {"ratios": _ratios(result), "budget": BUDGET}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"boot-{options.guest}.json").write_text(json.dumps(result, indent=1))
     print(json.dumps(result, indent=1))
     return 0
+
+
+def in_uml(*words: str) -> dict[str, Any]:
+    """Run a module of the checkout, or a program, in User-mode Linux and return the JSON that it prints last."""
+    tree = uml.tools_tree()
+    assert tree is not None, uml.missing()
+    argv = ["python3", *(words if words[0].startswith("/") else ("-m", *words))]
+    with tempfile.TemporaryDirectory(prefix="fde-exchange-") as exchange:
+        done = uml.Guest(tree, limit=3600, idle=900).run(argv, exchange=Path(exchange))
+    if done.status != 0:
+        raise RuntimeError(done.output[-2000:])
+    found: dict[str, Any] = json.loads(done.output.splitlines()[-1])
+    return found
 
 
 def host() -> dict[str, Any]:
@@ -90,11 +113,11 @@ def _sealed() -> dict[str, Any]:
     guest = Guest.create("bench-sealed", sealed_image().image, disks=[DISK])
     try:
         boot(guest)
-        first = {**clocks(guest), **agent(guest)}
+        first = clocks(guest) | agent(guest)
         command = f"python3 - {DISK.by_id}"
         native = json.loads(guest.ssh(command, stdin=INSIDE.read_bytes(), timeout=1800).stdout)
         guest.reboot()
-        return {"first_boot": first, "later_boot": {**clocks(guest), **agent(guest)}, "native": native}
+        return {"first_boot": first, "later_boot": clocks(guest) | agent(guest), "native": native}
     finally:
         guest.delete()
 
@@ -118,9 +141,9 @@ def agent(guest: Guest) -> dict[str, float]:
     known = {name: int(value) if value.isdigit() else 0 for name, _, value in map(_parts, text.splitlines())}
     wall = known["ExecMainExitTimestampMonotonic"] - known["ExecMainStartTimestampMonotonic"]
     return {
-        "agent_cpu": round(known["CPUUsageNSec"] / 1e9, 2),
-        "agent_wall": round(wall / 1e6, 2),
-        "agent_memory": round(known["MemoryPeak"] / 1e6, 1),
+        "cpu": round(known["CPUUsageNSec"] / 1e9, 2),
+        "wall": round(wall / 1e6, 2),
+        "memory": round(known["MemoryPeak"] / 1e6, 1),
     }
 
 
@@ -131,15 +154,16 @@ def _parts(line: str) -> tuple[str, str, str]:
 def _ratios(result: dict[str, Any]) -> dict[str, float]:
     """Return each cost over that of its peer; nothing is asserted, other work on the machine counts too."""
     first, native = result["first_boot"], result["native"]
-    native_cpu, native_wall = (sum(step[kind] for step in native.values()) for kind in ("cpu", "wall"))
-    return {
-        "initrd with the agent / without": round(result["initrd"]["with"] / result["initrd"]["without"], 2),
-        "time in the initrd, first boot / without the agent": round(
-            first["initrd"] / result["without_agent"]["initrd"], 2
-        ),
-        "processor time of the agent's first boot / native": round(first["agent_cpu"] / native_cpu, 2),
-        "wall time of the agent's first boot / native": round(first["agent_wall"] / native_wall, 2),
+    ratios = {
+        f"{word} of the agent's first boot / native": first[kind] / sum(step[kind] for step in native.values())
+        for kind, word in (("cpu", "processor time"), ("wall", "wall time"))
     }
+    if "initrd" in result:
+        ratios["initrd with the agent / without"] = result["initrd"]["with"] / result["initrd"]["without"]
+        ratios["time in the initrd, first boot / without the agent"] = (
+            first["initrd"] / result["without_agent"]["initrd"]
+        )
+    return {name: round(value, 2) for name, value in ratios.items()}
 
 
 if __name__ == "__main__":

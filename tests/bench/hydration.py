@@ -18,18 +18,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from tests.bench.boot import BUILD, host
-from tests.integration import uml
+from tests.bench.boot import RESULTS, host, in_uml
 from tests.lab.disks import GIB, DataDisk
 from tests.lab.guest import Guest, boot
 from tests.lab.sealed import sealed_image
 
 INSIDE = __file__.replace(".py", "_inside.py")
-RESULTS = BUILD / "bench"
 DISKS = (DataDisk(2 * GIB, serial="bench-1"), DataDisk(2 * GIB, serial="bench-2"))
 #: How many times faster the root's hydration is to be.
 BUDGET = 5
@@ -40,24 +36,13 @@ def main() -> int:
     parser.add_argument("--guest", choices=("uml", "qemu"), default="uml")
     options = parser.parse_args()
     before = host()
-    found = _in_uml() if options.guest == "uml" else _in_qemu()
+    found = in_uml(INSIDE, "--memory") if options.guest == "uml" else _in_qemu()
     ratio = round(found["cvm.fde"]["mb_per_second"] / found["systemd-clonesetup"]["mb_per_second"], 1)
     result = {"guest": options.guest, "host": before, **found, "ratio": ratio, "budget": BUDGET}
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"hydration-{options.guest}.json").write_text(json.dumps(result, indent=1))
     print(json.dumps(result, indent=1))
     return 0
-
-
-def _in_uml() -> dict[str, Any]:
-    tree = uml.tools_tree()
-    assert tree is not None, uml.missing()
-    with tempfile.TemporaryDirectory(prefix="fde-exchange-") as exchange:
-        done = uml.Guest(tree, limit=3600).run(["python3", INSIDE, "--memory"], exchange=Path(exchange))
-    if done.status != 0:
-        raise RuntimeError(done.output[-2000:])
-    found: dict[str, Any] = json.loads(done.output.splitlines()[-1])
-    return found
 
 
 def _in_qemu() -> dict[str, Any]:
