@@ -1,0 +1,229 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Data volumes whose making, changing and erasing is interrupted, at every step and by disks that fail or are full."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Passphrase, Recovery
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT
+from ansible_collections.cvm.fde.plugins.module_utils.volume import boot
+from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import State, UnlockWith, Wanted
+from owner import NAME, Owner
+
+SIZE = 48 << 20
+
+
+class PowerCut(BaseException):
+    """Nothing may catch this, as nothing catches a power cut."""
+
+
+def cut_before(step: int) -> Callable[[str], None]:
+    """Return what ends a run before its step of that number, counted from 0."""
+    seen: list[str] = []
+
+    def announce(text: str) -> None:
+        seen.append(text)
+        if len(seen) > step:
+            raise PowerCut(text)
+
+    return announce
+
+
+def recoverable(owner: Owner, device: str, **options: Any) -> Wanted:
+    """Return a volume that a recovery key opens; nothing here depends on what opens it."""
+    defaults = {"unlock": (Recovery(),), "certificates": (owner.certificate(),), "profile": "confidential"}
+    return owner.wants(device, **{**defaults, **options})
+
+
+def pinned(owner: Owner) -> str:
+    """Return the state of the pin, ``nothing`` where there is none."""
+    path = owner.machine.places.pin(NAME)
+    return str(json.loads(path.read_text())["state"]) if path.exists() else "nothing"
+
+
+@pytest.fixture
+def alive(capsys: pytest.CaptureFixture[str]) -> Callable[[], None]:
+    """Show that a long test goes on: a guest that says nothing is taken to hang."""
+
+    def show() -> None:
+        with capsys.disabled():
+            print(".", end="", flush=True)
+
+    return show
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What would be left if the power failed before a step: the disk as it was flushed, and the pin."""
+
+    step: str
+    disk: bytes
+    pin: bytes
+
+    def restore(self, owner: Owner, device: str) -> None:
+        write(device, self.disk)
+        pin = owner.machine.places.pin(NAME)
+        pin.unlink(missing_ok=True)
+        if self.pin:
+            pin.write_bytes(self.pin)
+
+
+def watched(owner: Owner, device: str, wanted: Wanted) -> list[Moment]:
+    """Run, and return the moment before every step."""
+    backing = Path("/sys/block", Path(device).name, "loop/backing_file").read_text().strip()
+    pin = owner.machine.places.pin(NAME)
+    moments = []
+
+    def announce(text: str) -> None:
+        moments.append(Moment(text, Path(backing).read_bytes(), pin.read_bytes() if pin.exists() else b""))
+
+    owner.run(wanted, announce)
+    return moments
+
+
+def test_a_creation_whose_power_fails_before_any_step_is_made_anew(
+    owner: Owner, disk: Callable[..., str], alive: Callable[[], None]
+) -> None:
+    device = disk(SIZE)
+    wanted = recoverable(owner, device)
+    moments = watched(owner, device, wanted)
+    states = [str(json.loads(moment.pin)["state"]) if moment.pin else "nothing" for moment in moments]
+    assert states == ["nothing", *["initializing"] * 7, "ready"], [moment.step for moment in moments]
+    # The last one first: its recovery key is the one that was handed over last.
+    for moment in reversed(moments):
+        alive()
+        owner.cut_power()
+        moment.restore(owner, device)
+        again = owner.run(wanted) if moment is not moments[-1] else owner.run(opened_by_key(owner, wanted))
+        assert again["state"] == "mounted", moment.step
+        (owner.mount_point / "file").write_text("kept")
+
+
+def opened_by_key(owner: Owner, wanted: Wanted) -> Wanted:
+    return replace(wanted, unlock_with=UnlockWith(recovery_key=owner.recovery_key))
+
+
+def test_a_creation_that_is_killed_is_made_anew_though_everything_is_still_open(
+    owner: Owner, disk: Callable[..., str]
+) -> None:
+    device = disk(SIZE)
+    wanted = recoverable(owner, device)
+    for step in (5, 6, 7):
+        with pytest.raises(PowerCut):
+            owner.run(wanted, cut_before(step))
+        assert owner.machine.mapper.find(NAME) is not None and pinned(owner) == "initializing"
+        again = owner.run(wanted)
+        assert (again["steps"][0]["action"], again["state"]) == ("close", "mounted")
+        owner.cut_power()
+        write(device, bytes(SIZE))
+        owner.machine.places.pin(NAME).unlink()
+
+
+def test_a_change_of_keyslots_cut_before_any_step_loses_neither_data_nor_keys(
+    owner: Owner, disk: Callable[..., str], alive: Callable[[], None]
+) -> None:
+    device = disk(SIZE)
+    wanted = recoverable(owner, device)
+    owner.run(wanted)
+    (owner.mount_point / "file").write_text("kept")
+    key = UnlockWith(recovery_key=owner.recovery_key)
+    one = {"passphrase": "one passphrase", "unlock": (Recovery(), Passphrase())}
+    change = replace(wanted, **one, unlock_with=key)
+    for step in range(3):
+        alive()
+        with pytest.raises(PowerCut):
+            owner.run(change, cut_before(step))
+        owner.cut_power()
+        boot.header(owner.machine, NAME)
+        assert sorted(owner.run(change)["unlock"]) == ["passphrase", "recovery"]
+        assert (owner.mount_point / "file").read_text() == "kept"
+        assert not owner.machine.places.saved(NAME).exists()
+        assert owner.run(replace(wanted, unlock_with=key))["unlock"] == ["recovery"]
+
+
+def test_a_torn_header_is_finished_at_the_next_boot_or_run(owner: Owner, disk: Callable[..., str]) -> None:
+    device = disk(SIZE)
+    wanted = recoverable(owner, device)
+    owner.run(wanted)
+    key = UnlockWith(recovery_key=owner.recovery_key)
+    change = replace(wanted, passphrase="one passphrase", unlock=(Recovery(), Passphrase()), unlock_with=key)
+    before = read_area(device, LAYOUT.offset).content
+    with pytest.raises(PowerCut):
+        owner.run(change, cut_before(2))
+    owner.cut_power()
+    after = read_area(device, LAYOUT.offset).content
+    for torn in (after[:4096] + before[4096:], before[: LAYOUT.metadata_size] + after[LAYOUT.metadata_size :]):
+        write(device, torn)
+        boot.header(owner.machine, NAME)
+        assert read_area(device, LAYOUT.offset).content == after
+    write(device, bytes(4096) + after[4096:])
+    told = owner.run(change)
+    assert [step["action"] for step in told["steps"]] == ["redo", "open", "mount"]
+    assert read_area(device, LAYOUT.offset).content == after
+
+
+def write(device: str, content: bytes) -> None:
+    """Overwrite the beginning of a device."""
+    with open(device, "r+b", buffering=0) as file:
+        file.write(content)
+
+
+def test_an_erasure_whose_power_fails_before_any_step_is_finished(
+    owner: Owner, disk: Callable[..., str], alive: Callable[[], None]
+) -> None:
+    device = disk(SIZE)
+    wanted = recoverable(owner, device, boot=True)
+    owner.run(wanted)
+    erased = replace(wanted, state=State.ERASED)
+    moments = watched(owner, device, erased)
+    assert len(moments) == 7
+    for moment in moments:
+        alive()
+        moment.restore(owner, device)
+        if json.loads(moment.pin)["state"] == "erasing":
+            with pytest.raises(FdeError, match="was interrupted"):
+                owner.run(wanted)
+        assert owner.run(erased)["state"] == "absent", moment.step
+        left = any(Path(device).read_bytes()[: LAYOUT.offset])
+        assert not left
+        assert not owner.machine.places.pin(NAME).exists()
+
+
+def test_a_full_file_system_stops_before_anything_is_touched(owner: Owner, disk: Callable[..., str]) -> None:
+    device = disk(SIZE)
+    etc = owner.root / "etc"
+    etc.mkdir(parents=True)
+    wanted = recoverable(owner, device)
+    owner.runner.run(["mount", "-t", "tmpfs", "-o", "size=64k", "full", str(etc)])
+    try:
+        with pytest.raises(OSError, match="No space"), (etc / "filler").open("wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        with pytest.raises(FdeError, match="No space left"):
+            owner.run(wanted)
+        touched = any(Path(device).read_bytes())
+        assert not touched
+        (etc / "filler").unlink()
+        owner.run(wanted)
+        header = read_area(device, LAYOUT.offset).content
+        # The copy of the new header has no room.
+        key = UnlockWith(recovery_key=owner.recovery_key)
+        change = replace(wanted, passphrase="one passphrase", unlock=(Recovery(), Passphrase()), unlock_with=key)
+        with pytest.raises(FdeError, match="No space left"):
+            owner.run(change)
+        unchanged = read_area(device, LAYOUT.offset).content == header
+        assert unchanged
+        assert owner.run(wanted)["steps"] == []
+        owner.run(replace(wanted, state=State.ERASED))
+    finally:
+        owner.runner.run(["umount", str(etc)])
