@@ -9,11 +9,11 @@ from pathlib import Path
 
 from .process import run
 
-#: What the role ``volume`` installs where it is missing (apt needs minutes for it under emulation), and what asks what
-#: came of it: fio, tpm2-tools.
+#: What the role ``volume`` installs where it is missing (apt needs minutes for it under emulation), what Ansible's apt
+#: needs in check mode (python3-apt), and what asks what came of it (fio, tpm2-tools).
 PACKAGES = (
-    "btrfs-progs cryptsetup-bin dmsetup e2fsprogs fio kmod openssl systemd-cryptsetup tpm-udev tpm2-tools xfsprogs "
-    "libtss2-esys-3.0.2-0t64 libtss2-mu-4.0.1-0t64 libtss2-rc0t64 libtss2-tcti-device0t64"
+    "btrfs-progs cryptsetup-bin dmsetup e2fsprogs fio kmod openssl python3-apt systemd-cryptsetup tpm-udev "
+    "tpm2-tools xfsprogs libtss2-esys-3.0.2-0t64 libtss2-mu-4.0.1-0t64 libtss2-rc0t64 libtss2-tcti-device0t64"
 ).split()
 
 
