@@ -300,7 +300,9 @@ class Guest:
             done = subprocess.run(words, cwd=self.folder, input=stdin, capture_output=True, timeout=timeout)
         except subprocess.TimeoutExpired as error:
             raise GuestError(self, f"did not finish {command!r} within {timeout:.0f} s") from error
-        result = subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())
+        result = subprocess.CompletedProcess(
+            words, done.returncode, *(said.decode(errors="replace") for said in (done.stdout, done.stderr))
+        )
         if check and result.returncode:
             raise GuestError(self, f"ended {command!r} with {result.returncode}: {result.stdout}{result.stderr}")
         return result
