@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import Optional
 
 from ..dm.table import Other
@@ -112,5 +113,7 @@ def _announce(machine: Machine) -> None:
     """
     device = ROOTS[machine.configuration.strategy].device
     if device is not None and partition.udev_runs():
-        machine.runner.run(["udevadm", "trigger", "--action=change", device])
+        # The link below /dev/mapper is udev's own work, and may not be there yet; the kernel's node is.
+        node = machine.mapper.get(os.path.basename(device)).path
+        machine.runner.run(["udevadm", "trigger", "--action=change", node])
         machine.runner.run(["udevadm", "wait", "--timeout=600", "--settle", device])
