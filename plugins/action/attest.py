@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from ansible.errors import AnsibleActionFail
 
+from ..module_utils.errors import certain
 from ..plugin_utils.appraisal.case import Grounds
 from ..plugin_utils.appraisal.ear import attestation_result
 from ..plugin_utils.appraisal.errors import AppraisalError
@@ -195,9 +196,8 @@ class ActionModule(AskingAction):
         """Read what is judged by."""
 
         def approval() -> Optional[Approval]:
-            assert recorder is not None
             with told():
-                return _approval(recorder.ledger, host)
+                return _approval(certain(recorder).ledger, host)
 
         return Grounds(
             references=references_from(args, self._read),

@@ -8,6 +8,10 @@ Everything else that is raised is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+from typing import Optional, TypeVar
+
+_T = TypeVar("_T")
+
 
 class FdeError(Exception):
     """A failure that the user can act on.
@@ -32,3 +36,10 @@ class Refusal(FdeError):
     def __init__(self, code: str, subject: str, cause: str, remedy: str) -> None:
         super().__init__(subject, cause, remedy)
         self.code = code
+
+
+def certain(value: Optional[_T]) -> _T:
+    """Return a value that must be there by now; that it is not is a bug."""
+    if value is None:
+        raise AssertionError("a value is missing that an earlier step provides")
+    return value

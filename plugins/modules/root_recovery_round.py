@@ -99,7 +99,8 @@ ARGUMENTS = {
     "rotate": {"type": "bool", "default": False},
     "digest": {"type": "str", "default": ""},
 }
-MADE, ROTATED = "a recovery key is made and put into escrow", "the recovery key is replaced by a new one in escrow"
+MADE = "a recovery key is made and put into escrow"
+ROTATED = "the recovery key is replaced by a new one in escrow"
 
 
 def look(machine: Machine, rotate: bool) -> dict[str, object]:

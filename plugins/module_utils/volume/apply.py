@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Callable, Mapping, Optional
 
-from ..errors import FdeError
+from ..errors import FdeError, certain
 from ..luks2 import keyslots
 from ..luks2.area import HeaderArea, read_area
 from ..luks2.change import Draft, draft, redo, store
@@ -117,22 +117,19 @@ class _Work:
 
     @property
     def _node(self) -> str:
-        assert self._found.device is not None
-        return self._found.device.node
+        return certain(self._found.device).node
 
     def _save(self, pin: Pin) -> None:
         pins.save(self._machine.places.pin(pin.name), pin)
         self.pin = pin
 
     def _pinned(self) -> Pin:
-        assert self.pin is not None
-        return self.pin
+        return certain(self.pin)
 
     # Making
 
     def _pin(self, step: Step) -> None:
-        wanted, device = self._wanted, self._found.device
-        assert device is not None
+        wanted, device = self._wanted, certain(self._found.device)
         if step.subject == "erasing" and self.pin is not None:
             self._save(self.pin.having(state=PinState.ERASING))
             return
@@ -150,20 +147,18 @@ class _Work:
         )
 
     def _clear(self, _step: Step) -> None:
-        assert self._found.device is not None
-        erasure.clear(self._node, self._found.device.size)
+        erasure.clear(self._node, certain(self._found.device).size)
 
     def _format(self, _step: Step) -> None:
         wanted, pin = self._wanted, self._pinned()
-        self._new_draft(HeaderArea(self._node, bytes(LAYOUT.offset)))
-        assert self._draft is not None
+        made = self._new_draft(HeaderArea(self._node, bytes(LAYOUT.offset)))
         self._volume_key = self._scope.enter_context(fresh_volume_key(wanted.profile.volume_key_size, wanted))
         self._temporary_key = random_secret(64)
         self._scope.callback(wipe, self._temporary_key)
         format_volume(
             self._machine.runner,
             self._node,
-            header=self._draft.path,
+            header=made.path,
             volume_key=self._volume_key,
             temporary_key=self._temporary_key,
             uuid=pin.uuid,
@@ -188,16 +183,12 @@ class _Work:
     # Keyslots
 
     def _change_keyslots(self, step: Step) -> None:
-        assert step.keyslots is not None
-        made = self._draft is not None
         if self._draft is None:
-            assert self._area is not None
-            self._new_draft(self._area)
-        assert self._draft is not None
-        planned = step.keyslots
-        if made:
+            changed, planned = self._new_draft(certain(self._area)), certain(step.keyslots)
+        else:
             # The temporary keyslot goes when every other one is proven.
-            planned = plan_keyslots(enrolled(self._draft.area().header()), self._wanted.unlock)
+            changed = self._draft
+            planned = plan_keyslots(enrolled(changed.area().header()), self._wanted.unlock)
         with contextlib.ExitStack() as secrets:
             recovery = None
             if any(isinstance(method, keyslots.Recovery) for method in planned.adds):
@@ -205,7 +196,7 @@ class _Work:
                 secrets.callback(wipe, recovery)
             given = secrets.enter_context(means(self._wanted, recovery))
             unlock = secrets.enter_context(self._credential())
-            keyslots.change(self._machine.runner, self._draft.path, planned, unlock, given)
+            keyslots.change(self._machine.runner, changed.path, planned, unlock, given)
             if recovery is not None:
                 sealed = seal_recovery_key(self._machine.runner, self._wanted, self._pinned().uuid, recovery)
                 self.handover = Handover(sealed, fingerprint(sealed))
@@ -235,9 +226,8 @@ class _Work:
 
     def _store(self, _step: Step) -> None:
         """Pin the new header as the next one, keep a copy of it where there is one to lose, and write it."""
-        assert self._draft is not None
         pin, places = self._pinned(), self._machine.places
-        new = self._draft.area()
+        new = certain(self._draft).area()
         judge(new.header(), opening.expectation(pin)).require(self._node)
         if pin.state is PinState.READY:
             pins.write(places.saved(pin.name), new.content, 0o600)
@@ -257,24 +247,21 @@ class _Work:
     # What was interrupted
 
     def _redo(self, _step: Step) -> None:
-        assert self._area is not None
-        redo(self._node, self._area)
+        redo(self._node, certain(self._area))
         self._ready(_step)
 
     def _settle(self, _step: Step) -> None:
-        assert self._area is not None
         pins.forget(self._machine.places.saved(self._wanted.name))
-        self._save(self._pinned().having(current=self._area.digest.hex(), next=None))
+        self._save(self._pinned().having(current=certain(self._area).digest.hex(), next=None))
 
     def _adopt(self, _step: Step) -> None:
-        wanted, header, device = self._wanted, self._found.header, self._found.device
-        assert header is not None and header.uuid is not None and device is not None
+        wanted, header, device = self._wanted, certain(self._found.header), certain(self._found.device)
         pins.forget(self._machine.places.saved(wanted.name))
         old = self.pin
         self._save(
             Pin(
                 name=wanted.name,
-                uuid=header.uuid,
+                uuid=certain(header.uuid),
                 device=device.path,
                 state=PinState.READY,
                 profile=wanted.profile.name,
@@ -292,14 +279,12 @@ class _Work:
     def _open(self, _step: Step) -> None:
         wanted, pin, machine = self._wanted, self._pinned(), self._machine
         if self._volume_key is not None:
-            assert self._draft is not None
             attach_with_key(
                 machine.runner, wanted.name, self._node,
-                header=self._draft.path, volume_key=self._volume_key, journal=wanted.journal,
+                header=certain(self._draft).path, volume_key=self._volume_key, journal=wanted.journal,
             )  # fmt: skip
         else:
-            assert self._area is not None
-            header = str(opening.put_header(machine.places, wanted.name, self._area))
+            header = str(opening.put_header(machine.places, wanted.name, certain(self._area)))
             if self._found.credentials.by_tpm:
                 opening.attach(machine.runner, wanted, self._node, header, pin.volume_key_id)
             else:
@@ -313,7 +298,6 @@ class _Work:
 
     def _mount(self, _step: Step) -> None:
         wanted = self._wanted
-        assert wanted.mount is not None
         path = self._machine.mapper.get(wanted.name).path
         found = file_system.identify(self._machine.runner, path)
         if found is None or found.type != wanted.file_system.value:
@@ -322,7 +306,9 @@ class _Work:
                 f"it holds {'no file system' if found is None else found.type}, not {wanted.file_system.value}",
                 "Look at it by hand; nothing is made over it",
             )
-        file_system.mount(self._machine.runner, f"/dev/mapper/{wanted.name}", wanted.file_system.value, wanted.mount)
+        file_system.mount(
+            self._machine.runner, f"/dev/mapper/{wanted.name}", wanted.file_system.value, certain(wanted.mount)
+        )
 
     def _unmount(self, step: Step) -> None:
         file_system.unmount(self._machine.runner, step.subject)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Iterator
 
-from ..errors import FdeError, Refusal
+from ..errors import FdeError, Refusal, certain
 from ..luks2 import enrolment
 from ..luks2.method import Passphrase, Recovery, Tpm2
 from .device import Device
@@ -79,16 +79,16 @@ def _check_adoptable(found: Found, wanted: Wanted, device: Device) -> None:
 
 def _check_same(found: Found, wanted: Wanted) -> None:
     """Raise ``FdeError`` where something is wanted that only a new volume can have."""
-    assert found.pin is not None and found.device is not None
-    if found.device.size < found.pin.size:
+    pin, device = certain(found.pin), certain(found.device)
+    if device.size < pin.size:
         raise Refusal(
-            "device-shrunk", wanted.device, f"it had {found.pin.size} bytes and has {found.device.size}",
+            "device-shrunk", wanted.device, f"it had {pin.size} bytes and has {device.size}",
             "Attach the right disk",
         )  # fmt: skip
     for what, is_now, is_wanted in (
-        ("profile", found.pin.profile, wanted.profile.name),
-        ("journal", found.pin.journal, wanted.journal),
-        ("file system", found.pin.file_system, wanted.file_system.value),
+        ("profile", pin.profile, wanted.profile.name),
+        ("journal", pin.journal, wanted.journal),
+        ("file system", pin.file_system, wanted.file_system.value),
     ):
         if is_now != is_wanted:
             raise FdeError(
@@ -109,9 +109,9 @@ def _settle(found: Found, wanted: Wanted, adopting: bool) -> Iterator[Step]:
 
 
 def _keyslots(found: Found, wanted: Wanted, device: Device) -> Iterator[Step]:
-    assert found.header is not None
-    dead = [one.keyslot for one in found.header.enrolled if stale(found, wanted, one)]
-    planned = enrolment.plan(found.header.enrolled, wanted.unlock, dead)
+    header = certain(found.header)
+    dead = [one.keyslot for one in header.enrolled if stale(found, wanted, one)]
+    planned = enrolment.plan(header.enrolled, wanted.unlock, dead)
     if not planned.changes:
         return
     if not found.credentials.authority:

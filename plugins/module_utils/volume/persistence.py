@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
 
-from ..errors import FdeError
+from ..errors import FdeError, certain
 from . import pin as pins
 from .places import AGENT, Places
 from .wanted import Mount
@@ -160,12 +160,12 @@ def _is_fstab_line(fields: list[str], name: str) -> bool:
 
 
 def _check_mount_point(fstab: str, entry: BootEntry) -> None:
-    assert entry.mount is not None
+    mount = certain(entry.mount)
     for line in fstab.splitlines():
         fields = line.split("#")[0].split()
-        if len(fields) > 1 and fields[1] == entry.mount.path and fields[0] != f"/dev/mapper/{entry.name}":
+        if len(fields) > 1 and fields[1] == mount.path and fields[0] != f"/dev/mapper/{entry.name}":
             raise FdeError(
-                "/etc/fstab", f"it mounts {fields[0]} at {entry.mount.path}", "Remove that line, or mount elsewhere"
+                "/etc/fstab", f"it mounts {fields[0]} at {mount.path}", "Remove that line, or mount elsewhere"
             )
 
 

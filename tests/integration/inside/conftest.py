@@ -50,15 +50,22 @@ def runner() -> SubprocessRunner:
     return SubprocessRunner()
 
 
+def _is_empty_after_removal(runner: SubprocessRunner) -> bool:
+    """Remove every device that nothing holds, a layer of the stacks at a time, and tell whether none is left."""
+    for _layer in range(8):
+        if runner.run(["dmsetup", "ls"]).stdout == b"No devices found\n":
+            return True
+        runner.run(["dmsetup", "remove_all"], ok=())
+    return runner.run(["dmsetup", "ls"]).stdout == b"No devices found\n"
+
+
 @pytest.fixture
 def mapper(runner: SubprocessRunner) -> Iterator[DeviceMapper]:
     """All of device-mapper, emptied after the test from the top of every stack down."""
     yield DeviceMapper(runner)
     runner.run(["umount", "--all", "--types", "ext4,xfs,btrfs"], ok=())
     runner.run(["dmsetup", "remove_all", "--force"], ok=())
-    for _layer in range(8):
-        runner.run(["dmsetup", "remove_all"], ok=())
-    assert runner.run(["dmsetup", "ls"]).stdout == b"No devices found\n"
+    assert _is_empty_after_removal(runner)
 
 
 @pytest.fixture
@@ -77,8 +84,7 @@ def disk(runner: SubprocessRunner, mapper: DeviceMapper, tmp_path: Path) -> Iter
     yield make
     # The mapper's own end comes later, but nothing may hold a loop device that is to be removed.
     runner.run(["umount", "--all", "--types", "ext4,xfs,btrfs"], ok=())
-    for _layer in range(8):
-        runner.run(["dmsetup", "remove_all"], ok=())
+    _is_empty_after_removal(runner)
     for loop in loops:
         runner.run(["losetup", "--detach", loop])
     # Memory is scarce in there, and pytest keeps the directories of its last tests.
