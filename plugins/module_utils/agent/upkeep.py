@@ -48,7 +48,12 @@ def finish(machine: Machine, ears: Ears, mount_point: str = "/") -> None:
     except FdeError as error:
         # The next boot finds the record complete and says so itself.
         log(f"{_WARNING}the anchor does not know yet that the root is complete: {error}")
-    fill(mapper, ears, mount_point=mount_point)
+    try:
+        fill(mapper, ears, mount_point=mount_point)
+    except FdeError as error:
+        # The root is complete as it is; it is tried again at the next boot.
+        log(f"{_WARNING}{error}")
+        return
     ears.status("the root fills its encrypted volume")
 
 

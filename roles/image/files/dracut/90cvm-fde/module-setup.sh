@@ -76,6 +76,15 @@ install() {
     inst_rules 10-dm.rules 13-dm-disk.rules 55-dm.rules 60-persistent-storage-dm.rules 95-dm-notify.rules \
         60-tpm-udev.rules 60-tpm2-id.rules 90-tpm.rules
     inst_simple "$moddir"/cvm-fde.rules "$(_rules_path)"
+    _install_dependencies
+}
+
+# What the shared objects need that were installed by now: dracut 106 (Debian 13) looks at the needs of programs alone.
+_install_dependencies() {
+    local -a _libraries
+    mapfile -t _libraries < <(find "$initdir" -type f -name '*.so*' -exec ldd {} + 2> /dev/null \
+        | sed -n 's/.*=> \(\/[^ ]*\) (.*/\1/p' | sort -u)
+    inst_multiple "${_libraries[@]}"
 }
 
 # systemd's own measurements: boot phases, the separator, the socket by which other programs measure.
