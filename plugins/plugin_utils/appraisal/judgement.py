@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Callable, Mapping, Optional, Sequence, TypeVar
 
-from .case import Case, Challenge, Grounds
+from .case import EPHEMERAL, Case, Challenge, Grounds
 from .errors import AppraisalError, Undecided
 from .evidence import Evidence, Identity
 from .policy import Freshness, Policy
@@ -201,8 +201,8 @@ def _claims(case: Case, passed: frozenset[str]) -> dict[str, object]:
         "attestation_key": digest(case.attestation.key) if quoting else None,
         "image": case.reference.name if passed >= {"pcr_11", "quote_nonce"} else None,
         "made_by": case.origin.name if passed >= {"evidence_phase", "evidence_claims"} else None,
-        "strategy": claims.strategy if claims else None,
-        "root_hash": claims.root_hash if claims and "evidence_image" in passed else None,
+        "strategy": claims.strategy if claims else EPHEMERAL if "no_volume" in passed else None,
+        "root_hash": _root_hash(case, passed),
         "volume_key_id": claims.volume_key_id.hex() if claims and "volume_key" in passed else None,
         "luks_uuid": claims.luks_uuid if claims else None,
         "partition_uuid": claims.partition_uuid if claims else None,
@@ -218,6 +218,13 @@ def _claims(case: Case, passed: frozenset[str]) -> dict[str, object]:
             "matches": passed >= {"anchor_policy", "anchor_state", "evidence_anchor", "volume_key"},
         },
     }
+
+
+def _root_hash(case: Case, passed: frozenset[str]) -> Optional[str]:
+    """Return the root that the volume was made from, or of an ephemeral machine, the one of the image that runs."""
+    if case.ephemeral:
+        return case.reference.root_hash if passed >= {"no_volume", "pcr_11", "quote_nonce"} else None
+    return case.creation.claims.root_hash if passed >= {"evidence_claims", "evidence_phase", "evidence_image"} else None
 
 
 def _keys(case: Case, passed: frozenset[str]) -> Optional[Keys]:

@@ -659,6 +659,7 @@ def test_an_ephemeral_machine_is_trusted_by_what_it_booted(
     assert result.verdict is Verdict.TRUSTED
     assert result.freshness is Freshness.DATA
     assert result.claims["volume_key_id"] is None
+    assert (result.claims["strategy"], result.claims["root_hash"]) == ("ephemeral", image.root_hash)
 
 
 def test_the_result_has_a_status_for_each_part_and_names_the_policy(good: Answers) -> None:
