@@ -12,9 +12,12 @@ HOST_PYTHON := $(firstword $(foreach name,python3 python3.14 python3.13 python3.
 	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 
 # What 'make test' is made of, in this order: the quick parts first.
-PARTS := lint sanity unit integration attacks crash hostile e2e
+PARTS := lint sanity unit integration attacks hostile e2e
 
-.PHONY: help setup demo test clean crash-matrix fuzz $(PARTS)
+# The whole boots among them.
+BOOTS := tests/e2e/test_attestation.py tests/e2e/test_disk.py
+
+.PHONY: help setup demo test more-e2e crash clean crash-matrix fuzz $(PARTS)
 
 help: ## say what there is
 	@sed -n 's/^\([a-z0-9-]*\):.* ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -61,8 +64,11 @@ fuzz: setup ## fuzz every parser of what strangers send (FUZZ_SECONDS each, 60)
 hostile: setup ## attest ssh hosts that flood, stall, lie and replay
 	$(SUDO) $(PYTEST) tests/hostile
 
-e2e: setup ## test whole boots in QEMU
-	$(SUDO) $(PYTEST) tests/e2e
+e2e: setup ## test whole boots in QEMU: two instances, their attestation, and changed disks
+	$(SUDO) $(PYTEST) $(BOOTS)
+
+more-e2e: setup ## test more whole boots: every strategy, recovery, the end of a clone (half an hour)
+	$(SUDO) $(PYTEST) $(filter-out $(BOOTS),$(wildcard tests/e2e/test_*.py))
 
 clean: ## stop the guests and delete everything that was built
 	@test ! -x $(PYTHON) || $(LAB) down --delete
