@@ -80,9 +80,11 @@ class _Direct:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        os.fsync(self._descriptor)
-        os.close(self._descriptor)
-        self._buffer.close()
+        try:
+            os.fsync(self._descriptor)
+        finally:
+            os.close(self._descriptor)
+            self._buffer.close()
 
     def write_zeros(self, at: int, length: int) -> None:
         self._buffer[:] = bytes(_CHUNK)

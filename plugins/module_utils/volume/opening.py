@@ -99,20 +99,25 @@ def check(mapper: DeviceMapper, pin: Pin, node: Optional[str] = None) -> None:
             "Close it",
         )  # fmt: skip
     check_active(mapper, pin.name, profile=PROFILES[pin.profile], journal=pin.journal)
-    if node is not None and os.path.realpath(node) not in below(mapper, pin.name):
+    if node is not None and not lies_on(mapper, pin.name, node):
         raise Refusal("active-table", pin.name, f"it does not lie on {node}", "Close it")
 
 
-def below(mapper: DeviceMapper, name: str) -> set[str]:
-    """Return the nodes below a mapping, down to the first that is not of cryptsetup."""
-    mapping = mapper.get(name)
-    found = set()
-    level = [f"/sys/dev/block/{mapping.major}:{mapping.minor}"]
+def lies_on(mapper: DeviceMapper, name: str, node: str) -> bool:
+    """Return whether a mapping lies on a device, directly or on dm-integrity between them; names do not count."""
+    number = os.stat(node).st_rdev
+    wanted = f"{os.major(number)}:{os.minor(number)}"
+    level = [mapper.get(name).number]
     for _depth in range(2):
-        names = [entry for path in level for entry in _names(os.path.join(path, "slaves"))]
-        found |= {f"/dev/{entry}" for entry in names}
-        level = [f"/sys/class/block/{entry}" for entry in names]
-    return found
+        level = [_number(slave) for one in level for slave in _names(f"/sys/dev/block/{one}/slaves")]
+        if wanted in level:
+            return True
+    return False
+
+
+def _number(name: str) -> str:
+    with open(f"/sys/class/block/{name}/dev", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def _names(directory: str) -> list[str]:

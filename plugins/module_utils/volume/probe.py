@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional
@@ -99,7 +98,7 @@ def _mapping(machine: Machine, name: str, pin: Optional[Pin], device: Optional[D
             opening.check(machine.mapper, pin)
         except Refusal as refusal:
             problems = refusal.cause
-    on_device = device is not None and os.path.realpath(device.node) in opening.below(machine.mapper, name)
+    on_device = device is not None and opening.lies_on(machine.mapper, name, device.node)
     if problems is None and not on_device:
         problems = "it does not lie on the volume's device"
     return MappingFound(mapping.path, opening.mapping_uuid(mapping), on_device, problems)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
+from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear, Other
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Passphrase, Recovery
@@ -227,3 +229,34 @@ def test_a_full_file_system_stops_before_anything_is_touched(owner: Owner, disk:
         owner.run(replace(wanted, state=State.ERASED))
     finally:
         owner.runner.run(["umount", str(etc)])
+
+
+def test_a_dying_disk_leaves_what_the_next_run_finishes(
+    owner: Owner, disk: Callable[..., str], mapper: DeviceMapper
+) -> None:
+    below = disk(SIZE)
+    sectors = SIZE // 512
+    healthy = (Linear(0, sectors, below, 0),)
+    dying = (Other(0, sectors, "flakey", f"{below} 0 0 3600 1 error_writes"),)
+    mapper.create("flaky", healthy)
+    # There is no udev in here to make the node by which lsblk knows it.
+    owner.runner.run(["dmsetup", "mknodes"])
+    device = "/dev/mapper/flaky"
+    wanted = recoverable(owner, device)
+    mapper.swap("flaky", dying)
+    with pytest.raises(FdeError) as caught:
+        owner.run(wanted)
+    assert pinned(owner) == "initializing", str(caught.value)
+    mapper.swap("flaky", healthy)
+    assert owner.run(wanted)["state"] == "mounted"
+    (owner.mount_point / "file").write_text("kept")
+    owner.run(replace(wanted, state=State.CLOSED))
+    key = UnlockWith(recovery_key=owner.recovery_key)
+    change = replace(wanted, passphrase="one passphrase", unlock=(Recovery(), Passphrase()), unlock_with=key)
+    mapper.swap("flaky", dying)
+    with pytest.raises(FdeError):
+        owner.run(change)
+    mapper.swap("flaky", healthy)
+    told = owner.run(change)
+    assert (told["steps"][0]["action"], sorted(told["unlock"])) == ("redo", ["passphrase", "recovery"])
+    assert (owner.mount_point / "file").read_text() == "kept"
