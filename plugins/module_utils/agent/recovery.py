@@ -138,7 +138,8 @@ def examine(machine: Machine, code: str) -> Patient:
 
 def _key(machine: Machine, patient: Patient, person: Dialogue) -> Optional[bytearray]:
     """Return the recovery key once one is typed that opens the volume, None after the last try."""
-    slot = next(slot for slot in enrolled(patient.area.header()) if isinstance(slot.method, Recovery))
+    # Two, where a rotation was never confirmed.
+    slots = [slot for slot in enrolled(patient.area.header()) if isinstance(slot.method, Recovery)]
     for left in reversed(range(TRIES)):
         typed = person.ask_secret("Recovery key (it is not shown):")
         try:
@@ -149,7 +150,7 @@ def _key(machine: Machine, patient: Patient, person: Dialogue) -> Optional[bytea
         finally:
             wipe(typed)
         with draft(patient.area, str(machine.paths.state)) as copy:
-            if keyslots.proves(machine.runner, copy.path, slot, Means(recovery=key)):
+            if any(keyslots.proves(machine.runner, copy.path, slot, Means(recovery=key)) for slot in slots):
                 return key
         wipe(key)
         person.tell(f"it does not open the volume; {left} tries are left")

@@ -32,7 +32,7 @@ from instance import Lab, PcrRunner, PowerCut, make_lab, mounted, run
 from test_commit import SIGNATURES, cut_at
 
 KEY = bytes(new_recovery_key())
-WRONG = bytes(new_recovery_key())
+WRONG, LOST = bytes(new_recovery_key()), bytes(new_recovery_key())
 
 
 @dataclass
@@ -71,6 +71,9 @@ def escrowed_once(tmp_path_factory: pytest.TempPathFactory, sealed: tuple[Path, 
         unlock, means = keyslots.ByTpm(instance.tcti), keyslots.Means(recovery=bytearray(KEY))
 
         def edit(copy: changes.Draft) -> None:
+            # Of a rotation that was never confirmed there is a second one, whose key nobody has.
+            lost = keyslots.Means(recovery=bytearray(LOST))
+            keyslots.add(machine.runner, copy.path, keyslots.Recovery(), unlock, lost)
             keyslots.add(machine.runner, copy.path, keyslots.Recovery(), unlock, means)
 
         recovery.commit.change(machine, edit)
@@ -195,7 +198,8 @@ def test_a_volume_is_recovered_with_another_tpm_and_again(escrowed: Lab) -> None
         assert boot(machine) is Action.OPEN
         assert anchored(escrowed).recoveries == 2
         tokens = read_area(escrowed.partition).header().metadata["tokens"].values()
-        assert sorted(token["type"] for token in tokens) == ["cvm-fde", "cvm-fde", "systemd-recovery", "systemd-tpm2"]
+        types = sorted(token["type"] for token in tokens)
+        assert types == ["cvm-fde", "cvm-fde", "systemd-recovery", "systemd-recovery", "systemd-tpm2"]
 
 
 def test_without_a_yes_all_stays_as_it_was(escrowed: Lab) -> None:
