@@ -60,8 +60,8 @@ class Console:
         return answer
 
     def _answer(self, question: str, *, shown: bool) -> bytearray:
-        self._write(f"{question} ")
         with _line_mode(self._descriptor, shown):
+            self._write(f"{question} ")
             return self._line()
 
     def _line(self) -> bytearray:
