@@ -67,6 +67,7 @@ def picture(results: Results, title: str) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
         'font-family="sans-serif" font-size="12">',
+        f"<title>{escape(title)}</title>",
         "<!-- SPDX-License-Identifier: GPL-3.0-or-later -->",
         f'<rect width="{width}" height="{height}" fill="white"/>',
         f'<text x="12" y="22" font-size="14" font-weight="bold">{escape(title)}</text>',
