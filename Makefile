@@ -72,4 +72,4 @@ more-e2e: setup ## test all whole boots: also enrolment, changed disks, every st
 
 clean: ## stop the guests and delete everything that was built
 	@test ! -x $(PYTHON) || $(LAB) down --delete
-	$(SUDO) rm -rf build .venv
+	$(SUDO) rm -rf --one-file-system build .venv
