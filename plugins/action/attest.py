@@ -47,6 +47,14 @@ ARGUMENTS = {
         "choices": [road.value for road in RoadName],
     },
     "pinned_ek": {"type": "list", "elements": "str", "default": [], "no_log": False},
+    "tdx_collateral": {
+        "type": "dict",
+        "options": {
+            "tcb_info": {"type": "list", "elements": "path", "required": True},
+            "enclave_identity": {"type": "path", "required": True},
+            "issuer_chain": {"type": "path", "required": True},
+        },
+    },
     "ledger": {"type": "str"},
     "strategy": {"type": "str", "choices": ["clone", "overlay", "copy", "ephemeral"]},
     "pcrs": {"type": "list", "elements": "int", "default": list(DEFAULT_PCRS)},
@@ -205,7 +213,7 @@ class ActionModule(AskingAction):
             now=datetime.datetime.now(datetime.timezone.utc),
             strategy=args["strategy"] and str(args["strategy"]),
             endorsement_key=args["endorsement_key"] and str(args["endorsement_key"]),
-            allowed=allowed_from(args, host, policy, None if recorder is None else approval),
+            allowed=allowed_from(args, host, policy, None if recorder is None else approval, self._read),
             policy=policy,
         )
 

@@ -92,6 +92,29 @@ options:
     type: list
     elements: str
     default: []
+  tdx_collateral:
+    description:
+      - What Intel says of the firmware of its platforms, as its provisioning certification service (or a cache of it)
+        answers, on the control node. For the road V(azure-tdx).
+      - With it a machine whose firmware was revoked is refused, and the result tells Intel's status of
+        it, which O(policy) may ask for (C(hardware.firmware_status)). Documents past their next update are refused.
+      - Without it the remark C(quote-collateral) says that nobody looked.
+    type: dict
+    suboptions:
+      tcb_info:
+        description: Signed TCB info (TDX, version 3), one file for each kind of platform (FMSPC) in the fleet.
+        type: list
+        elements: path
+        required: true
+      enclave_identity:
+        description: Signed identity of the quoting enclave (TD_QE, version 2).
+        type: path
+        required: true
+      issuer_chain:
+        description: The certificates of the signer (PEM). The service's header C(TCB-Info-Issuer-Chain) may be given
+          as it is, percent-encoded.
+        type: path
+        required: true
   ledger:
     description:
       - The ledger that the verdict is recorded in, with everything that it rests on. The path of a SQLite file or the

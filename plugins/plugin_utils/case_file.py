@@ -7,7 +7,8 @@
 ``manifest``            that of the image that ran, byte for byte, and ``manifest-signature``
 ``manifest-of-origin``  that of the image that made the volume, where it is another one, with its signature
 ``challenge``           nonce, secret, PCRs, and the time of the judgement
-``policy``              the appraisal policy, authorities, roads, pins, approval, and what else was expected
+``policy``              the appraisal policy, authorities, roads, pins, approval, the collateral of the processors'
+                        maker, and what else was expected
 ``identity``            the answer of the first round
 ``evidence``            the answer of the second round but for the three parts below
 ``firmware-log``        as the machine sent them: base64
@@ -33,6 +34,7 @@ from .appraisal.endorsement import load_authorities
 from .appraisal.errors import AppraisalError
 from .appraisal.evidence import Hydration, parse_evidence, parse_identity
 from .appraisal.fields import Fields
+from .appraisal.hardware.tdx_collateral import TdxCollateral
 from .appraisal.judgement import Result, appraise
 from .appraisal.policy import Policy, parse_policy
 from .appraisal.reference import Reference, load_reference, parse_manifest
@@ -90,7 +92,9 @@ def answer_documents(
 def policy_document(grounds: Grounds) -> dict[str, Any]:
     """Return what the operator judged by, but for the manifest."""
     allowed, approval = grounds.allowed, grounds.allowed.approval
+    collateral = {} if allowed.collateral is None else {"tdx_collateral": allowed.collateral.document()}
     return {
+        **collateral,
         "version": 1,
         "appraisal_policy": grounds.policy.document(),
         "authorities": [authority.public_bytes(Encoding.PEM).decode() for authority in grounds.authorities],
@@ -157,7 +161,14 @@ def _grounds(documents: Mapping[str, bytes], now: datetime.datetime, today: Toda
     if approval is not None:
         approval = Approval(approval["host"], approval["key"], approval["by"], _moment(approval["at"]))
     roads = today.policy.roads if today.policy else tuple(RoadName(road) for road in found["roads"])
-    allowed = Allowed(roads, str(found["host"]), tuple(map(str, found["pins"])), approval)
+    collateral = found.get("tdx_collateral")
+    allowed = Allowed(
+        roads,
+        str(found["host"]),
+        tuple(map(str, found["pins"])),
+        approval,
+        None if collateral is None else TdxCollateral.from_document(collateral),
+    )
     authorities = today.authorities
     if authorities is None:
         authorities = [one for pem in found["authorities"] for one in load_authorities(pem.encode())]

@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from dataclasses import replace
 from typing import Any, Callable, Mapping, Optional
 
 from ansible.errors import AnsibleActionFail
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from .appraisal.endorsement import load_authorities
 from .appraisal.errors import AppraisalError
+from .appraisal.hardware.tdx_collateral import TdxCollateral
 from .appraisal.policy import Policy
 from .appraisal.reference import Reference, load_reference
 from .appraisal.roads.choice import Allowed
@@ -62,7 +66,11 @@ def references_from(args: Mapping[str, Any], read: Read) -> tuple[Reference, ...
 
 
 def allowed_from(
-    args: Mapping[str, Any], host: str, policy: Policy, approval: Optional[Callable[[], Optional[Approval]]]
+    args: Mapping[str, Any],
+    host: str,
+    policy: Policy,
+    approval: Optional[Callable[[], Optional[Approval]]],
+    read: Read,
 ) -> Allowed:
     """Return which roads a host may take. ``approval`` looks into the ledger, where there is one."""
     pins = tuple(str(pin) for pin in args["pinned_ek"])
@@ -70,11 +78,30 @@ def allowed_from(
         raise AnsibleActionFail("pinned_ek: roads does not allow the road pinned-ek. Add it, or leave pinned_ek out")
     if not all(_PIN.fullmatch(pin) for pin in pins):
         raise AnsibleActionFail("pinned_ek: a pin is a SHA-256 digest of 64 hexadecimal digits. Name it in full")
+    allowed = Allowed(policy.roads, host, pins, collateral=_collateral(args["tdx_collateral"], policy, read))
     if RoadName.FIRST_USE not in policy.roads:
-        return Allowed(policy.roads, host, pins)
+        return allowed
     if approval is None:
         raise AnsibleActionFail("roads: first-use needs approvals. Name the ledger that they are in")
-    return Allowed(policy.roads, host, pins, approval())
+    return replace(allowed, approval=approval())
+
+
+def _collateral(named: Optional[Mapping[str, Any]], policy: Policy, read: Read) -> Optional[TdxCollateral]:
+    """Return Intel's documents. Its service gives the signers' certificates in a header, percent-encoded."""
+    if named is None:
+        return None
+    if RoadName.AZURE_TDX not in policy.roads:
+        raise AnsibleActionFail("tdx_collateral: roads does not allow the road azure-tdx. Add it, or leave this out")
+    path = str(named["issuer_chain"])
+    try:
+        chain = load_authorities(urllib.parse.unquote_to_bytes(read(path)))
+    except AppraisalError as error:
+        raise AnsibleActionFail(f"{path}: {error.reason}. Name a file with certificates in PEM form") from error
+    return TdxCollateral(
+        tuple(read(str(info)) for info in named["tcb_info"]),
+        read(str(named["enclave_identity"])),
+        tuple(certificate.public_bytes(Encoding.DER) for certificate in chain),
+    )
 
 
 def _roads(named: list[str]) -> tuple[RoadName, ...]:

@@ -9,6 +9,7 @@ version 2, and how a TCB level is chosen); Intel SGX PCK certificate specificati
 
 from __future__ import annotations
 
+import base64
 import datetime
 import re
 from dataclasses import dataclass
@@ -51,11 +52,28 @@ _TCB, _PCE_ID, _FMSPC = _PCK + b"\x02", _PCK + b"\x03", _PCK + b"\x04"
 
 @dataclass(frozen=True)
 class TdxCollateral:
-    """Intel's answers as they came: both documents, and the chain (DER, leaf first) from their header."""
+    """Intel's answers as they came: the documents, and the chain (DER, leaf first) from their header.
 
-    tcb_info: bytes
+    ``tcb_infos`` are one for each kind of platform (FMSPC) in the fleet.
+    """
+
+    tcb_infos: Sequence[bytes]
     enclave_identity: bytes
     signers: Sequence[bytes]
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON has it: base64."""
+        return {
+            "tcb_infos": [base64.b64encode(info).decode() for info in self.tcb_infos],
+            "enclave_identity": base64.b64encode(self.enclave_identity).decode(),
+            "signers": [base64.b64encode(signer).decode() for signer in self.signers],
+        }
+
+    @classmethod
+    def from_document(cls, found: Mapping[str, Any]) -> TdxCollateral:
+        """Return what ``document`` wrote. Raises ``KeyError``, ``TypeError`` or ``ValueError``."""
+        infos, signers = (tuple(map(base64.b64decode, found[name])) for name in ("tcb_infos", "signers"))
+        return cls(infos, base64.b64decode(found["enclave_identity"]), signers)
 
 
 @dataclass(frozen=True)
@@ -83,10 +101,15 @@ def firmware_status(
     if names != [_SIGNER]:
         raise AppraisalError("bad-collateral", "the collateral is not signed by Intel's key for it")
     verify_chain(signer, authorities, between, now)
-    tcb = _document(collateral.tcb_info, "tcbInfo", "TDX", 3, signer, now)
-    identity = _document(collateral.enclave_identity, "enclaveIdentity", "TD_QE", 2, signer, now)
+    platform = parse_platform(quote.certificates[0])
+    infos = [_Signed.read(raw, "tcbInfo") for raw in collateral.tcb_infos]
+    info = next((one for one in infos if one.is_of(platform)), None)
+    if info is None:
+        raise AppraisalError("other-collateral", "the collateral is of another kind of platform")
+    tcb = info.verified("TDX", 3, signer, now)
+    identity = _Signed.read(collateral.enclave_identity, "enclaveIdentity").verified("TD_QE", 2, signer, now)
     try:
-        statuses = (*_platform_statuses(tcb, quote), _enclave_status(identity, quote))
+        statuses = (*_platform_statuses(tcb, platform, quote), _enclave_status(identity, quote))
         worst = max(statuses, key=_STATUSES.index)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise AppraisalError("malformed", "the collateral does not have the fields of its version") from error
@@ -95,26 +118,43 @@ def firmware_status(
     return worst
 
 
-def _document(
-    raw: bytes, name: str, kind: str, version: int, signer: x509.Certificate, now: datetime.datetime
-) -> Mapping[str, Any]:
-    """Return the body of one document, whose exact bytes are signed."""
-    match = _SIGNED.fullmatch(raw) if len(raw) <= DOCUMENT_LIMIT else None
-    if match is None or match.group(1).decode() != name:
-        raise AppraisalError("malformed", f"the collateral is not a signed {name}")
-    key = signer.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
-        raise AppraisalError("bad-collateral", "the key that signed the collateral is not on the curve P-256")
-    try:
-        key.verify(ecdsa_signature(bytes.fromhex(match.group(3).decode())), match.group(2), ec.ECDSA(hashes.SHA256()))
-    except InvalidSignature as error:
-        raise AppraisalError("bad-collateral", f"Intel did not sign this {name}") from error
-    body = parse_json(match.group(2), name, DOCUMENT_LIMIT)
-    if not isinstance(body, dict) or (body.get("id"), body.get("version")) != (kind, version):
-        raise AppraisalError("unsupported", f"the {name} is not version {version} of {kind}")
-    if not _time(body.get("issueDate")) <= now <= _time(body.get("nextUpdate")):
-        raise AppraisalError("collateral-expired", f"the {name} is not current")
-    return body
+@dataclass(frozen=True)
+class _Signed:
+    """One document, whose exact bytes are signed. Its body says nothing before it is verified."""
+
+    name: str
+    signed: bytes
+    signature: bytes
+    body: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, raw: bytes, name: str) -> _Signed:
+        match = _SIGNED.fullmatch(raw) if len(raw) <= DOCUMENT_LIMIT else None
+        if match is None or match.group(1).decode() != name:
+            raise AppraisalError("malformed", f"the collateral is not a signed {name}")
+        body = parse_json(match.group(2), name, DOCUMENT_LIMIT)
+        if not isinstance(body, dict):
+            raise AppraisalError("malformed", f"the {name} is not an object")
+        return cls(name, match.group(2), bytes.fromhex(match.group(3).decode()), body)
+
+    def is_of(self, platform: Platform) -> bool:
+        found = (str(self.body.get(name, "")).lower() for name in ("fmspc", "pceId"))
+        return tuple(found) == (platform.fmspc, platform.pce_id)
+
+    def verified(self, kind: str, version: int, signer: x509.Certificate, now: datetime.datetime) -> Mapping[str, Any]:
+        """Return the body, signed by Intel, of this kind and version, and current."""
+        key = signer.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
+            raise AppraisalError("bad-collateral", "the key that signed the collateral is not on the curve P-256")
+        try:
+            key.verify(ecdsa_signature(self.signature), self.signed, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature as error:
+            raise AppraisalError("bad-collateral", f"Intel did not sign this {self.name}") from error
+        if (self.body.get("id"), self.body.get("version")) != (kind, version):
+            raise AppraisalError("unsupported", f"the {self.name} is not version {version} of {kind}")
+        if not _time(self.body.get("issueDate")) <= now <= _time(self.body.get("nextUpdate")):
+            raise AppraisalError("collateral-expired", f"the {self.name} is not current")
+        return self.body
 
 
 def _time(text: object) -> datetime.datetime:
@@ -125,11 +165,8 @@ def _time(text: object) -> datetime.datetime:
     return parsed.replace(tzinfo=datetime.timezone.utc)
 
 
-def _platform_statuses(tcb: Mapping[str, Any], quote: TdQuote) -> tuple[str, ...]:
+def _platform_statuses(tcb: Mapping[str, Any], platform: Platform, quote: TdQuote) -> tuple[str, ...]:
     """Return the statuses of the platform and, where it is versioned by itself, of its TDX module."""
-    platform = parse_platform(quote.certificates[0])
-    if (tcb["fmspc"].lower(), tcb["pceId"].lower()) != (platform.fmspc, platform.pce_id):
-        raise AppraisalError("other-collateral", "the collateral is of another kind of platform")
     # From version 1 on (its second byte) the module has levels of its own, and the first two bytes are only that.
     skipped = 2 if quote.tcb_svn[1] else 0
     for level in tcb["tcbLevels"]:

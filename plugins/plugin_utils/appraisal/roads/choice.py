@@ -15,6 +15,7 @@ from typing import Callable, Mapping, Optional, Sequence
 from cryptography import x509
 
 from ..errors import AppraisalError, Undecided
+from ..hardware.tdx_collateral import TdxCollateral
 from ..platform import Platform
 from .aws import IMAGE_PCRS, AwsNitroTpm
 from .azure import AzureSnp, AzureTdx
@@ -37,12 +38,15 @@ NITROTPM_BANK = "sha384"
 
 @dataclass(frozen=True)
 class Allowed:
-    """The operator's choice. ``pins`` are the endorsement keys that ``host`` may have, see `names_key`."""
+    """The operator's choice. ``pins`` are the endorsement keys that ``host`` may have, see `names_key`; ``collateral``
+    is for `RoadName.AZURE_TDX`.
+    """
 
     roads: tuple[RoadName, ...] = (RoadName.EK_CERTIFICATE,)
     host: str = ""
     pins: tuple[str, ...] = ()
     approval: Optional[Approval] = None
+    collateral: Optional[TdxCollateral] = None
 
     @property
     def default(self) -> bool:
@@ -127,13 +131,13 @@ def _azure_snp(_allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certi
     return AzureSnp(azure.report, azure.vcek, authorities, azure.chain, shown.activation)
 
 
-def _azure_tdx(_allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:
+def _azure_tdx(allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:
     azure = shown.platform.azure
     if azure is None:
         raise Undecided("the machine has no report of Azure's paravisor")
     if azure.td_quote is None:
         raise Undecided("no quote of the trust domain came with the report of Azure's paravisor")
-    return AzureTdx(azure.report, azure.td_quote, authorities, shown.activation)
+    return AzureTdx(azure.report, azure.td_quote, authorities, shown.activation, collateral=allowed.collateral)
 
 
 def _nitrotpm(_allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:

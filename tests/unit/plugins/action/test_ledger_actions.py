@@ -201,6 +201,17 @@ def test_a_task_can_be_kept_for_trusted_hosts(enrolled: Fleet) -> None:
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "pin without road": ({"pinned_ek": ["00" * 32]}, "roads does not allow"),
     "bad pin": ({"roads": ["pinned-ek"], "pinned_ek": ["{{ 'xyz' }}"]}, "64 hexadecimal digits"),
+    "collateral without road": (
+        {"tdx_collateral": {"tcb_info": ["a"], "enclave_identity": "b", "issuer_chain": "c"}},
+        "roads does not allow the road azure-tdx",
+    ),
+    "no collateral": (
+        {
+            "roads": ["azure-tdx"],
+            "tdx_collateral": {"tcb_info": ["/nothing"], "enclave_identity": "b", "issuer_chain": "/proc/self/status"},
+        },
+        "/proc/self/status: the file",
+    ),
     "no road": ({"roads": []}, "no road is allowed"),
     "another road": ({"roads": ["a-friends-word"]}, "value of roads must be"),
     "first use without ledger": ({"roads": ["first-use"]}, "first-use needs approvals"),

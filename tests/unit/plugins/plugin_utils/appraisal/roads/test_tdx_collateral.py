@@ -11,6 +11,7 @@ import json
 import struct
 
 import pytest
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.hcl import parse_hcl
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.tdx import parse_quote
@@ -19,7 +20,12 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.tdx_col
     firmware_status,
     parse_platform,
 )
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.platform import ParavisorReport, Platform
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.azure import AzureTdx
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice import Allowed, Shown, walk
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.endorsement_key import Activation
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
+from ansible_collections.cvm.fde.plugins.plugin_utils.case_file import policy_document
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -90,8 +96,11 @@ class Intel:
         return b'{"' + name.encode() + b'":' + raw + b',"signature":"' + signature + b'"}'
 
     def collateral(self, tcb=None, enclave=None) -> TdxCollateral:
-        documents = self.signed("tcbInfo", tcb or tcb_info()), self.signed("enclaveIdentity", enclave or identity())
-        return TdxCollateral(*documents, [self.signer.der, self.machine.root.der])
+        info, enclaves = (
+            self.signed("tcbInfo", tcb or tcb_info()),
+            self.signed("enclaveIdentity", enclave or identity()),
+        )
+        return TdxCollateral([info], enclaves, [self.signer.der, self.machine.root.der])
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +144,27 @@ def test_the_road_tells_the_status_and_warns_unless_it_is_good(machine, intel, h
     assert [remark.code for remark in trust.warnings] == ["firmware-status"]
 
 
+def test_the_operators_collateral_reaches_the_road_and_is_kept(machine, intel, hcl, attester, now, refused) -> None:
+    bound = parse_hcl(hcl.report(bytes(1184), hcl.claims())).digest
+    report = hcl.report(machine.td_report(bound), hcl.claims(), kind=4)
+    shown = Shown(
+        attester(hcl.attestation_area()),
+        Activation(attester().ak, b"", b"secret"),
+        None,
+        Platform(azure=ParavisorReport(report, td_quote=machine.quote(bound))),
+    )
+    authorities = [machine.root.certificate]
+    allowed = Allowed((RoadName.AZURE_TDX,), "web1", collateral=intel.collateral())
+    kept = policy_document(Grounds((), authorities, now, allowed=allowed))["tdx_collateral"]
+    again = dataclasses.replace(allowed, collateral=TdxCollateral.from_document(json.loads(json.dumps(kept))))
+    for choice in (allowed, again):
+        trust = walk(choice, shown, authorities, now)
+        assert trust.hardware is not None and trust.hardware.status == "UpToDate"
+    foreign = dataclasses.replace(allowed, collateral=intel.collateral(tcb_info(fmspc="00906f050000")))
+    with refused("other-collateral"):
+        walk(foreign, shown, authorities, now)
+
+
 @pytest.mark.parametrize(
     ("expected", "levels"),
     [
@@ -147,6 +177,16 @@ def test_the_road_tells_the_status_and_warns_unless_it_is_good(machine, intel, h
 )
 def test_the_first_level_that_the_platform_reaches_counts(intel, status, expected, levels) -> None:
     assert status(intel.collateral(tcb_info(tcbLevels=levels))) == expected
+
+
+def test_of_several_documents_the_one_of_the_platform_counts_whatever_became_of_the_others(intel, status, refused):
+    other = intel.signed("tcbInfo", tcb_info(fmspc="00906F050000", nextUpdate="2020-01-01T00:00:00Z"))
+    good = intel.collateral()
+    assert status(dataclasses.replace(good, tcb_infos=[other, *good.tcb_infos])) == "UpToDate"
+    with refused("other-collateral"):
+        status(dataclasses.replace(good, tcb_infos=[other]))
+    with refused("other-collateral"):
+        status(dataclasses.replace(good, tcb_infos=[]))
 
 
 def test_the_worst_of_platform_module_and_enclave_counts(intel, status) -> None:
@@ -178,7 +218,7 @@ def test_the_worst_of_platform_module_and_enclave_counts(intel, status) -> None:
         ("malformed", {"tcbLevels": [level("Splendid")]}, {}),
         ("malformed", {"tcbLevels": 5}, {}),
         ("malformed", {"tcbLevels": [{}]}, {}),
-        ("malformed", {"fmspc": 5}, {}),
+        ("other-collateral", {"fmspc": 5}, {}),
         ("malformed", {}, {"attributesMask": "xx"}),
     ],
 )
@@ -196,11 +236,11 @@ def test_only_intels_key_for_it_below_the_same_root_signs_collateral(machine, in
         status(Intel(tdx_machine()).collateral())
     good = intel.collateral()
     with refused("bad-collateral"):
-        status(dataclasses.replace(good, tcb_info=good.tcb_info.replace(b'"svn":5', b'"svn":4')))
+        status(dataclasses.replace(good, tcb_infos=[good.tcb_infos[0].replace(b'"svn":5', b'"svn":4')]))
     with refused("malformed"):
-        status(dataclasses.replace(good, tcb_info=good.enclave_identity))
+        status(dataclasses.replace(good, tcb_infos=[good.enclave_identity]))
     with refused("malformed"):
-        status(dataclasses.replace(good, tcb_info=good.tcb_info + b"{}"))
+        status(dataclasses.replace(good, tcb_infos=[good.tcb_infos[0] + b"{}"]))
     with refused("malformed"):
         status(dataclasses.replace(good, signers=[]))
     with refused("expired"):
