@@ -39,6 +39,15 @@ def chosen(request: pytest.FixtureRequest, test: str) -> list[str]:
     ]
 
 
+def _scarcest(exchange: Path) -> str:
+    """Say in which test the guest had the least memory left."""
+    file = exchange / "memory.jsonl"
+    # The last line is cut short where the guest died.
+    lines = [line for line in file.read_text().splitlines() if line.endswith("}")] if file.exists() else []
+    least = min(map(json.loads, lines), key=lambda one: int(one["MemAvailable"]), default=None)
+    return f"the least memory, in MiB: {least}" if least else "how much memory it had is not known"
+
+
 class Guests:
     """One guest for each file of tests: what a test leaves behind, or breaks, stays in its file.
 
@@ -75,9 +84,11 @@ class Guests:
         ]
         argv += [str(self._directory / function) for function in functions]
         try:
-            ending = uml.Guest(uml.tools_tree()).run(argv, exchange=exchange).output[-4000:]
+            outcome = uml.Guest(uml.tools_tree()).run(argv, exchange=exchange)
+            ending = f"status {outcome.status}:\n{outcome.output[-4000:]}\n--- console\n{outcome.console[-4000:]}"
         except uml.GuestError as error:
             ending = str(error)
+        ending += f"\n--- {_scarcest(exchange)}"
         file = exchange / "results.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
         return [*map(json.loads, lines), {"id": "", "outcome": "ending", "text": ending}]

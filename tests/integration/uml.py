@@ -8,6 +8,10 @@ tmpfs laid over it: whatever the program writes is gone afterwards, and the tree
 visible, read-only, under its own path. ``/exchange`` is a directory of the host for results: its files are what
 counts, the console is for people.
 
+Each page of a process in the guest may become a mapping of the host's, of which Linux allows 65,530
+(``vm.max_map_count``): a process that grows far beyond 256 MiB ends with ``Killed``, whatever memory there is, and the
+console says ``UML ran out of memory on the host side``.
+
 udev does not run in the guest. ``DM_DISABLE_UDEV=1`` is set for that reason: libdevmapper then makes the nodes under
 /dev/mapper itself and waits for nobody. What udev would do (symbolic links, probing, cookies) is left to whole boots.
 
@@ -59,10 +63,11 @@ class GuestError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind: its exit status, what it printed, and the seconds the guest lived."""
+    """What a command left behind: its exit status, what it and the kernel printed, and the seconds the guest lived."""
 
     status: int
     output: str
+    console: str
     seconds: float
 
 
@@ -124,7 +129,8 @@ class Guest:
             why = "the guest ended before its command did"
         if why is not None:
             raise GuestError(f"{why}\n--- output\n{_tail(output)}\n--- console\n{_tail(console)}")
-        return Outcome(int(status.read_text()), output.decode("utf-8", "replace"), time.monotonic() - started)
+        said, warned = (text.decode("utf-8", "replace") for text in (output, console))
+        return Outcome(int(status.read_text()), said, warned, time.monotonic() - started)
 
     def _prepare(self, argv: Sequence[str], exchange: Path, env: Mapping[str, str], cwd: Path) -> None:
         shutil.copyfile(INIT, exchange / "init")

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +27,68 @@ from owner import Owner
 from software_tpm import Tpm
 
 RESULTS = Path("/exchange/results.jsonl")
+MEMORY = Path("/exchange/memory.jsonl")
+
+
+class Memory:
+    """Notes how scarce memory became, and for what, so that a guest that ran out of it can be explained."""
+
+    def __init__(self) -> None:
+        self._test, self._least = "", {"MemAvailable": sys.maxsize}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def begin(self, test: str) -> None:
+        """Count for this test from now on."""
+        self._test, self._least = test, self.now()
+
+    def now(self) -> dict[str, int]:
+        """Return what is available, in files in memory, and in processes, in MiB."""
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = {name: int(rest.split()[0]) >> 10 for name, _, rest in (line.partition(":") for line in lines)}
+        return {name: found[name] for name in ("MemAvailable", "Shmem", "AnonPages")}
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.1):
+            now = self.now()
+            # On disk at once: the next moment may be the last one.
+            if now["MemAvailable"] < self._least["MemAvailable"] - 16:
+                self._least = now
+                with MEMORY.open("a") as file:
+                    file.write(json.dumps({"test": self._test, **now}) + "\n")
+
+
+_memory = Memory()
+
+
+def pytest_sessionstart() -> None:
+    """Begin to watch the memory."""
+    _memory.start()
+
+
+def pytest_sessionfinish() -> None:
+    """Watch the memory no longer."""
+    _memory.stop()
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    """Count memory for this test."""
+    _memory.begin(nodeid)
+
+
+def pytest_runtest_logfinish() -> None:
+    """Give back what a caught exception holds: its frames hold each other, and whole disks.
+
+    A large process is killed in here; see uml.py.
+    """
+    gc.collect()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from ansible_collections.cvm.fde.plugins.module_utils.volume import boot
 from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import State, UnlockWith, Wanted
 from owner import NAME, Owner
 
-SIZE = 48 << 20
+MIB = 1 << 20
+SIZE = 48 * MIB
 
 
 class PowerCut(BaseException):
@@ -66,39 +68,51 @@ def alive(capsys: pytest.CaptureFixture[str]) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Moment:
-    """What would be left if the power failed before a step: the disk as it was flushed, and the pin."""
+    """What would be left if the power failed before a step: the disk as it was flushed, in a file, and the pin."""
 
     step: str
-    disk: bytes
+    disk: Path
     pin: bytes
 
     def restore(self, owner: Owner, device: str) -> None:
-        write(device, self.disk)
+        with self.disk.open("rb") as kept, open(device, "r+b") as target:
+            shutil.copyfileobj(kept, target, MIB)
         pin = owner.machine.places.pin(NAME)
         pin.unlink(missing_ok=True)
         if self.pin:
             pin.write_bytes(self.pin)
 
 
-def watched(owner: Owner, device: str, wanted: Wanted) -> list[Moment]:
+@pytest.fixture
+def album() -> Iterator[Path]:
+    """A directory of the host for moments: a process that held ten disks would be too large for the guest."""
+    directory = Path("/exchange/moments")
+    directory.mkdir()
+    yield directory
+    shutil.rmtree(directory)
+
+
+def watched(owner: Owner, device: str, wanted: Wanted, album: Path) -> list[Moment]:
     """Run, and return the moment before every step."""
     backing = Path("/sys/block", Path(device).name, "loop/backing_file").read_text().strip()
     pin = owner.machine.places.pin(NAME)
     moments = []
 
     def announce(text: str) -> None:
-        moments.append(Moment(text, Path(backing).read_bytes(), pin.read_bytes() if pin.exists() else b""))
+        disk = album / str(len(moments))
+        shutil.copyfile(backing, disk)
+        moments.append(Moment(text, disk, pin.read_bytes() if pin.exists() else b""))
 
     owner.run(wanted, announce)
     return moments
 
 
 def test_a_creation_whose_power_fails_before_any_step_is_made_anew(
-    owner: Owner, disk: Callable[..., str], alive: Callable[[], None]
+    owner: Owner, disk: Callable[..., str], alive: Callable[[], None], album: Path
 ) -> None:
     device = disk(SIZE)
     wanted = recoverable(owner, device)
-    moments = watched(owner, device, wanted)
+    moments = watched(owner, device, wanted, album)
     states = [str(json.loads(moment.pin)["state"]) if moment.pin else "nothing" for moment in moments]
     assert states == ["nothing", *["initializing"] * 7, "ready"], [moment.step for moment in moments]
     # The last one first: its recovery key is the one that was handed over last.
@@ -181,13 +195,13 @@ def write(device: str, content: bytes) -> None:
 
 
 def test_an_erasure_whose_power_fails_before_any_step_is_finished(
-    owner: Owner, disk: Callable[..., str], alive: Callable[[], None]
+    owner: Owner, disk: Callable[..., str], alive: Callable[[], None], album: Path
 ) -> None:
     device = disk(SIZE)
     wanted = recoverable(owner, device, boot=True)
     owner.run(wanted)
     erased = replace(wanted, state=State.ERASED)
-    moments = watched(owner, device, erased)
+    moments = watched(owner, device, erased, album)
     assert len(moments) == 7
     for moment in moments:
         alive()
@@ -196,7 +210,8 @@ def test_an_erasure_whose_power_fails_before_any_step_is_finished(
             with pytest.raises(FdeError, match="was interrupted"):
                 owner.run(wanted)
         assert owner.run(erased)["state"] == "absent", moment.step
-        left = any(Path(device).read_bytes()[: LAYOUT.offset])
+        with open(device, "rb") as file:
+            left = any(file.read(LAYOUT.offset))
         assert not left
         assert not owner.machine.places.pin(NAME).exists()
 
