@@ -40,8 +40,9 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 INIT = Path(__file__).with_name("init")
-KERNEL = "linux.uml"
-MODULES = Path("/usr/lib/uml/modules")
+#: Both in the tools tree: the kernel is of the same version as that of the guests of the lab, whatever this machine has.
+KERNEL = Path("usr/bin/linux.uml")
+LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
 
 #: The environment of every command in the guest.
 ENVIRONMENT = {
@@ -73,10 +74,13 @@ class Outcome:
 
 def missing() -> str | None:
     """Return why no guest can be started on this machine, or None when one can."""
-    if shutil.which(KERNEL) is None or not MODULES.is_dir():
-        return "User-mode Linux is not installed (Debian package user-mode-linux)"
-    if tools_tree() is None:
+    tree = tools_tree()
+    if tree is None:
         return "there is no tools tree (set FDE_TOOLS_TREE, or let the lab make one: make test)"
+    if not (tree / KERNEL).exists():
+        return f"{tree} has no User-mode Linux (Debian package user-mode-linux)"
+    if os.geteuid() != 0:
+        return "User-mode Linux is started with the libraries of the tools tree, which needs root"
     return None
 
 
@@ -134,7 +138,6 @@ class Guest:
 
     def _prepare(self, argv: Sequence[str], exchange: Path, env: Mapping[str, str], cwd: Path) -> None:
         shutil.copyfile(INIT, exchange / "init")
-        (exchange / "modules").write_text(str(MODULES))
         shares = {CHECKOUT: False, **self.shares}
         (exchange / "shares").write_text("".join(f"{'rw' if rw else 'ro'}\t{path}\n" for path, rw in shares.items()))
         lines = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
@@ -161,9 +164,13 @@ class Guest:
                 _end(process)
 
     def _command_line(self, exchange: Path, memory: str, console: int, output: int) -> list[str]:
-        first = f"mount -t tmpfs t /mnt && mkdir /mnt/x && mount -t hostfs -o {exchange} x /mnt/x && . /mnt/x/init"
+        first = f"mount -t tmpfs t /mnt && mkdir /mnt/x && mount -t hostfs -o hostfs={exchange} x /mnt/x && . /mnt/x/init"
+        # The kernel is a program of the tree and wants the tree's C library. It starts itself anew from /proc/self/exe, and
+        # takes the memory behind its own program, so it cannot be started by way of the tree's dynamic loader.
+        script = f'mount --bind "$0/{LIBRARIES}" "/{LIBRARIES}" && exec "$@"'
         return [
-            *(KERNEL, f"mem={self.memory}", f"umid=fde-{os.getpid()}-{time.monotonic_ns()}", f"uml_dir={memory}/"),
+            *("unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(self.tree)),
+            *(str(self.tree / KERNEL), f"mem={self.memory}", f"umid=fde-{os.getpid()}-{time.monotonic_ns()}", f"uml_dir={memory}/"),
             *("root=/dev/root", "rootfstype=hostfs", f"rootflags={self.tree}", "ro"),
             *("quiet", "loglevel=4", "panic=-1", *self.words),
             *("con=null", f"con0=null,fd:{console}", "ssl=null", f"ssl0=null,fd:{output}"),

@@ -26,7 +26,7 @@ STAMP = ENVIRONMENT / "requirements.digest"
 PACKAGES = {
     "trees and images": "mmdebstrap debian-archive-keyring dosfstools e2fsprogs fdisk mtools openssl util-linux",
     "sealing with a tree of tools": "bubblewrap",
-    "guests": "openssh-client user-mode-linux",
+    "guests": "openssh-client",
     "the virtual environment": "python3-venv python3-dev gcc pkg-config libtss2-dev git",
     "unit tests with a real TPM, LUKS2 headers and databases": "swtpm swtpm-tools tpm2-tools libtss2-tcti-swtpm0 "
     "cryptsetup-bin postgresql",

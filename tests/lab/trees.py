@@ -30,7 +30,7 @@ TOOLS = (
     "qemu-system-x86 ovmf "
     "systemd systemd-boot-efi systemd-cryptsetup systemd-repart systemd-tpm systemd-ukify udev dracut "
     "cryptsetup-bin dmsetup btrfs-progs dosfstools e2fsprogs xfsprogs fdisk mtools sbsigntool util-linux-extra "
-    "swtpm swtpm-tools tpm2-tools libtss2-tcti-device0t64 libtss2-tcti-swtpm0t64 "
+    "user-mode-linux swtpm swtpm-tools tpm2-tools libtss2-tcti-device0t64 libtss2-tcti-swtpm0t64 "
     "python3 python3-cryptography python3-jmespath python3-pytest python3-hypothesis python3-tpm2-pytss python3-yaml "
     "fio iproute2 kmod openssl procps strace zstd"
 ).split()
