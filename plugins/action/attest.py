@@ -19,7 +19,7 @@ from ..module_utils.errors import certain
 from ..plugin_utils.appraisal.case import Grounds
 from ..plugin_utils.appraisal.ear import attestation_result
 from ..plugin_utils.appraisal.errors import AppraisalError
-from ..plugin_utils.appraisal.judgement import Naming, Result, Status, Verdict
+from ..plugin_utils.appraisal.judgement import Naming, Result, Status, Verdict, refused
 from ..plugin_utils.appraisal.policy import Freshness, Policy
 from ..plugin_utils.appraisal.roads.first_use import Approval
 from ..plugin_utils.appraisal.roads.trust import RoadName
@@ -103,9 +103,13 @@ class ActionModule(AskingAction):
         try:
             self._hold(attestation, args, variables)
         except Unanswered as error:
-            judged = self._unjudged(host, Status.UNKNOWN, f"the machine did not answer: {error}", recorder)
+            result = refused(Status.UNKNOWN, f"the machine did not answer: {error}")
+            judged = self._unjudged(attestation, result, args, host, policy, recorder)
         except AppraisalError as error:
-            judged = self._unjudged(host, Status.FAILED, error.reason, recorder)
+            result = refused(Status.FAILED, error.reason)
+            # What was too much to read is too much to keep.
+            answers = None if error.code == "too-much" else attestation.unreadable(self.printed)
+            judged = self._unjudged(attestation, result, args, host, policy, recorder, answers)
         else:
             judged = self._concluded(attestation, args, host, policy, recorder)
         judged.setdefault("changed", False)
@@ -133,15 +137,31 @@ class ActionModule(AskingAction):
         if recorder is not None:
             with told():
                 result, added = recorder.judged(result, attestation.documents())
-        archive = attestation.archive(result)
         judged = self._result(host, result, attestation)
-        judged["policy"] = {"name": policy.name, "sha256": policy.digest}
-        judged["ear"] = attestation_result(result, policy, attestation.judged_at)
-        judged["evidence_sha256"] = hashlib.sha256(archive).hexdigest()
         judged["changed"] = self._enrols and added
-        if args["evidence_dir"] is not None and not self._task.check_mode:
-            judged["evidence_file"] = self._keep(str(args["evidence_dir"]), host, archive)
-        return judged
+        return {**judged, **self._particulars(attestation, result, args, host, policy, attestation.archive(result))}
+
+    def _particulars(
+        self,
+        attestation: Attestation,
+        result: Result,
+        args: dict[str, Any],
+        host: str,
+        policy: Policy,
+        archive: Optional[bytes],
+    ) -> dict[str, Any]:
+        """Return what every result says of the policy, the parts of the machine, and the evidence where some is left,
+        which is kept where the operator wants that.
+        """
+        found: dict[str, Any] = {
+            "policy": {"name": policy.name, "sha256": policy.digest},
+            "ear": attestation_result(result, policy, attestation.judged_at),
+        }
+        if archive is not None:
+            found["evidence_sha256"] = hashlib.sha256(archive).hexdigest()
+            if args["evidence_dir"] is not None and not self._task.check_mode:
+                found["evidence_file"] = self._keep(str(args["evidence_dir"]), host, archive)
+        return found
 
     def _result(self, host: str, result: Result, attestation: Attestation) -> dict[str, Any]:
         report = entry(host, result, attestation.hydration)
@@ -157,11 +177,23 @@ class ActionModule(AskingAction):
             "msg": _message(report),
         }
 
-    def _unjudged(self, host: str, status: Status, reason: str, recorder: Optional[Recorder]) -> dict[str, Any]:
-        found = unjudged(host, status, reason)
+    def _unjudged(
+        self,
+        attestation: Attestation,
+        result: Result,
+        args: dict[str, Any],
+        host: str,
+        policy: Policy,
+        recorder: Optional[Recorder],
+        answers: Optional[dict[str, Any]] = None,
+    ) -> dict[str, Any]:
+        """Record and return a verdict that rests on nothing, or on ``answers`` that could not be read."""
+        (check,) = result.checks
+        found = unjudged(host, check.status, check.reason)
         if recorder is not None:
             with told():
-                recorder.unjudged(found)
+                recorder.unjudged(found, {} if answers is None else attestation.documents_of_unreadable(answers))
+        archive = None if answers is None else attestation.archive(result, answers)
         return {
             "verdict": found["verdict"],
             "road": found["road"],
@@ -172,6 +204,7 @@ class ActionModule(AskingAction):
             "keys": None,
             "report": found,
             "msg": _message(found),
+            **self._particulars(attestation, result, args, host, policy, archive),
         }
 
     def _recorder(self, args: dict[str, Any], host: str, policy: Policy) -> Optional[Recorder]:

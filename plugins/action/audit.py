@@ -70,8 +70,8 @@ def _message(result: dict[str, Any]) -> str:
         *result["inventory"]["moved"],
     ]
     if not wrong:
-        return (
-            f"sound: {result['entries']} entries, {result['judged']} attestations judged again; head {result['head']}"
-        )
+        left = f", {result['unjudged']} left nothing to judge" if result["unjudged"] else ""
+        judged = f"{result['judged']} attestations judged again{left}"
+        return f"sound: {result['entries']} entries, {judged}; head {result['head']}"
     more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
     return f"{'; '.join(wrong[:3])}{more}"

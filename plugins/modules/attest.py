@@ -276,11 +276,11 @@ checks:
 ear:
   description: The result in the manner of EAR, with one status for each part of the machine, see
     C(docs/appraisal-policy.md). It is not signed.
-  returned: when the machine answered
+  returned: when the machine was asked
   type: dict
 policy:
   description: Name of the appraisal policy, and the SHA-256 of what it demands.
-  returned: when the machine answered
+  returned: when the machine was asked
   type: dict
   sample: {"name": "default", "sha256": "0b5c9e…"}
 freshness:
@@ -373,7 +373,8 @@ report:
   returned: when the machine was asked
   type: dict
 evidence_file:
-  description: Where the evidence was kept on the control node.
+  description: Where the evidence was kept on the control node. Of answers that cannot be read it is what came, up to
+    256 KiB.
   returned: when O(evidence_dir) is given, the machine answered, and it is not check mode
   type: str
 evidence_sha256:

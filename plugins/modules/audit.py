@@ -14,8 +14,9 @@ description:
   - Follows the chain of the ledger from its beginning and reads every document in it. With O(head) it also finds an end
     that was cut off, and a history that was written anew.
   - Judges recorded attestations again from the evidence that was kept, by the rules of this version of the collection
-    and as of the time of then. No host is asked. Attestations that were trusted and are not any more, that say other
-    things than their evidence proves, or whose evidence was used before, are found.
+    and as of the time of then, and with what the ledger knew then. No host is asked. Attestations that were trusted
+    and are not any more, that say other things than their evidence proves, or whose evidence was used before, are
+    found.
   - Compares the ledger with the inventory.
   - A ledger whose chain is broken is not judged any further.
   - It runs on the control node only and needs no connection to any host. Use it with C(run_once).
@@ -105,7 +106,12 @@ entries:
   returned: success
   type: int
 judged:
-  description: How many attestations were looked at again.
+  description: How many attestations were judged again, whatever their verdict was.
+  returned: success
+  type: int
+unjudged:
+  description: How many of the attestations that should be judged again left nothing to judge, because the machine
+    answered nothing or more than is kept.
   returned: success
   type: int
 chain:
@@ -119,6 +125,12 @@ omitted:
   type: int
 attestations:
   description: What is wrong with attestations, each with C(doubt), C(sequence), C(host) and C(cause).
+  returned: success
+  type: list
+  elements: dict
+changes:
+  description: Attestations that were not trusted and have another verdict now, each with C(sequence), C(host), the
+    verdicts C(recorded) and C(now), and C(cause). They do not make the ledger less sound.
   returned: success
   type: list
   elements: dict

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Mapping
+from typing import Any, Mapping, Optional
 
 from ansible.errors import AnsibleConnectionFailure, AnsibleError
 from ansible.plugins.action import ActionBase
@@ -22,6 +22,8 @@ ANSWER_LIMIT = 4 * 1024 * 1024
 COMMAND_LIMIT = 64 * 1024
 #: Bytes that a process may allocate while it asks. Ansible holds what a host prints several times over.
 MEMORY_LIMIT = 64 * 1024 * 1024
+#: Characters that are remembered of what cannot be read.
+PRINTED_LIMIT = 128 * 1024
 #: Seconds for removing what is left on a host.
 CLEANUP_TIME = 30
 
@@ -34,6 +36,8 @@ class AskingAction(ActionBase):  # type: ignore[misc]
     """Asks one host; ``deadline`` is when it must have answered everything, by the monotonic clock."""
 
     deadline = float("inf")
+    #: The beginning of what was printed in place of an answer that can be read.
+    printed: Optional[str] = None
     _room = ANSWER_LIMIT
 
     def ask(self, module: str, arguments: Mapping[str, Any], variables: dict[str, Any]) -> Any:
@@ -86,7 +90,12 @@ class AskingAction(ActionBase):  # type: ignore[misc]
         """Read a module's output strictly, in place of Ansible's reader, which repeats what surrounds the JSON as
         warnings and makes objects of its own from it.
         """
-        return read_result(str(res.get("stdout", "")), str(res.get("stderr", "")))
+        printed = str(res.get("stdout", ""))
+        try:
+            return read_result(printed, str(res.get("stderr", "")))
+        except AppraisalError:
+            self.printed = printed[:PRINTED_LIMIT]
+            raise
 
     def cleanup(self, force: bool = False) -> None:
         """Remove what the module left on the host, in bounded time: the host may not want to."""

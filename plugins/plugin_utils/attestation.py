@@ -10,18 +10,19 @@ import datetime
 import hashlib
 import secrets
 from dataclasses import asdict, replace
-from typing import Any, Callable, Optional, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from .appraisal.case import BANK, Challenge, Grounds
 from .appraisal.credential import SECRET_SIZE, make_credential
 from .appraisal.errors import AppraisalError
 from .appraisal.evidence import Hydration, Identity, parse_evidence, parse_identity
 from .appraisal.judgement import Result, appraise
+from .appraisal.reference import Reference
 from .appraisal.roads.choice import NITROTPM_BANK, PLATFORMS
 from .appraisal.roads.trust import RoadName
 from .appraisal.rules.table import REQUIRED_PCRS
 from .appraisal.structures import parse_public
-from .case_file import answer_documents, canonical, policy_document, reference_documents
+from .case_file import answer_documents, canonical, policy_document, reference_documents, unreadable_answers
 
 NONCE_SIZE = 32
 #: PCRs that anyone can set back to zero.
@@ -71,8 +72,8 @@ class Attestation:
         """Return what the machine is asked second: a nonce, and a secret that only the TPM with both its keys can
         decrypt.
         """
-        self._identity = parse_identity(answer)
         self._answers = [answer]
+        self._identity = parse_identity(answer)
         attestation, endorsement = parse_public(self._identity.attestation), parse_public(self._identity.endorsement)
         credential = make_credential(endorsement, attestation.name, self._challenge.secret)
         return {
@@ -89,8 +90,8 @@ class Attestation:
         """Return the verdict over both answers."""
         if self._identity is None:
             raise AppraisalError("malformed", "the machine was not asked for its identity before it was judged")
-        evidence = parse_evidence(answer)
         self._answers.append(answer)
+        evidence = parse_evidence(answer)
         self.hydration = evidence.hydration
         self._grounds = replace(self._grounds, now=self._clock())
         self._result = appraise(self._identity, evidence, self._challenge, self._grounds)
@@ -101,16 +102,20 @@ class Attestation:
         """When the answers came."""
         return self._grounds.now
 
-    def archive(self, result: Result) -> bytes:
-        """Return everything that the verdict rests on, so that it can be judged again: canonical JSON."""
+    def archive(self, result: Result, answers: Optional[Mapping[str, Any]] = None) -> bytes:
+        """Return everything that the verdict rests on, so that it can be judged again: canonical JSON.
+
+        ``answers`` are those of ``unreadable``, where there are no others.
+        """
+        manifests = (hashlib.sha256(one.manifest).hexdigest() for one in result.references)
         return canonical(
             {
                 "version": 1,
                 "judged": self._grounds.now.isoformat(timespec="seconds"),
-                "manifest_sha256": [hashlib.sha256(one.manifest).hexdigest() for one in result.references],
+                "manifest_sha256": list(dict.fromkeys(manifests)),
                 "policy": {"name": self._grounds.policy.name, "sha256": self._grounds.policy.digest},
                 **self._asked(),
-                "answers": self._answers,
+                "answers": self._answers if answers is None else answers,
                 "verdict": result.verdict.value,
                 "checks": [asdict(check) for check in result.checks],
             }
@@ -133,12 +138,28 @@ class Attestation:
         to the next are documents of their own, so that the ledger keeps them once.
         """
         identity, evidence = self._answers
+        return {
+            **self._asked_and_policy(self.result.references),
+            **answer_documents(identity, evidence, self.hydration),
+        }
+
+    def unreadable(self, printed: Optional[str] = None) -> dict[str, Any]:
+        """Return what came in place of answers that can be read, ``printed`` where it was not even JSON; its size is
+        bounded by `case_file.MALFORMED_LIMIT`.
+        """
+        answers: dict[str, Any] = dict(zip(("identity", "evidence"), self._answers))
+        return unreadable_answers(answers if printed is None else {**answers, "printed": printed})
+
+    def documents_of_unreadable(self, answers: Mapping[str, Any]) -> dict[str, bytes]:
+        """Return the same as the ledger keeps it, so that a reader that understands it can judge it some day."""
+        return {**self._asked_and_policy(self._grounds.references), "answers": canonical(answers)}
+
+    def _asked_and_policy(self, references: Sequence[Reference]) -> dict[str, bytes]:
         challenge = {"version": 1, "judged": self._grounds.now.isoformat(), **self._asked()}
         return {
-            **reference_documents(self.result.references),
+            **reference_documents(references),
             "challenge": canonical(challenge),
             "policy": canonical(policy_document(self._grounds)),
-            **answer_documents(identity, evidence, self.hydration),
         }
 
 

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Iterable, Iterator, Mapping, Optional, Sequence
+from typing import AbstractSet, Iterable, Iterator, Mapping, Optional, Sequence, cast
 
 from .appraisal.errors import AppraisalError
-from .appraisal.judgement import Result, Status, Verdict
-from .case_file import Today, judge_again
+from .appraisal.judgement import Result, Status, Verdict, refused
+from .appraisal.roads.trust import RoadName
+from .case_file import NO_DOCUMENTS, Today, judge_again, policy_of
 from .ledger.chain import Head
 from .ledger.ledger import Ledger
 from .ledger.records import Attestation, Entry, Kind
 from .ledger.verification import Verification, verify
+from .ledger_checks import shown_identity, with_past
 
 
 class Doubt(str, Enum):
@@ -53,13 +55,30 @@ class Inventory:
 
 
 @dataclass(frozen=True)
+class Change:
+    """An attestation that was not trusted, and has another verdict when it is judged again. Nothing rests on it."""
+
+    sequence: int
+    host: str
+    recorded: str
+    now: str
+    cause: str
+
+
+@dataclass(frozen=True)
 class Audit:
-    """What an audit found. ``judged`` is the number of attestations that were judged again."""
+    """What an audit found.
+
+    ``judged`` is the number of attestations that were judged again, ``unjudged`` that of those which left nothing to
+    judge: the machine answered nothing, or more than is kept.
+    """
 
     verification: Verification
-    judged: int
-    findings: tuple[Finding, ...]
     inventory: Inventory
+    judged: int = 0
+    unjudged: int = 0
+    findings: tuple[Finding, ...] = ()
+    changes: tuple[Change, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -76,18 +95,21 @@ def audit(
     """Audit a ledger. What cannot be read is not judged: the chain's own findings say so first."""
     verification = verify(ledger, remembered)
     if not verification.sound:
-        return Audit(verification, 0, (), Inventory((), (), ()))
+        return Audit(verification, Inventory((), (), ()))
     attestations = list(ledger.entries(kind=Kind.ATTESTATION))
-    chosen = attestations if whole_history else list(_last(attestations))
-    findings = [*_copied(attestations)]
-    for entry in chosen:
-        findings.extend(_judged(ledger, entry, today))
-    return Audit(verification, len(chosen), tuple(findings), _compared(ledger, hosts))
-
-
-def _last(attestations: Iterable[Entry]) -> Iterable[Entry]:
-    """Return the last attestation of each host."""
-    return {entry.record.host: entry for entry in attestations}.values()
+    last = {entry.record.host: entry for entry in attestations}
+    again = _Again(ledger, today, {entry.sequence for entry in last.values()})
+    again.findings.extend(_copied(attestations))
+    for entry in attestations if whole_history else last.values():
+        again.judge(entry)
+    return Audit(
+        verification,
+        _compared(ledger, hosts),
+        again.judged,
+        again.unjudged,
+        tuple(again.findings),
+        tuple(again.changes),
+    )
 
 
 def _copied(attestations: Iterable[Entry]) -> Iterator[Finding]:
@@ -102,38 +124,76 @@ def _copied(attestations: Iterable[Entry]) -> Iterator[Finding]:
             yield Finding(Doubt.COPIED, entry.sequence, entry.record.host, cause)
 
 
-def _judged(ledger: Ledger, entry: Entry, today: Today) -> Iterator[Finding]:
-    """Judge one attestation again. Only what was trusted is doubted: nothing rests on the others."""
-    record = entry.record
-    if not isinstance(record, Attestation) or record.verdict != Verdict.TRUSTED.value:
-        return
-    try:
-        result = judge_again(ledger.documents(entry), today)
-    except AppraisalError as error:
-        yield Finding(Doubt.VERDICT, entry.sequence, record.host, error.reason)
-        return
-    if result.verdict is not Verdict.TRUSTED:
-        yield Finding(Doubt.VERDICT, entry.sequence, record.host, f"{result.verdict.value} now: {_why(result)}")
-        return
-    differing = [name for name, recorded, proved in _pairs(record, result) if recorded != proved]
-    if differing:
-        cause = f"its documents prove another {', '.join(differing)} than it says"
-        yield Finding(Doubt.RECORD, entry.sequence, record.host, cause)
-    yield from _stale(ledger, entry, today)
-    known = ledger.register().accepted(record.host)
-    if known is not None and (result.keys is None or known.key != result.keys.ek) and _is_latest(ledger, entry):
-        cause = "the host is known by another key than this attestation proves"
-        yield Finding(Doubt.KEYS, entry.sequence, record.host, cause)
+class _Again:
+    """Judges attestations once more, one by one, and gathers what is found. ``latest`` are those of each host."""
 
+    def __init__(self, ledger: Ledger, today: Today, latest: AbstractSet[int]) -> None:
+        self._ledger = ledger
+        self._today = today
+        self._latest = latest
+        self._register = ledger.register()
+        self.judged = 0
+        self.unjudged = 0
+        self.findings: list[Finding] = []
+        self.changes: list[Change] = []
 
-def _stale(ledger: Ledger, entry: Entry, today: Today) -> Iterator[Finding]:
-    """Doubt a host's last verdict when the policy of today no longer lets it count."""
-    if today.policy is None or today.now is None or not _is_latest(ledger, entry):
-        return
-    age = (today.now - entry.recorded).total_seconds()
-    if age > today.policy.valid_for:
-        cause = f"the host was attested {age:.0f} seconds ago, a verdict counts for {today.policy.valid_for}"
-        yield Finding(Doubt.STALE, entry.sequence, entry.record.host, cause)
+    def judge(self, entry: Entry) -> None:
+        """Judge one attestation. Only what was trusted can be doubted: nothing rests on the others."""
+        record = cast(Attestation, entry.record)
+        result, cause = self._result(entry, record)
+        if result is None:
+            self.unjudged += 1
+        else:
+            self.judged += 1
+        if record.verdict == Verdict.TRUSTED.value:
+            self.findings.extend(self._doubts(entry, record, result, cause))
+        elif result is not None and result.verdict.value != record.verdict:
+            now = result.verdict.value
+            self.changes.append(Change(entry.sequence, record.host, record.verdict, now, cause))
+
+    def _result(self, entry: Entry, record: Attestation) -> tuple[Optional[Result], str]:
+        """Return the result of now, and why it is no better; None where nothing was kept that could be judged."""
+        documents = self._ledger.documents(entry)
+        try:
+            result = judge_again(documents, self._today)
+            policy = policy_of(documents, self._today)
+        except AppraisalError as error:
+            if error.code == NO_DOCUMENTS:
+                return None, error.reason
+            return refused(Status.FAILED, error.reason), error.reason
+        # What the ledger knew at that moment counts, not what it learned since.
+        shown = shown_identity(record.host, result, RoadName.FIRST_USE in policy.roads)
+        key = result.claims["volume_key_id"]
+        past = self._ledger.past(entry, shown, None if key is None else str(key))
+        result = with_past(result, past, shown, policy, past.enrolled)
+        return result, _why(result)
+
+    def _doubts(self, entry: Entry, record: Attestation, result: Optional[Result], cause: str) -> Iterator[Finding]:
+        if result is None or result.verdict is not Verdict.TRUSTED:
+            told = cause if result is None else f"{result.verdict.value} now: {cause}"
+            yield Finding(Doubt.VERDICT, entry.sequence, record.host, told)
+            return
+        differing = [name for name, recorded, proved in _pairs(record, result) if recorded != proved]
+        if differing:
+            told = f"its documents prove another {', '.join(differing)} than it says"
+            yield Finding(Doubt.RECORD, entry.sequence, record.host, told)
+        if entry.sequence not in self._latest:
+            return
+        yield from self._stale(entry)
+        known = self._register.accepted(record.host)
+        if known is not None and (result.keys is None or known.key != result.keys.ek):
+            told = "the host is known by another key than this attestation proves"
+            yield Finding(Doubt.KEYS, entry.sequence, record.host, told)
+
+    def _stale(self, entry: Entry) -> Iterator[Finding]:
+        """Doubt a host's last verdict when the policy of today no longer lets it count."""
+        policy, now = self._today.policy, self._today.now
+        if policy is None or now is None:
+            return
+        age = (now - entry.recorded).total_seconds()
+        if age > policy.valid_for:
+            told = f"the host was attested {age:.0f} seconds ago, a verdict counts for {policy.valid_for}"
+            yield Finding(Doubt.STALE, entry.sequence, entry.record.host, told)
 
 
 def _pairs(record: Attestation, result: Result) -> Iterator[tuple[str, object, object]]:
@@ -144,11 +204,6 @@ def _pairs(record: Attestation, result: Result) -> Iterator[tuple[str, object, o
     if recorded is not None:
         known = vars(recorded)
         yield "anchor", known, None if proved is None else {name: getattr(proved, name) for name in known}
-
-
-def _is_latest(ledger: Ledger, entry: Entry) -> bool:
-    latest = ledger.latest(entry.record.host)
-    return latest is not None and latest.sequence == entry.sequence
 
 
 def _why(result: Result) -> str:
@@ -176,11 +231,13 @@ def as_json(found: Audit) -> Mapping[str, object]:
         "head": str(verification.head),
         "entries": verification.entries,
         "judged": found.judged,
+        "unjudged": found.unjudged,
         "chain": [
             {"flaw": finding.flaw.value, "sequence": finding.sequence, "cause": finding.cause}
             for finding in verification.findings
         ],
         "omitted": verification.omitted,
         "attestations": [{**vars(finding), "doubt": finding.doubt.value} for finding in found.findings],
+        "changes": [dict(vars(change)) for change in found.changes],
         "inventory": {name: list(hosts) for name, hosts in vars(found.inventory).items()},
     }

@@ -6,6 +6,7 @@
 ======================  =====================================================================
 ``manifest``            that of the image that ran, byte for byte, and ``manifest-signature``
 ``manifest-of-origin``  that of the image that made the volume, where it is another one, with its signature
+``manifest-of-recovery``  the same of the image in whose initrd the volume was recovered last
 ``challenge``           nonce, secret, PCRs, and the time of the judgement
 ``policy``              the appraisal policy, authorities, roads, pins, approval, the collateral of the processors'
                         maker, and what else was expected
@@ -14,6 +15,7 @@
 ``firmware-log``        as the machine sent them: base64
 ``userspace-log``
 ``token``
+``answers``             in place of the four before: what could not be read, up to `MALFORMED_LIMIT`
 ``result``              what came of it
 ======================  =====================================================================
 """
@@ -21,8 +23,9 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from cryptography import x509
@@ -38,6 +41,7 @@ from .appraisal.hardware.tdx_collateral import TdxCollateral
 from .appraisal.judgement import Result, appraise
 from .appraisal.policy import Policy, parse_policy
 from .appraisal.reference import Reference, load_reference, parse_manifest
+from .appraisal.replay import LogCache
 from .appraisal.roads.choice import Allowed
 from .appraisal.roads.first_use import Approval
 from .appraisal.roads.trust import RoadName
@@ -53,7 +57,13 @@ _PARTS = {
 _IDENTITY = ("endorsement", "endorsement_certificate", "attestation")
 _EVIDENCE = ("activated", "quote", "pcrs", "anchor", "userspace_log_complete", "header", "platform")
 #: Names of the documents with the manifests that were used, in the order of `Result.references`.
-_MANIFESTS = (("manifest", "manifest-signature"), ("manifest-of-origin", "manifest-of-origin-signature"))
+_MANIFESTS = tuple((name, f"{name}-signature") for name in ("manifest", "manifest-of-origin", "manifest-of-recovery"))
+#: Bytes that are kept of answers that could not be read. Honest ones have half of that.
+MALFORMED_LIMIT = 256 * 1024
+
+
+#: The code of what was recorded without anything to judge it by again.
+NO_DOCUMENTS = "no-documents"
 
 
 @dataclass(frozen=True)
@@ -65,13 +75,16 @@ class Today:
     policy: Optional[Policy] = None
     #: With a policy: the moment as of which verdicts must still count. None does not ask for that.
     now: Optional[datetime.datetime] = None
+    #: Machines of one image share their logs; the cache is as small as that of one attestation.
+    cache: LogCache = field(default_factory=LogCache)
 
 
 def reference_documents(references: Sequence[Reference]) -> dict[str, bytes]:
-    """Return the manifests that a verdict rests on, with their signatures."""
-    found = {}
+    """Return the manifests that a verdict rests on, with their signatures; that of the image that runs is the first."""
+    found: dict[str, bytes] = {}
     for reference, (name, signature) in zip(references, _MANIFESTS):
-        found.update({name: reference.manifest, signature: reference.signature})
+        if not found or reference is not references[0]:
+            found.update({name: reference.manifest, signature: reference.signature})
     return found
 
 
@@ -87,6 +100,20 @@ def answer_documents(
         "evidence": canonical(small),
         **{name: str(evidence[field]).encode() for name, field in _PARTS.items() if evidence.get(field) is not None},
     }
+
+
+def unreadable_answers(answers: Mapping[str, Any]) -> dict[str, Any]:
+    """Return answers that could not be read: as they are, or where they are long, their beginning and their digest.
+
+    A text that was not even JSON is among them by the name ``printed``.
+    """
+    whole = canonical(answers)
+    if len(whole) <= MALFORMED_LIMIT:
+        return {"version": 1, **answers}
+    digest = hashlib.sha256(whole).hexdigest()
+    # In canonical JSON again, a character takes two at most.
+    beginning = whole[: MALFORMED_LIMIT // 2].decode()
+    return {"version": 1, "length": len(whole), "sha256": digest, "beginning": beginning}
 
 
 def policy_document(grounds: Grounds) -> dict[str, Any]:
@@ -113,20 +140,39 @@ def judge_again(documents: Mapping[str, bytes], today: Today) -> Result:
 
     A ledger is no better than whoever could write it: nothing in the documents is believed to be well-formed.
     """
-    missing = {"manifest", "manifest-signature", "challenge", "policy", "identity", "evidence"} - set(documents)
+    answers = {"answers"} if "answers" in documents else {"identity", "evidence"}
+    missing = {"manifest", "manifest-signature", "challenge", "policy", *answers} - set(documents)
     if missing:
-        raise AppraisalError(
-            "no-documents", f"nothing was kept that could be judged again: {', '.join(sorted(missing))}"
-        )
+        raise AppraisalError(NO_DOCUMENTS, f"nothing was kept that could be judged again: {', '.join(sorted(missing))}")
     try:
         challenge, now = _challenge(documents["challenge"])
         grounds = _grounds(documents, now, today)
-        evidence = dict(_read(documents["evidence"], "evidence"))
-        evidence.update((field, documents[name].decode()) for name, field in _PARTS.items() if name in documents)
-        identity = parse_identity(_read(documents["identity"], "identity"))
-        return appraise(identity, parse_evidence(evidence), challenge, grounds)
+        identity, evidence = _answers(documents)
+        return appraise(parse_identity(identity), parse_evidence(evidence), challenge, grounds)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise AppraisalError("malformed", "what was kept is not what an attestation leaves behind") from error
+
+
+def policy_of(documents: Mapping[str, bytes], today: Today) -> Policy:
+    """Return the policy that `judge_again` judges by. Raises ``AppraisalError``."""
+    try:
+        return today.policy or parse_policy(_read(documents["policy"], "policy")["appraisal_policy"])
+    except KeyError as error:
+        raise AppraisalError(NO_DOCUMENTS, "no policy was kept") from error
+
+
+def _answers(documents: Mapping[str, bytes]) -> tuple[Any, Any]:
+    """Return both answers, as they came."""
+    if "answers" in documents:
+        found = _read(documents["answers"], "answers")
+        if "beginning" in found:
+            raise AppraisalError(NO_DOCUMENTS, "the answers could not be read, and only their beginning was kept")
+        if "printed" in found:
+            raise AppraisalError("malformed", "the machine's answer is not JSON")
+        return found.get("identity"), found.get("evidence")
+    evidence = dict(_read(documents["evidence"], "evidence"))
+    evidence.update((field, documents[name].decode()) for name, field in _PARTS.items() if name in documents)
+    return _read(documents["identity"], "identity"), evidence
 
 
 def canonical(found: object) -> bytes:
@@ -180,6 +226,7 @@ def _grounds(documents: Mapping[str, bytes], now: datetime.datetime, today: Toda
         endorsement_key=found["endorsement_key"],
         allowed=allowed,
         policy=policy,
+        cache=today.cache,
     )
 
 

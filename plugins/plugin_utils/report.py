@@ -12,7 +12,7 @@ from dataclasses import asdict
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from .appraisal.evidence import Hydration
-from .appraisal.judgement import Check, Naming, Result, Status, Verdict
+from .appraisal.judgement import Check, Naming, Result, Status, Verdict, refused
 from .appraisal.policy import Freshness
 
 VERSION = 1
@@ -55,10 +55,11 @@ def entry(host: str, result: Result, hydration: Optional[Hydration]) -> dict[str
 
 def unjudged(host: str, status: Status, reason: str) -> dict[str, Any]:
     """Return the entry of a host whose answers could not be judged; ``reason`` must be of our own making or quoted."""
+    result = refused(status, reason)
     return {
         "host": host,
-        "verdict": (Verdict.UNTRUSTED if status is Status.FAILED else Verdict.UNKNOWN).value,
-        "road": "none",
+        "verdict": result.verdict.value,
+        "road": result.road,
         "identity": Naming.UNPINNED.value,
         "reference_set": None,
         "freshness": Freshness.BOOT.value,
@@ -71,7 +72,7 @@ def unjudged(host: str, status: Status, reason: str) -> dict[str, Any]:
         "secure_boot": None,
         "pcr_policy": None,
         "anchor": {**dict.fromkeys(_ANCHOR), "matches": False},
-        "checks": [check_entry(Check("answers", status, reason))],
+        "checks": [check_entry(check) for check in result.checks],
     }
 
 

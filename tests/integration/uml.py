@@ -164,13 +164,20 @@ class Guest:
                 _end(process)
 
     def _command_line(self, exchange: Path, memory: str, console: int, output: int) -> list[str]:
-        first = f"mount -t tmpfs t /mnt && mkdir /mnt/x && mount -t hostfs -o hostfs={exchange} x /mnt/x && . /mnt/x/init"
+        first = (
+            f"mount -t tmpfs t /mnt && mkdir /mnt/x && mount -t hostfs -o hostfs={exchange} x /mnt/x && . /mnt/x/init"
+        )
         # The kernel is a program of the tree and wants the tree's C library. It starts itself anew from /proc/self/exe, and
         # takes the memory behind its own program, so it cannot be started by way of the tree's dynamic loader.
         script = f'mount --bind "$0/{LIBRARIES}" "/{LIBRARIES}" && exec "$@"'
         return [
             *("unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(self.tree)),
-            *(str(self.tree / KERNEL), f"mem={self.memory}", f"umid=fde-{os.getpid()}-{time.monotonic_ns()}", f"uml_dir={memory}/"),
+            *(
+                str(self.tree / KERNEL),
+                f"mem={self.memory}",
+                f"umid=fde-{os.getpid()}-{time.monotonic_ns()}",
+                f"uml_dir={memory}/",
+            ),
             *("root=/dev/root", "rootfstype=hostfs", f"rootflags={self.tree}", "ro"),
             *("quiet", "loglevel=4", "panic=-1", *self.words),
             *("con=null", f"con0=null,fd:{console}", "ssl=null", f"ssl0=null,fd:{output}"),

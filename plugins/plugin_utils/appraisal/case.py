@@ -143,6 +143,13 @@ class Case:
         """What the last recovery left, if there was one."""
         return None if self.evidence.recovery is None else parse_recovery(self.evidence.recovery)
 
+    @cached_property
+    def recovered_by(self) -> Optional[Reference]:
+        """The set of the image in whose initrd the volume was recovered last, if it was and is a known one."""
+        pcr_11 = None if self.recovery is None else self.recovery.values.get(BANK, {}).get(11)
+        known = (self.reference, *self.grounds.references)
+        return next((one for one in known if one.pcr_11[PHASE_INITRD] == pcr_11), None)
+
     @property
     def anchored_by(self) -> Origin:
         """The evidence of the boot in which the anchor that is there now was made."""

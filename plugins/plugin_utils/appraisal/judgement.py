@@ -103,11 +103,13 @@ class Result:
     anchor: Optional[CertifiedAnchor] = None
     freshness: Freshness = Freshness.BOOT
     #: What the road established, and the reference sets that were judged by: of the image that runs, of that which
-    #: made the volume.
+    #: made the volume, and of that which recovered it last, as far as there are such; they may be one and the same.
     trust: Optional[AkTrust] = None
     references: tuple[Reference, ...] = ()
 
 
+#: The only check of answers that could not be judged.
+ANSWERS = "answers"
 #: A failure of only these leaves genuine values without an explanation; any other failure contradicts.
 _EXPLAINING = frozenset(("log_replay", "evidence_replay"))
 
@@ -134,9 +136,18 @@ def appraise(identity: Identity, evidence: Evidence, challenge: Challenge, groun
     )
 
 
+def refused(status: Status, reason: str) -> Result:
+    """Return the result for a machine whose answers could not be judged: ``FAILED`` or ``UNKNOWN``, and why."""
+    verdict = Verdict.UNTRUSTED if status is Status.FAILED else Verdict.UNKNOWN
+    return Result(verdict, "none", (Check(ANSWERS, status, reason),), {})
+
+
 def _used(case: Case) -> tuple[Reference, ...]:
-    origin = case.reference if case.ephemeral else _if_readable(lambda: case.origin)
-    return (case.reference,) if origin is None or origin is case.reference else (case.reference, origin)
+    origin = None if case.ephemeral else _if_readable(lambda: case.origin)
+    recovered = None if case.ephemeral else _if_readable(lambda: case.recovered_by)
+    used = (case.reference, origin or case.reference, recovered or case.reference)
+    others = [place for place, one in enumerate(used) if one is not case.reference]
+    return used[: max(others, default=0) + 1]
 
 
 def _road(case: Case, passed: frozenset[str]) -> str:

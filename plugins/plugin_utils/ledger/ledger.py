@@ -23,10 +23,25 @@ from . import documents as packing
 from .chain import EMPTY, Head, digest_of, link
 from .database import Database
 from .identities import Conflict, Register
-from .records import Action, Anchor, Attestation, Decision, Entry, Identity, Kind, Record, columns_of, entry_of, text_of
+from .records import (
+    NO_ROAD,
+    Action,
+    Anchor,
+    Attestation,
+    Decision,
+    Entry,
+    Identity,
+    Kind,
+    Record,
+    columns_of,
+    entry_of,
+    text_of,
+)
 from .schema import documents, entries
 
 _PAGE = 500
+#: A sequence beyond every entry: what is asked for "before" it is asked for as of now.
+_NEVER = (1 << 63) - 1
 _T = TypeVar("_T")
 #: A record and the documents that belong to it, by name.
 Submission = tuple[Record, Mapping[str, bytes]]
@@ -130,19 +145,28 @@ class Ledger:
         """
         names, packed = _pack_documents(documents)
         with self.database.writing() if record else self.database.reading() as connection:
-            register = self._register(connection, shown or host)
-            enrolled, new = host in register.hosts(), shown is not None and not register.knows(shown)
-            if shown is not None:
-                register.note(shown)
-            highest = self._highest_anchor(connection, host, volume)
-            sharing = self._hosts_of_volume_key(connection, volume_key_id) - {host} if volume_key_id else frozenset()
-            concluded = judge(Past(enrolled, new, register.conflicts(host), highest, sharing))
+            past = self._past(connection, host, volume, shown, volume_key_id)
+            concluded = judge(past)
             if record:
                 more, small = _pack_documents(concluded.documents)
                 identity = concluded.identity
-                known: list[_Packed] = [(identity, {}, {})] if identity is not None and new else []
+                known: list[_Packed] = [(identity, {}, {})] if identity is not None and past.new else []
                 self._write(connection, [*known, (concluded.attestation, {**names, **more}, {**packed, **small})])
         return concluded
+
+    def past(
+        self,
+        entry: Entry,
+        shown: Optional[Identity],
+        volume_key_id: Optional[str] = None,
+    ) -> Past:
+        """Return what was remembered when an attestation was recorded, for whoever judges it once more.
+
+        The keys that were recorded with it count as known: they are the entry before it.
+        """
+        record = cast(Attestation, entry.record)
+        with self.database.reading() as connection:
+            return self._past(connection, record.host, record.volume, shown, volume_key_id, entry.sequence)
 
     def approval(self, host: str) -> Optional[Entry]:
         """Return the last approval of a key of this host since it was last retired, if an operator gave one."""
@@ -256,17 +280,24 @@ class Ledger:
             return self._highest_anchor(connection, host, volume)
 
     def hosts_of_volume_key(self, volume_key_id: str) -> frozenset[str]:
-        """Return the hosts that showed a volume with this key and were not retired since. More than one: a clone."""
+        """Return the hosts that showed a volume with this key, behind a TPM that a road led to, and were not retired
+        since. More than one: a clone.
+        """
         with self.database.reading() as connection:
             return self._hosts_of_volume_key(connection, volume_key_id)
 
-    def _hosts_of_volume_key(self, connection: Connection, volume_key_id: str) -> frozenset[str]:
+    def _hosts_of_volume_key(self, connection: Connection, volume_key_id: str, before: int = _NEVER) -> frozenset[str]:
         shown = connection.execute(
             select(entries.c.host, func.max(entries.c.sequence))
-            .where(entries.c.volume_key_id == volume_key_id)
+            .where(
+                entries.c.volume_key_id == volume_key_id,
+                # Behind a TPM that nobody vouches for, a machine may show any key: such a lie must not lock out others.
+                entries.c.road != NO_ROAD,
+                entries.c.sequence < before,
+            )
             .group_by(entries.c.host)
         ).all()
-        return frozenset(host for host, last in shown if last > _began(connection, host))
+        return frozenset(host for host, last in shown if last > _began(connection, host, before=before))
 
     def conflicts(self, host: Optional[str] = None) -> tuple[Conflict, ...]:
         """Return the conflicts of identity that concern a host, or all of them."""
@@ -292,14 +323,32 @@ class Ledger:
         for entry in self.entries(host, Kind.ATTESTATION, since):
             yield Reappraisal(entry, appraise(entry, self.documents(entry)))
 
-    def _highest_anchor(self, connection: Connection, host: str, volume: str) -> Optional[Anchor]:
+    def _past(
+        self,
+        connection: Connection,
+        host: str,
+        volume: Optional[str],
+        shown: Optional[Identity],
+        volume_key_id: Optional[str],
+        before: int = _NEVER,
+    ) -> Past:
+        register = self._register(connection, shown or host, before)
+        enrolled, new = host in register.hosts(), shown is not None and not register.knows(shown)
+        if shown is not None:
+            register.note(shown)
+        highest = None if volume is None else self._highest_anchor(connection, host, volume, before)
+        sharing = self._hosts_of_volume_key(connection, volume_key_id, before) if volume_key_id else frozenset()
+        return Past(enrolled, new, register.conflicts(host), highest, sharing - {host})
+
+    def _highest_anchor(self, connection: Connection, host: str, volume: str, before: int = _NEVER) -> Optional[Anchor]:
         columns = entries.c
         generation, state, reset_count = connection.execute(
             select(func.max(columns.generation), func.max(columns.state), func.max(columns.reset_count)).where(
                 columns.host == host,
                 columns.kind == Kind.ATTESTATION.value,
                 columns.volume == volume,
-                columns.sequence > _began(connection, host, volume),
+                columns.sequence < before,
+                columns.sequence > _began(connection, host, volume, before),
             )
         ).one()
         return None if generation is None else Anchor(int(generation), state, reset_count)
@@ -333,12 +382,14 @@ class Ledger:
         last = _entry(self.name, dict(row))
         return Head(last.sequence, last.digest)
 
-    def _register(self, connection: Connection, about: Union[Identity, str, None] = None) -> Register:
+    def _register(
+        self, connection: Connection, about: Union[Identity, str, None] = None, before: int = _NEVER
+    ) -> Register:
         """Read the register, for all hosts or for those that what is asked about can depend on."""
         columns = entries.c
         query = (
             select(entries)
-            .where(columns.kind.in_((Kind.IDENTITY.value, Kind.DECISION.value)))
+            .where(columns.kind.in_((Kind.IDENTITY.value, Kind.DECISION.value)), columns.sequence < before)
             .order_by(columns.sequence)
         )
         if about is None:
@@ -424,11 +475,14 @@ def _known(connection: Connection, digests: set[str]) -> frozenset[str]:
     return frozenset(chain.from_iterable(found))
 
 
-def _began(connection: Connection, host: str, volume: Optional[str] = None) -> int:
-    """Return the entry after which the present life of a host, or of a volume of it, began; 0 for its first."""
+def _began(connection: Connection, host: str, volume: Optional[str] = None, before: int = _NEVER) -> int:
+    """Return the entry after which the life of a host, or of a volume of it, began that it had before an entry; 0 for
+    its first.
+    """
     columns = entries.c
     begins = columns.action == Action.RETIRE_HOST.value
     if volume is not None:
         begins = or_(begins, and_(columns.action == Action.RENEW_VOLUME.value, columns.volume == volume))
-    last = connection.execute(select(func.max(columns.sequence)).where(columns.host == host, begins)).scalar()
+    query = select(func.max(columns.sequence)).where(columns.host == host, begins, columns.sequence < before)
+    last = connection.execute(query).scalar()
     return last or 0

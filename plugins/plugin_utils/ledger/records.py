@@ -23,6 +23,8 @@ Row = Mapping[str, object]
 TEXT_LIMIT = 255
 REASON_LIMIT = 2000
 DOCUMENT_COUNT_LIMIT = 64
+#: The road of an attestation whose TPM nobody vouched for.
+NO_ROAD = "none"
 
 _WORD = re.compile(r"[a-z][a-z0-9-]{0,63}")
 _DOCUMENT_NAME = re.compile(r"[a-z][a-z0-9._-]{0,63}")

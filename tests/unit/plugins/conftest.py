@@ -19,6 +19,8 @@ import struct
 import subprocess
 import time
 import zlib
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
@@ -47,6 +49,8 @@ SIGNER = b"the certificate that signed the image"
 UUID = "0d8f5c4c-3c8e-4c0e-9d69-4c8f3a1f6a01"
 #: systemd closes these in the initrd.
 SEPARATED = (0, 1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14)
+#: What a kernel image has measured of itself; images differ in it.
+SECTIONS = (b".linux\0", b".initrd\0", b".cmdline\0")
 PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready")
 CREATION = {"sha256": (0, 1, 2, 3, 4, 5, 7, 9, 11, 12)}
 
@@ -68,7 +72,7 @@ def variable(owner: bytes, name: str, data: bytes) -> bytes:
 class FirmwareEvents:
     """A crypto-agile log with one bank, and the digests to extend a TPM with."""
 
-    def __init__(self, secure_boot: bool = True) -> None:
+    def __init__(self, secure_boot: bool = True, sections: tuple[bytes, ...] = SECTIONS) -> None:
         self.events: list[tuple[int, int, bytes, bytes]] = []
         self.add(0, EV_S_CRTM_VERSION, b"1\0")
         state = b"\1" if secure_boot else b"\0"
@@ -85,7 +89,7 @@ class FirmwareEvents:
             self.add(pcr, EV_SEPARATOR, bytes(4))
         self.add(7, EV_AUTHORITY, variable(SECURITY, "db", bytes(16) + SIGNER))
         self.add(4, EV_BOOT_APPLICATION, b"a device path", sha256(b"the unified kernel image"))
-        for section in (b".linux\0", b".initrd\0", b".cmdline\0"):
+        for section in sections:
             self.add(11, EV_IPL, section)
         self.add(5, EV_ACTION, b"Exit Boot Services Invocation")
         self.add(5, EV_ACTION, b"Exit Boot Services Returned with Success")
@@ -127,6 +131,7 @@ class Machine:
         self.firmware_log = folder / "firmware.log"
         self.userspace_log = folder / "userspace.log"
         self.token: bytes = b""
+        self.recovery: bytes = b""
         self.volume_key = os.urandom(64)
         self._authority = authority
         self._secure_boot = secure_boot
@@ -184,8 +189,19 @@ class Machine:
 
     def boot(self, image: Image, first: bool, volume: bool = True) -> None:
         """Boot to ``ready``; the first boot makes the volume, its evidence and the anchor."""
+        with self._initrd(image) as esys:
+            if first:
+                self._create(esys, image)
+            if volume:
+                self.measure(esys, 15, "volume-key", f"cryptsetup:fde-crypt:{UUID}", self.volume_key_id)
+            for phase in PHASES[1:]:
+                self.measure(esys, 11, "phase", phase)
+
+    @contextmanager
+    def _initrd(self, image: Image) -> Iterator[Any]:
+        """Boot as far as the initrd."""
         self.start()
-        firmware = FirmwareEvents(self._secure_boot)
+        firmware = FirmwareEvents(self._secure_boot, image.sections)
         self.firmware_log.write_bytes(firmware.log())
         self.userspace_log.write_bytes(b"")
         with opened(self.tcti) as esys:
@@ -194,12 +210,19 @@ class Machine:
             for pcr in SEPARATED:
                 self.measure(esys, pcr, "os-separator", "os-separator")
             self.measure(esys, 11, "phase", PHASES[0])
-            if first:
-                self._create(esys, image)
-            if volume:
-                self.measure(esys, 15, "volume-key", f"cryptsetup:fde-crypt:{UUID}", self.volume_key_id)
-            for phase in PHASES[1:]:
-                self.measure(esys, 11, "phase", phase)
+            yield esys
+
+    def recover(self, image: Image) -> None:
+        """Boot as far as the initrd, where somebody gives the recovery key of the volume."""
+        with self._initrd(image) as esys:
+            name = anchors.anchor_name(image.key, bound_values(esys))
+            made = image.claims(self.volume_key_id, name)
+            kept = ("version", "volume_key_id", "luks_uuid", "volume", "root_hash", "strategy", "anchor")
+            claims = {name: made[name] for name in kept}
+            claims.update(purpose="volume-recovery", code="rolled-back", recoveries=1)
+            self.recovery = self._token(esys, claims)
+            ready = anchors.Anchor(anchors.State.INITIALIZING).ready(sha256(b"header"), self.volume_key_id)
+            anchors.write(esys, image.key, image.policies, replace(ready, recoveries=1))
 
     def write_header(self) -> Path:
         """Make a LUKS2 header with the evidence token in a file, as the boot agent keeps one in memory."""
@@ -225,10 +248,16 @@ class Machine:
         anchors.define(esys, image.key)
         anchors.write(esys, image.key, image.policies, anchors.Anchor(anchors.State.INITIALIZING))
         name = anchors.anchor_name(image.key, bound_values(esys))
-        claims = json.dumps(image.claims(self.volume_key_id, name), sort_keys=True, separators=(",", ":")).encode()
+        self.token = self._token(esys, image.claims(self.volume_key_id, name))
+        ready = anchors.Anchor(anchors.State.INITIALIZING).ready(sha256(b"header"), self.volume_key_id)
+        anchors.write(esys, image.key, image.policies, ready)
+
+    def _token(self, esys: Any, content: dict[str, Any]) -> bytes:
+        """Return the token with these claims, and what proves that they were made in this initrd."""
+        claims = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
         with attestation_key(esys) as key:
             quoted = quote(esys, key, sha256(claims), CREATION)
-            self.token = json.dumps(
+            return json.dumps(
                 {
                     "type": "cvm-fde",
                     "keyslots": [],
@@ -241,19 +270,20 @@ class Machine:
                     "userspace_log": rounds.encode(zlib.compress(self.userspace_log.read_bytes())),
                 }
             ).encode()
-        ready = anchors.Anchor(anchors.State.INITIALIZING).ready(sha256(b"header"), self.volume_key_id)
-        anchors.write(esys, image.key, image.policies, ready)
 
 
 class Image:
     """A sealed image: its policy key, signed phases and manifest."""
 
-    def __init__(self) -> None:
-        self.signer = rsa.generate_private_key(65537, 2048)
+    def __init__(self, before: Optional[Image] = None, name: str = "debian-forky") -> None:
+        """Seal an image, or the next one of the same builder with another kernel image."""
+        self.name = name
+        self.sections = SECTIONS if before is None else (*SECTIONS, name.encode())
+        self.signer = before.signer if before else rsa.generate_private_key(65537, 2048)
         self.pem = self.signer.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         self.key = PolicyKey.from_pem(self.pem)
         self.root_hash = sha256(b"root").hex()
-        values = FirmwareEvents().values()
+        values = FirmwareEvents(sections=self.sections).values()
         self.pcr_11: dict[str, bytes] = {}
         value = values[11]
         for place, phase in enumerate(PHASES):
@@ -285,7 +315,7 @@ class Image:
     def manifest(self, **changes: Any) -> dict[str, Any]:
         return {
             "version": 1,
-            "name": "debian-forky",
+            "name": self.name,
             "strategy": "clone",
             "root": {"hash": self.root_hash},
             "secure_boot": {"signer_sha256": sha256(SIGNER).hex()},

@@ -35,7 +35,8 @@ RULES: tuple[Rule, ...] = (
 #: The parts of a machine that a result has a status of its own for, and the checks that speak of each. Those that a
 #: ledger or a report adds are among them.
 PARTS: Mapping[str, frozenset[str]] = {
-    "tpm": frozenset(rule.name for rule in (*keys.RULES, ROAD, *quote.RULES, *demands.OF_THE_ANSWER)) | {"identity"},
+    "tpm": frozenset(rule.name for rule in (*keys.RULES, ROAD, *quote.RULES, *demands.OF_THE_ANSWER))
+    | {"answers", "identity"},
     "boot": frozenset(rule.name for rule in (*boot.RULES, *demands.OF_THE_IMAGE)),
     "volume": frozenset(rule.name for rule in (*anchor.RULES, *volume.RULES, NO_VOLUME, *demands.OF_THE_WHOLE))
     | {"anchor_freshness", "unique_volume_key"},

@@ -41,6 +41,8 @@ class Run:
     status: int
     output: str
     report: Optional[dict[str, Any]]
+    #: Where evidence is kept, if it is.
+    kept: Path
 
     def host(self, name: str) -> dict[str, Any]:
         assert self.report is not None, self.output
@@ -88,7 +90,7 @@ def play(folder: Path, image: Any, authority: Path, hosts: dict[str, Any], *opti
     )
     report = folder / "report.json"
     found = json.loads(report.read_text()) if report.exists() else None
-    return Run(done.returncode, done.stdout + done.stderr, found)
+    return Run(done.returncode, done.stdout + done.stderr, found, folder / "evidence")
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +137,14 @@ def test_a_hostile_host_gets_its_verdict_with_a_reason(mixed: Run, name: str, ve
     assert check["name"] == "answers"
     assert 0 < len(check["reason"]) < 300
     assert check["reason"].isprintable()
+
+
+def test_what_came_in_place_of_an_answer_is_kept(mixed: Run) -> None:
+    kept = {path.stem: json.loads(path.read_text()) for path in mixed.kept.iterdir()}
+    assert set(kept) == {"honest", "deep", "types", "unasked", "facts"}
+    assert kept["types"]["answers"]["identity"] == json.loads(HOSTILE["types"]())["answer"]
+    assert kept["deep"]["answers"]["printed"].encode() == HOSTILE["deep"]()[: len(kept["deep"]["answers"]["printed"])]
+    assert all(path.stat().st_size < 300_000 for path in mixed.kept.iterdir())
 
 
 def test_a_hostile_host_plants_nothing(mixed: Run) -> None:

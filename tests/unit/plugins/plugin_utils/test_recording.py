@@ -23,17 +23,20 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import
     Status,
     Verdict,
 )
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import load_reference
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import Freshness, Policy
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import load_reference, parse_manifest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice import Allowed
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.first_use import Approval
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS
 from ansible_collections.cvm.fde.plugins.plugin_utils.attestation import Attestation
 from ansible_collections.cvm.fde.plugins.plugin_utils.auditing import Doubt, audit
-from ansible_collections.cvm.fde.plugins.plugin_utils.case_file import Today, judge_again
+from ansible_collections.cvm.fde.plugins.plugin_utils.case_file import MALFORMED_LIMIT, Today, judge_again
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Ledger
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import Action, Decision, Identity, Kind
-from ansible_collections.cvm.fde.plugins.plugin_utils.recording import FRESHNESS, IDENTITY, Recorder
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger_checks import FRESHNESS, IDENTITY
+from ansible_collections.cvm.fde.plugins.plugin_utils.recording import Recorder
+from ansible_collections.cvm.fde.plugins.plugin_utils.report import unjudged
 
 CERTIFICATE, PINNED, FIRST_USE = RoadName.EK_CERTIFICATE, RoadName.PINNED_EK, RoadName.FIRST_USE
 
@@ -279,6 +282,49 @@ def test_first_use_is_recorded_then_approved_then_trusted(
     assert ledger.approval("web1") is None
 
 
+@pytest.fixture
+def demanding(grounds: Grounds) -> Grounds:
+    """The grounds of an operator whose policy takes nothing for fresh that the ledger does not know."""
+    return replace(grounds, policy=Policy(name="lab", freshness=Freshness.LEDGER))
+
+
+def test_a_host_is_enrolled_under_a_policy_that_only_a_ledger_can_meet(
+    machine: Any, demanding: Grounds, ledger: Ledger, record: Callable[..., Result]
+) -> None:
+    attestation = attest(machine, demanding)
+    assert attestation.result.verdict is Verdict.UNKNOWN
+    assert record(attestation, policy=demanding.policy).verdict is Verdict.UNKNOWN
+    first = record(attest(machine, demanding), policy=demanding.policy, enrol=True)
+    assert (first.verdict, first.freshness) == (Verdict.TRUSTED, Freshness.LEDGER)
+    assert ledger.register().hosts() == {"web1"}
+    assert record(attest(machine, demanding), policy=demanding.policy).verdict is Verdict.TRUSTED
+
+
+def test_a_host_that_is_not_enrolled_is_not_said_to_be_known(
+    machine: Any, grounds: Grounds, ledger: Ledger, record: Callable[..., Result]
+) -> None:
+    refused = record(attest(machine, replace(grounds, strategy="overlay")), enrol=True)
+    assert status(refused, IDENTITY) is Status.UNKNOWN
+    assert refused.freshness is Freshness.HEADER
+
+
+def test_first_use_waits_for_approval_under_the_same_policy(
+    machine: Any, demanding: Grounds, ledger: Ledger, record: Callable[..., Result]
+) -> None:
+    bare = replace(allowing(demanding, FIRST_USE), authorities=())
+    options = {"policy": demanding.policy, "enrol": True, "first_use": True}
+    assert record(attest(machine, bare), **options).verdict is Verdict.UNKNOWN
+    assert ledger.register().hosts() == {"web1"}
+
+
+def test_a_tpm_that_nobody_vouches_for_locks_out_no_volume_key(
+    honest: Attestation, machine: Any, grounds: Grounds, ledger: Ledger, record: Callable[..., Result]
+) -> None:
+    assert honest.result.claims["volume_key_id"] is not None
+    record(attest(machine, replace(grounds, authorities=())), "liar")
+    assert record(honest, enrol=True).verdict is Verdict.TRUSTED
+
+
 # --- judged again
 # ----------------------------------------------------------------------------------------------------------
 
@@ -317,6 +363,122 @@ def test_a_copied_attestation_and_a_false_record_show_in_an_audit(
     ledger.append(replace(entry.record, host="web2"), {})
     doubts = {finding.doubt for finding in audit(ledger, today, whole_history=True).findings}
     assert doubts == {Doubt.COPIED, Doubt.RECORD, Doubt.VERDICT}
+
+
+def test_a_volume_of_one_image_recovered_under_another_and_run_by_a_third_is_judged_again(
+    make_machine: Callable[..., Any], grounds: Grounds, image: Any, ledger: Ledger, record: Callable[..., Result]
+) -> None:
+    conftest_image = type(image)
+    second, third = conftest_image(image, "second"), conftest_image(image, "third")
+    machine = make_machine("recovered")
+    machine.recover(second)
+    machine.boot(third, first=False)
+    references = [parse_manifest(json.dumps(one.manifest()).encode()) for one in (third, image, second)]
+    shown = {"recovery": base64.b64encode(machine.recovery).decode()}
+    of_all = replace(grounds, references=tuple(references))
+    attestation = attest(machine, of_all, **shown)
+    assert attestation.result.verdict is Verdict.TRUSTED
+    assert [one.name for one in attestation.result.references] == ["third", "debian-forky", "second"]
+    record(attestation, enrol=True)
+    assert audit(ledger, Today()).findings == ()
+    without = attest(machine, replace(of_all, references=tuple(references[:2])), **shown)
+    assert status(without.result, "recoveries") is Status.FAILED
+    # The same image may have made the volume and run now.
+    machine.boot(image, first=False)
+    again = attest(machine, of_all, **shown)
+    assert again.result.verdict is Verdict.TRUSTED
+    assert set(again.documents()) >= {"manifest", "manifest-of-recovery"}
+    assert "manifest-of-origin" not in again.documents()
+    assert judge_again(again.documents(), Today()).verdict is Verdict.TRUSTED
+
+
+def test_an_audit_knows_what_the_ledger_knew_when_it_judged(
+    machine: Any, demanding: Grounds, ledger: Ledger, record: Callable[..., Result], today: Today
+) -> None:
+    record(attest(machine, demanding), policy=demanding.policy, enrol=True)
+    record(attest(machine, demanding), policy=demanding.policy)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    for judged_by in (today, replace(today, policy=demanding.policy, now=now)):
+        found = audit(ledger, judged_by, whole_history=True)
+        assert (found.sound, found.judged, found.findings) == (True, 2, ())
+    # What was decided later changes nothing of what was known then.
+    ledger.decide(Decision("web1", Action.RENEW_VOLUME, "ann", "new disk", volume="fde-crypt"))
+    ledger.append(Identity("web2", "ek-certificate", "ab" * 32))
+    assert audit(ledger, today, whole_history=True).findings == ()
+
+
+def test_an_audit_doubts_a_trusted_verdict_that_the_ledger_itself_contradicts(
+    honest: Attestation, machine: Any, grounds: Grounds, ledger: Ledger, record: Callable[..., Result], today: Today
+) -> None:
+    assert honest.result.anchor is not None
+    ahead = replace(honest.result.anchor, generation=honest.result.anchor.generation + 1)
+    record(honest, enrol=True, result=replace(honest.result, anchor=ahead))
+    back = attest(machine, grounds)
+    assert record(back).verdict is Verdict.UNTRUSTED
+    entry = ledger.latest("web1")
+    assert entry is not None
+    assert audit(ledger, today).findings == ()
+    ledger.append(replace(entry.record, verdict="trusted"), attest(machine, grounds).documents())
+    (doubt,) = audit(ledger, today).findings
+    assert doubt.doubt is Doubt.VERDICT
+    assert "the TPM went back" in doubt.cause
+
+
+def test_what_was_not_trusted_is_judged_again_as_well_and_counted_honestly(
+    honest: Attestation, machine: Any, grounds: Grounds, ledger: Ledger, record: Callable[..., Result], today: Today
+) -> None:
+    record(honest, "web0")
+    record(attest(machine, replace(grounds, authorities=())), "web1")
+    recorder = Recorder(ledger, "web2")
+    recorder.unjudged(unjudged("web2", Status.UNKNOWN, "the machine did not answer"))
+    found = audit(ledger, today)
+    assert (found.sound, found.judged, found.unjudged, found.changes) == (True, 2, 1, ())
+    # By a policy that does not ask who it is, the first was good enough.
+    lenient = replace(Policy(), waived_checks=frozenset(("identity", "anchor_freshness")))
+    (change,) = audit(ledger, replace(today, policy=lenient)).changes
+    assert (change.host, change.recorded, change.now) == ("web0", "unknown", "trusted")
+
+
+def malformed(machine: Any, grounds: Grounds, answer: Any) -> tuple[Attestation, AppraisalError]:
+    """Ask a machine whose second answer is another one."""
+    attestation = Attestation(grounds, DEFAULT_PCRS)
+    attestation.evidence_request(rounds.identity(machine.sources))
+    with pytest.raises(AppraisalError) as caught:
+        attestation.judge(answer)
+    return attestation, caught.value
+
+
+@pytest.mark.parametrize(
+    ("answer", "judged"), [({"quote": 1}, 1), ([1, "x"], 1), (None, 1), ({"quote": '"' * 5_000_000}, 0)]
+)
+def test_answers_that_cannot_be_read_are_kept_within_bounds(
+    machine: Any, grounds: Grounds, ledger: Ledger, today: Today, answer: Any, judged: int
+) -> None:
+    attestation, error = malformed(machine, grounds, answer)
+    documents = attestation.documents_of_unreadable(attestation.unreadable())
+    assert len(documents["answers"]) < MALFORMED_LIMIT + 1024
+    Recorder(ledger, "web1").unjudged(unjudged("web1", Status.FAILED, error.reason), documents)
+    found = audit(ledger, today)
+    assert (found.sound, found.judged, found.unjudged, found.changes) == (True, judged, 1 - judged, ())
+    if judged:
+        with pytest.raises(AppraisalError, match=error.code):
+            judge_again(documents, today)
+
+
+def test_an_answer_that_was_no_json_is_kept_as_it_was_printed(grounds: Grounds, today: Today) -> None:
+    attestation = Attestation(grounds, DEFAULT_PCRS)
+    for printed in ("{not JSON\x1b[2J", "\udcff", "x" * 4_000_000):
+        documents = attestation.documents_of_unreadable(attestation.unreadable(printed))
+        assert len(documents["answers"]) < MALFORMED_LIMIT + 1024
+        with pytest.raises(AppraisalError):
+            judge_again(documents, today)
+
+
+def test_answers_that_a_later_reader_understands_are_judged_by_it(machine: Any, grounds: Grounds, today: Today) -> None:
+    # As if a field of today had been unknown when they came.
+    attestation = attest(machine, grounds)
+    documents = attestation.documents_of_unreadable(attestation.unreadable())
+    assert judge_again(documents, today).verdict is Verdict.TRUSTED
 
 
 @pytest.mark.parametrize("name", ["manifest", "manifest-signature", "challenge", "policy", "identity", "evidence"])
