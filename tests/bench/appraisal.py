@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,7 +36,7 @@ from typing import Any, Callable, Optional
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT / "build/collections"))
 
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import event_log, structures  # noqa: E402
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import event_log  # noqa: E402
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential import make_credential  # noqa: E402
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.documents import parse_json  # noqa: E402
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import (  # noqa: E402
@@ -45,9 +45,13 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import 
 )
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Verdict, appraise  # noqa: E402
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.replay import LogCache, replay  # noqa: E402
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import (  # noqa: E402
+    PublicArea,
+    parse_public,
+)
 from ansible_collections.cvm.fde.tests.fuzz.appraisal import JSON_LIMIT, honest  # noqa: E402
 from ansible_collections.cvm.fde.tests.fuzz.target import SEEDS, VECTORS  # noqa: E402
-from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.test_structures import (  # noqa: E402
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captured import (  # noqa: E402
     SAMPLES,
     Sample,
 )
@@ -86,18 +90,23 @@ def inputs() -> Inputs:
     real = (VECTORS / "quotes").is_dir()
     samples = [make(VECTORS) for make in SAMPLES.values()] if real else [_software_sample()]
     logs = [VECTORS / "eventlogs" / name for name in LOGS] if real else [SEEDS / "firmware_log/honest"]
-    quotes = tuple(
-        (sample.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo), sample) for sample in samples
-    )
-    return Inputs(real, quotes, tuple(path.read_bytes() for path in logs))
+    return Inputs(real, tuple((_encoded(sample), sample) for sample in samples), tuple(map(Path.read_bytes, logs)))
+
+
+def _encoded(sample: Sample) -> bytes:
+    """Return the sample's key as it comes from a machine: it is read anew for each quote."""
+    if isinstance(sample.key, PublicArea):
+        return sample.key.raw
+    return sample.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _software_sample() -> Sample:
     identity, evidence, challenge, _grounds = honest()
-    key = structures.parse_public(identity.attestation).key
-    signature = structures.parse_signature(evidence.quote.signature)
-    values = dict(evidence.values["sha256"])
-    return Sample(key, evidence.quote.attest, signature, challenge.nonce, "sha256", values)
+    quote = evidence.quote
+    return Sample(
+        parse_public(identity.attestation), quote.attest, quote.signature, challenge.nonce, evidence.values,
+        challenge.selection,
+    )  # fmt: skip
 
 
 # --- what is measured
@@ -109,14 +118,9 @@ def quotes() -> Callable[[int], object]:
     found, cache_ = inputs(), LogCache()
 
     def judge(turn: int) -> None:
-        der, sample = found.quotes[turn % len(found.quotes)]
-        key = load_der_public_key(der)
-        quote = structures.parse_quote(sample.attest)
-        structures.verify_signature(key, sample.signature, sample.attest)  # type: ignore[arg-type]
-        values = {sample.bank: sample.values}
-        assert quote.extra_data == sample.nonce and structures.same_selection(quote.selection, values)
-        hash_name = sample.signature.scheme.hash_name
-        assert structures.pcr_digest(quote, values, hash_name) == quote.pcr_digest
+        encoded, sample = found.quotes[turn % len(found.quotes)]
+        key = parse_public(encoded) if isinstance(sample.key, PublicArea) else load_der_public_key(encoded)
+        assert replace(sample, key=key).verify().values == sample.values
         assert cache_.replay(found.logs[turn % len(found.logs)], b"", "sha256") is not None
 
     return judge
@@ -141,9 +145,7 @@ def hosts() -> Callable[[int], object]:
 
     def attest(_turn: int) -> None:
         identity = parse_identity(parse_json(first, "identity", JSON_LIMIT))
-        attestation, endorsement = (
-            structures.parse_public(raw) for raw in (identity.attestation, identity.endorsement)
-        )
+        attestation, endorsement = (parse_public(raw) for raw in (identity.attestation, identity.endorsement))
         make_credential(endorsement, attestation.name, challenge.secret)
         evidence = parse_evidence(parse_json(second, "evidence", JSON_LIMIT))
         assert appraise(identity, evidence, challenge, grounds).verdict is Verdict.TRUSTED
@@ -194,7 +196,9 @@ def checkquote(seconds: float) -> Optional[dict[str, float]]:
     sample = SAMPLES["keylime"](VECTORS)
     with tempfile.TemporaryDirectory() as scratch:
         key = Path(scratch) / "key.pem"
-        key.write_bytes(sample.key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        key.write_bytes(
+            parse_public(_encoded(sample)).key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        )
         words = ["tpm2_checkquote", "--public", str(key), "--message", str(folder / "quote.out")]
         words += ["--signature", str(folder / "quotesig.out"), "--pcr", str(folder / "quotepcr.out")]
         words += ["--qualification", sample.nonce.hex(), "--hash-algorithm", "sha256"]
@@ -204,16 +208,12 @@ def checkquote(seconds: float) -> Optional[dict[str, float]]:
             subprocess.run(words, check=True, capture_output=True)
             calls += 1
         theirs = calls / (_children() - started)
-    der = sample.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    encoded = _encoded(sample)
     times, started = 0, time.process_time()
     while time.process_time() - started < seconds / 2:
-        Sample(load_der_public_key(der), *_rest(sample)).check()  # type: ignore[arg-type]
+        replace(sample, key=parse_public(encoded)).verify()
         times += 1
     return {"theirs": theirs, "ours": times / (time.process_time() - started)}
-
-
-def _rest(sample: Sample) -> tuple[Any, ...]:
-    return sample.attest, sample.signature, sample.nonce, sample.bank, sample.values
 
 
 def _children() -> float:

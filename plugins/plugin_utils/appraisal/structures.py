@@ -254,8 +254,7 @@ def pcr_digest(quote: QuoteAttest, values: Values, hash_name: str) -> bytes:
     ``hash_name`` is the hash of the signature scheme, not of a bank. The values must be those of the quote's own
     selection: a bank or PCR more or less, or a value of the wrong length, raises ``AppraisalError``.
     """
-    if not same_selection(quote.selection, {bank: frozenset(found) for bank, found in values.items()}):
-        raise AppraisalError("pcr-values", "the PCR values are not those of the PCRs that the quote selects")
+    _require_selected(quote.selection, values)
     digest = hashlib.new(hash_name)
     for bank, pcrs in quote.selection.items():
         size = hashlib.new(bank).digest_size
@@ -267,6 +266,21 @@ def pcr_digest(quote: QuoteAttest, values: Values, hash_name: str) -> bytes:
                 )
             digest.update(value)
     return digest.digest()
+
+
+def _require_selected(selection: Selection, values: Values) -> None:
+    """Refuse values that are missing or too many, and name the first of them."""
+    for bank in values:
+        if bank not in selection:
+            raise AppraisalError("pcr-values", "there are values of a bank that the quote does not select")
+    for bank, pcrs in selection.items():
+        found = frozenset(values.get(bank, ()))
+        if bank not in values or pcrs - found:
+            missing = "" if bank not in values else f" PCR {min(pcrs - found)}"
+            raise AppraisalError("pcr-values", f"the quote selects {bank}{missing}, of which there is no value")
+        if found - pcrs:
+            surplus = f"{bank} PCR {min(found - pcrs)}"
+            raise AppraisalError("pcr-values", f"there is a value of {surplus}, which the quote does not select")
 
 
 # --- TPMT_PUBLIC
@@ -365,9 +379,13 @@ def _scheme(reader: Reader) -> Optional[Scheme]:
     return Scheme(algorithm, reader.hash_name())
 
 
-def qualified_name(public: PublicArea, hierarchy: int = RH_ENDORSEMENT) -> bytes:
-    """Return the Qualified Name of a primary key of ``hierarchy``: what its signatures carry as their signer."""
-    return _name(public.name_algorithm, struct.pack(">I", hierarchy) + public.name)
+def qualified_name(public: PublicArea, parent: Optional[PublicArea] = None) -> bytes:
+    """Return the Qualified Name of a key: what its signatures carry as their signer.
+
+    It is one of a primary key of the endorsement hierarchy, or one below such a key, ``parent``.
+    """
+    above = struct.pack(">I", RH_ENDORSEMENT) if parent is None else qualified_name(parent)
+    return _name(public.name_algorithm, above + public.name)
 
 
 def _name(algorithm: str, data: bytes) -> bytes:
@@ -451,9 +469,9 @@ def verify_signature(key: VerifyingKey, signature: Signature, message: bytes) ->
         raise AppraisalError("bad-signature", "the signature was not made by this key over this statement") from error
 
 
-def verify_by(public: PublicArea, signature: bytes, message: bytes) -> Signature:
+def verify_by(public: PublicArea, signature: Union[bytes, Signature], message: bytes) -> Signature:
     """Check a TPMT_SIGNATURE by a key whose own scheme it must have, and return it. Raises ``AppraisalError``."""
-    parsed = parse_signature(signature)
+    parsed = parse_signature(signature) if isinstance(signature, bytes) else signature
     if parsed.scheme != public.scheme:
         raise AppraisalError("bad-signature", "the signature does not have the scheme of the attestation key")
     verify_signature(public.key, parsed, message)

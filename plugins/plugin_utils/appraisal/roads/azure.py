@@ -61,7 +61,7 @@ class AzureSnp:
 
     def establish(self, attester: Attester, now: datetime.datetime) -> AkTrust:
         """See `trust.Road`."""
-        attester.require_attestation_key()
+        attester.require_attestation_key(self.activation.endorsement if self.activation else None)
         hcl = _report(self.hcl_report, HardwareReport.SNP)
         report = snp.parse_report(hcl.hardware)
         hcl.require_bound(report.report_data)
@@ -100,7 +100,7 @@ class AzureTdx:
 
     def establish(self, attester: Attester, now: datetime.datetime) -> AkTrust:
         """See `trust.Road`."""
-        attester.require_attestation_key()
+        attester.require_attestation_key(self.activation.endorsement if self.activation else None)
         hcl = _report(self.hcl_report, HardwareReport.TDX)
         report = tdx.parse_td_report(hcl.hardware)
         hcl.require_bound(report.report_data)

@@ -69,7 +69,7 @@ class EkCertificate:
 
     def establish(self, attester: Attester, now: datetime.datetime) -> AkTrust:
         """See `trust.Road`."""
-        attester.require_attestation_key()
+        attester.require_attestation_key(self.activation.endorsement)
         certificate = read_certificate(self.certificate)
         between = [read_certificate(der) for der in few(self.intermediates)]
         ek = self.activation.endorsement
@@ -95,7 +95,7 @@ class PinnedEk:
 
     def establish(self, attester: Attester, now: datetime.datetime) -> AkTrust:
         """See `trust.Road`."""
-        attester.require_attestation_key()
+        attester.require_attestation_key(self.activation.endorsement)
         if not names_key(self.pin, self.activation.endorsement):
             raise AppraisalError("other-endorsement-key", "the endorsement key is not the one that was pinned")
         bindings = (

@@ -38,7 +38,7 @@ class FirstUse:
 
     def establish(self, attester: Attester, now: datetime.datetime) -> AkTrust:
         """See `trust.Road`."""
-        attester.require_attestation_key()
+        attester.require_attestation_key(self.activation.endorsement if self.activation else None)
         ak, ek = digest(attester.ak.key), None
         bindings: tuple[Binding, ...] = ()
         if self.activation is not None:

@@ -20,14 +20,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ....module_utils.tpm import templates as tpm
 from ..errors import AppraisalError
-from ..structures import PublicArea, Values, VerifyingKey, qualified_name
+from ..quote import require_attestation_key, require_signer
+from ..structures import PublicArea, Values, VerifyingKey
 
 #: No platform's chain has more certificates between a key and the authority. Certificates that all sign each other
 #: make the search for a chain long: with this number it ends within a tenth of a second.
 INTERMEDIATE_LIMIT = 4
-_AK_ATTRIBUTES = tpm.RESTRICTED | tpm.SIGN | tpm.FIXED_TPM | tpm.FIXED_PARENT | tpm.SENSITIVE_DATA_ORIGIN
 Detail = Union[str, int, bool]
 
 
@@ -135,14 +134,13 @@ class Attester:
     nonce: bytes
     values: Values
 
-    def require_attestation_key(self) -> None:
-        """Check that the key can sign only what its TPM made, and that the quote names it as its signer."""
-        if not self.ak.has(_AK_ATTRIBUTES) or self.ak.has(tpm.DECRYPT):
-            raise AppraisalError("bad-attestation-key", "the attestation key is not a restricted signing key of a TPM")
-        if self.ak.scheme is None or self.ak.scheme.hash_name == "sha1":
-            raise AppraisalError("bad-attestation-key", "the attestation key does not fix a scheme with a good hash")
-        if not hmac.compare_digest(qualified_name(self.ak), self.signer):
-            raise AppraisalError("other-signer", "the quote names another signer than the attestation key")
+    def require_attestation_key(self, endorsement: Optional[PublicArea] = None) -> None:
+        """Check that the key can sign only what its TPM made, and that the quote names it as its signer.
+
+        ``endorsement`` is the endorsement key that the road goes over, below which the key may be.
+        """
+        require_attestation_key(self.ak)
+        require_signer(self.ak, self.signer, "quote", endorsement)
 
 
 class Road(Protocol):

@@ -10,18 +10,14 @@ import hmac
 from ....module_utils.tpm.anchor import SIZE, State, anchor_name
 from ..case import BANK, Case
 from ..errors import AppraisalError
-from ..structures import qualified_name, verify_by
+from ..quote import require_nonce, require_signature
 from .rule import Rule
 
 
 def _anchor_signature(case: Case) -> str:
-    verify_by(case.attestation, case.certified.signature, case.certification.raw)
-    if case.certification.qualified_signer != qualified_name(case.attestation):
-        raise AppraisalError(
-            "other-signer", "the certification of the anchor names another signer than the attestation key"
-        )
-    if not hmac.compare_digest(case.certification.extra_data, case.challenge.nonce):
-        raise AppraisalError("other-nonce", "the certification of the anchor answers another nonce")
+    what = "certification of the anchor"
+    require_signature(case.attestation, case.certified.signature, case.certification, what)
+    require_nonce(case.certification, case.challenge.nonce, what)
     now, then = case.quote.clock, case.certification.clock
     if (now.reset_count, now.restart_count) != (then.reset_count, then.restart_count):
         raise AppraisalError("other-boot", "quote and certification of the anchor are not from the same boot")

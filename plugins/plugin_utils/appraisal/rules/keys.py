@@ -11,6 +11,7 @@ from ....module_utils.tpm import templates
 from ..case import Case
 from ..endorsement import parse_certificate, verify_endorsement
 from ..errors import AppraisalError, Undecided
+from ..quote import require_attestation_key
 from ..roads import choice
 from ..roads.endorsement_key import Activation, names_key
 from .rule import Rule
@@ -18,10 +19,7 @@ from .rule import Rule
 
 def _attestation_key(case: Case) -> str:
     key = case.attestation
-    if not key.has(templates.RESTRICTED | templates.SIGN | templates.FIXED_TPM | templates.FIXED_PARENT):
-        raise AppraisalError("bad-attestation-key", "the attestation key may sign what the TPM did not make")
-    if key.has(templates.DECRYPT) or not key.has(templates.SENSITIVE_DATA_ORIGIN):
-        raise AppraisalError("bad-attestation-key", "the attestation key can decrypt, or was not made in the TPM")
+    require_attestation_key(key)
     if not templates.AK_ECC_P256.made(key.raw):
         raise AppraisalError("bad-attestation-key", "the attestation key was not made from this collection's template")
     _tried = key.key

@@ -5,35 +5,29 @@
 
 from __future__ import annotations
 
-import hmac
-
+from .. import quote
 from ..case import Case
-from ..errors import AppraisalError
-from ..structures import qualified_name, same_selection, verify_by
-from .rule import Rule, match_digest
+from .rule import Rule, signing_hash
 
 
 def _quote_signature(case: Case) -> str:
-    verify_by(case.attestation, case.evidence.quote.signature, case.quote.raw)
-    if case.quote.qualified_signer != qualified_name(case.attestation):
-        raise AppraisalError("other-signer", "the quote names another signer than the attestation key")
+    # The agent's key is a primary one, so no endorsement key is above it.
+    quote.require_signature(case.attestation, case.evidence.quote.signature, case.quote, "quote")
     return "the attestation key signed it"
 
 
 def _quote_nonce(case: Case) -> str:
-    if not hmac.compare_digest(case.quote.extra_data, case.challenge.nonce):
-        raise AppraisalError("other-nonce", "the quote answers another nonce: it is old, or another machine's")
+    quote.require_nonce(case.quote, case.challenge.nonce, "quote")
     return "it answers the nonce of this round"
 
 
 def _quote_selection(case: Case) -> str:
-    if not same_selection(case.quote.selection, case.challenge.selection):
-        raise AppraisalError("other-selection", "the quote covers other PCRs than were asked for")
+    quote.require_selection(case.quote, case.challenge.selection, "quote")
     return "it covers exactly the PCRs that were asked for"
 
 
 def _quote_digest(case: Case) -> str:
-    match_digest(case.quote, case.evidence.values, case.attestation)
+    quote.require_values(case.quote, case.evidence.values, signing_hash(case.attestation))
     return "the PCR values are those that were quoted"
 
 

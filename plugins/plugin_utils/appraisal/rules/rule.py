@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import hmac
 from dataclasses import dataclass
 from typing import Callable
 
 from ..case import BANK, Case
 from ..errors import AppraisalError
 from ..replay import Replay, unexplained
-from ..structures import PublicArea, QuoteAttest, Values, pcr_digest
+from ..structures import PublicArea, Values
 
 #: What every check of quoted values rests on.
 SIGNED = ("quote_signature", "quote_digest")
@@ -29,10 +28,9 @@ class Rule:
     judge: Callable[[Case], str]
 
 
-def match_digest(quote: QuoteAttest, values: Values, key: PublicArea) -> None:
-    hash_name = key.scheme.hash_name if key.scheme else BANK
-    if not hmac.compare_digest(pcr_digest(quote, values, hash_name), quote.pcr_digest):
-        raise AppraisalError("pcr-values", "the PCR values are not those that were quoted")
+def signing_hash(key: PublicArea) -> str:
+    """Return the hash of a key's scheme; a key that passed as an attestation key has one."""
+    return key.scheme.hash_name if key.scheme else BANK
 
 
 def explain(replay: Replay, values: Values) -> str:

@@ -16,21 +16,24 @@ from ....module_utils.luks2.profile import AUTHENTICATED, LAYOUT
 from ....module_utils.tpm.anchor import INDEX, anchor_name
 from ..case import BANK, Case
 from ..errors import AppraisalError
+from ..quote import require_selection, require_signature, require_values, verify_quote
 from ..reference import PHASE_INITRD
-from ..structures import parse_quote, qualified_name, same_selection, verify_by
+from ..structures import parse_quote
 from ..tokens import Recovery
 from ..userspace_log import VOLUME_KEY
 from .boot import secure_boot_configuration
 from .demands import require_accepted
-from .rule import Rule, enforced, explain, listed, match_digest
+from .rule import Rule, enforced, explain, listed, signing_hash
+
+#: The PCRs that the agent has quoted, and what that quote is called.
+_COVERED = {bank: frozenset(pcrs) for bank, pcrs in QUOTED_PCRS.items()}
+_CREATION = "quote of the volume's creation"
 
 
 def _evidence_signature(case: Case) -> str:
     if not hmac.compare_digest(case.creation.attestation, case.attestation.raw):
         raise AppraisalError("other-attestation-key", "the volume was made on another TPM")
-    verify_by(case.attestation, case.creation.quote.signature, case.creation_quote.raw)
-    if case.creation_quote.qualified_signer != qualified_name(case.attestation):
-        raise AppraisalError("other-signer", "the quote of the volume's creation names another signer")
+    require_signature(case.attestation, case.creation.quote.signature, case.creation_quote, _CREATION)
     return "the same attestation key signed it"
 
 
@@ -41,9 +44,8 @@ def _evidence_claims(case: Case) -> str:
 
 
 def _evidence_pcrs(case: Case) -> str:
-    if not same_selection(case.creation_quote.selection, QUOTED_PCRS):
-        raise AppraisalError("other-selection", "the quote of the volume's creation covers other PCRs than the agent's")
-    match_digest(case.creation_quote, case.creation.values, case.attestation)
+    require_selection(case.creation_quote, _COVERED, _CREATION)
+    require_values(case.creation_quote, case.creation.values, signing_hash(case.attestation))
     return "the PCR values are those that were quoted"
 
 
@@ -98,17 +100,15 @@ def _recoveries(case: Case) -> str:
 
 
 def _require_recovery(case: Case, recovery: Recovery) -> None:
-    quoted, made = parse_quote(recovery.quote.attest), case.creation.claims
+    made = case.creation.claims
     if not hmac.compare_digest(recovery.attestation, case.attestation.raw):
         raise AppraisalError("recovery", "the volume was recovered on another TPM")
-    verify_by(case.attestation, recovery.quote.signature, quoted.raw)
-    if quoted.qualified_signer != qualified_name(case.attestation):
-        raise AppraisalError("recovery", "the quote of the volume's recovery names another signer")
-    if not hmac.compare_digest(quoted.extra_data, hashlib.sha256(recovery.claims.raw).digest()):
-        raise AppraisalError("recovery", "the quote of the volume's recovery was made for other claims")
-    if not same_selection(quoted.selection, QUOTED_PCRS):
-        raise AppraisalError("recovery", "the quote of the volume's recovery covers other PCRs than the agent's")
-    match_digest(quoted, recovery.values, case.attestation)
+    claimed, shown = hashlib.sha256(recovery.claims.raw).digest(), recovery.quote
+    try:
+        verify_quote(case.attestation, shown.attest, shown.signature, claimed, _COVERED, recovery.values)
+    except AppraisalError as error:
+        why = "it was made for other claims" if error.code == "other-nonce" else error.reason
+        raise AppraisalError("recovery", f"the quote of the volume's recovery is not good: {why}") from error
     of_the_volume = (recovery.claims.volume_key_id, recovery.claims.luks_uuid, recovery.claims.volume)
     if of_the_volume != (made.volume_key_id, made.luks_uuid, made.volume):
         raise AppraisalError("recovery", "it was another volume that was recovered")

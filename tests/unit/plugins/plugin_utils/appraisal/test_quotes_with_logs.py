@@ -1,120 +1,196 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two captured quotes with their logs: genuine both, and one whose log does not lead to what was quoted.
-
-The evidence does not hold the attestation key. It follows from the signatures themselves: each admits two keys, and one
-key only can have made both.
-"""
+"""Logs of real machines beside what was quoted, and what becomes of them when somebody edits one."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
+import struct
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Iterator
 
 import pytest
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import event_log
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import event_log, secure_boot
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.event_log import FirmwareLog
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.replay import replay, unexplained
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import (
-    parse_quote,
-    parse_signature,
-    pcr_digest,
-    verify_signature,
-)
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captured import SAMPLES
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.test_logs import REPLAYING
 
-#: P-256 (FIPS 186-5): prime, order, coefficient b, base point.
-P = 0xFFFFFFFF00000001000000000000000000000000FFFFFFFFFFFFFFFFFFFFFFFF
-N = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-B = 0x5AC635D8AA3A93E7B3EBBD55769886BC651D06B0CC53B0F63BCE3C3E27D2604B
-G = (
-    0x6B17D1F2E12C4247F8BCE6E563A440F277037D812DEB33A0F4A13945D898C296,
-    0x4FE342E2FE1A7F9B8EE7EB4A7C0F9E162BCE33576B315ECECBB6406837BF51F5,
-)
-Point = Optional[tuple[int, int]]
+EV_NO_ACTION, EV_EFI_ACTION = 3, 0x80000007
 
 
-def add(one: Point, other: Point) -> Point:
-    if one is None or other is None:
-        return one or other
-    if one[0] == other[0] and (one[1] + other[1]) % P == 0:
-        return None
-    if one == other:
-        slope = (3 * one[0] ** 2 - 3) * pow(2 * one[1], -1, P)
-    else:
-        slope = (other[1] - one[1]) * pow(other[0] - one[0], -1, P)
-    x = (slope**2 - one[0] - other[0]) % P
-    return x, (slope * (one[0] - x) - one[1]) % P
+def read(raw: bytes) -> FirmwareLog:
+    found = event_log.parse(raw)
+    assert found is not None
+    return found
 
 
-def times(factor: int, point: Point) -> Point:
-    result: Point = None
-    while factor:
-        if factor & 1:
-            result = add(result, point)
-        point, factor = add(point, point), factor >> 1
-    return result
-
-
-def signers(message: bytes, signature: bytes) -> set[Point]:
-    """Return the keys that can have made an ECDSA signature (SEC 1, section 4.1.6)."""
-    r, s = decode_dss_signature(signature)
-    hashed = int.from_bytes(hashlib.sha256(message).digest(), "big")
-    y = pow(r**3 - 3 * r + B, (P + 1) // 4, P)
-    rest = times(-hashed % N, G)
-    return {times(pow(r, -1, N), add(times(s, (r, root)), rest)) for root in (y, P - y)}
-
-
-@pytest.fixture(scope="module")
-def evidence(vectors: Path) -> dict[str, Any]:
-    return {name: json.loads((vectors / f"quotes/guard-{name}-1.json").read_text()) for name in ("good", "failed")}
-
-
-@pytest.fixture(scope="module")
-def key(evidence: dict[str, Any]) -> ec.EllipticCurvePublicKey:
-    found = []
-    for one in evidence.values():
-        signature = parse_signature(base64.b64decode(one["signature"]))
-        found.append(signers(base64.b64decode(one["quote"]), signature.value))
-    (common,) = found[0] & found[1]
-    assert common is not None
-    return ec.EllipticCurvePublicNumbers(*common, ec.SECP256R1()).public_key()
-
-
-@pytest.mark.parametrize(("name", "left"), [("good", ()), ("failed", (0,))])
+@pytest.mark.parametrize(("name", "left"), [("guard-good", ()), ("guard-failed", (0,))])
 def test_both_quotes_are_genuine_and_one_of_the_logs_does_not_lead_to_pcr_0(
-    evidence: dict[str, Any], key: ec.EllipticCurvePublicKey, name: str, left: tuple[int, ...]
+    vectors: Path, name: str, left: tuple[int, ...]
 ) -> None:
-    found = evidence[name]
-    message, signature = base64.b64decode(found["quote"]), parse_signature(base64.b64decode(found["signature"]))
-    verify_signature(key, signature, message)
-    quote = parse_quote(message)
-    values = {int(pcr): base64.b64decode(value) for pcr, value in found["pcrs"].items()}
-    assert pcr_digest(quote, {"sha256": values}, signature.scheme.hash_name) == quote.pcr_digest
-    log = event_log.parse(base64.b64decode(found["firmware"]["event_log"]["data"]))
-    assert log is not None
-    # What this evidence calls PCR 8 is zero although the log extends it, in both.
-    assert set(unexplained(replay(log, None, "sha256").values, values)) - {8} == set(left)
+    sample = SAMPLES[name](vectors)
+    quoted = sample.verify().values["sha256"]
+    assert sorted(quoted) == list(range(9))
+    assert unexplained(replay(read(sample.log), None, "sha256").values, quoted) == left
 
 
-def test_each_quote_changed_on_its_way_is_refused_with_its_own_reason(
-    evidence: dict[str, Any], key: ec.EllipticCurvePublicKey
-) -> None:
-    for found in evidence.values():
-        message = base64.b64decode(found["quote"])
-        signature = parse_signature(base64.b64decode(found["signature"]))
-        values = {int(pcr): base64.b64decode(value) for pcr, value in found["pcrs"].items()}
-        with pytest.raises(AppraisalError, match="bad-signature"):
-            verify_signature(key, signature, message[:-1] + bytes([message[-1] ^ 1]))
-        quote = parse_quote(message)
-        swapped = {**values, 0: values[7], 7: values[0]}
-        assert pcr_digest(quote, {"sha256": swapped}, "sha256") != quote.pcr_digest
-        with pytest.raises(AppraisalError, match="pcr-values"):
-            pcr_digest(quote, {"sha256": {pcr: value for pcr, value in values.items() if pcr != 3}}, "sha256")
-        with pytest.raises(AppraisalError, match="pcr-values"):
-            pcr_digest(quote, {"sha256": values, "sha384": {0: bytes(48)}}, "sha256")
+# --- the logs in pieces
+
+
+class Pieces:
+    """A log as its events' own bytes, so that one can be taken out or changed."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.whole = raw
+        (size,) = struct.unpack_from("<I", raw, 28)
+        first = raw[: 32 + size]
+        if first[32:].startswith(b"Spec ID Event03\0"):
+            (count,) = struct.unpack_from("<I", first, 56)
+            self.sizes = dict(struct.unpack_from("<HH", first, 60 + 4 * place) for place in range(count))
+        else:
+            self.sizes = {}
+        self.head = first if self.sizes else b""
+        self.events = list(self._split(len(self.head)))
+        assert self.head + b"".join(self.events) == raw
+
+    def _split(self, start: int) -> Iterator[bytes]:
+        while start < len(self.whole):
+            end = (
+                start
+                + self.payload(self.whole, start)
+                + struct.unpack_from("<I", self.whole, start + self.payload(self.whole, start) - 4)[0]
+            )
+            yield self.whole[start:end]
+            start = end
+
+    def payload(self, raw: bytes, start: int = 0) -> int:
+        """Return where an event's payload begins, from the event's own beginning."""
+        if not self.sizes:
+            return 32
+        place = start + 12
+        for _digest in self.sizes:
+            (algorithm,) = struct.unpack_from("<H", raw, place)
+            place += 2 + self.sizes[algorithm]
+        return place + 4 - start
+
+    def without(self, number: int) -> bytes:
+        return self.head + b"".join(self.events[:number] + self.events[number + 1 :])
+
+    def changed(self, number: int, place: int) -> bytes:
+        """Return the log with one bit of one byte of an event turned over."""
+        event = bytearray(self.events[number])
+        event[place] ^= 1
+        return self.head + b"".join([*self.events[:number], bytes(event), *self.events[number + 1 :]])
+
+    def extending(self) -> Iterator[tuple[int, int]]:
+        """Yield number and PCR of each event that extends one."""
+        for number, event in enumerate(self.events):
+            pcr, kind = struct.unpack_from("<II", event)
+            if kind != EV_NO_ACTION:
+                yield number, pcr
+
+
+@pytest.fixture(params=[*REPLAYING, "guard-good"])
+def pieces(request: Any, vectors: Path) -> Pieces:
+    if request.param == "guard-good":
+        return Pieces(SAMPLES["guard-good"](vectors).log)
+    return Pieces((vectors / "eventlogs" / request.param).read_bytes())
+
+
+def quoted(pieces: Pieces) -> tuple[str, dict[int, bytes]]:
+    """Return a bank, and what a TPM quoted that went through this log."""
+    log = read(pieces.whole)
+    return log.banks[-1], dict(replay(log, None, log.banks[-1]).values)
+
+
+def test_a_log_without_one_of_its_events_leaves_that_pcr_unexplained(pieces: Pieces) -> None:
+    bank, values = quoted(pieces)
+    for number, pcr in pieces.extending():
+        log = event_log.parse(pieces.without(number))
+        assert log is not None
+        assert unexplained(replay(log, None, bank).values, values) == (pcr,), number
+
+
+def test_a_log_with_an_event_twice_leaves_that_pcr_unexplained_or_is_refused(pieces: Pieces) -> None:
+    bank, values = quoted(pieces)
+    for number, pcr in pieces.extending():
+        again = pieces.head + b"".join([*pieces.events[: number + 1], *pieces.events[number:]])
+        try:
+            log = read(again)
+        except AppraisalError as error:
+            assert error.code == "second-separator"
+        else:
+            assert unexplained(replay(log, None, bank).values, values) == (pcr,), number
+
+
+def test_a_digest_that_was_changed_leaves_that_pcr_unexplained(pieces: Pieces) -> None:
+    bank, values = quoted(pieces)
+    for number, pcr in pieces.extending():
+        last_digest = pieces.payload(pieces.events[number]) - 5
+        log = read(pieces.changed(number, last_digest))
+        assert unexplained(replay(log, None, bank).values, values) == (pcr,), number
+
+
+def test_a_payload_that_was_changed_is_believed_no_more(pieces: Pieces) -> None:
+    """It still replays, since only the digest was extended; so what it says must not be looked at."""
+    bank, values = quoted(pieces)
+    before = {event.number: event for event in read(pieces.whole).events}
+    shift = 1 if pieces.head else 0
+    for number, _pcr in pieces.extending():
+        start = pieces.payload(pieces.events[number])
+        if start == len(pieces.events[number]):
+            continue
+        log = read(pieces.changed(number, len(pieces.events[number]) - 1))
+        assert unexplained(replay(log, None, bank).values, values) == ()
+        after = next(event for event in log.events if event.number == number + shift)
+        assert not (after.bound(bank) and before[after.number].bound(bank)), number
+
+
+def test_a_changed_payload_decides_nothing_about_secure_boot_or_the_end_of_the_firmware(vectors: Path) -> None:
+    pieces = Pieces((vectors / "eventlogs/keylime-binary_bios_measurements-secureboot").read_bytes())
+    good = secure_boot.judge(read(pieces.whole), "sha256")
+    assert good.enabled
+    refused = set()
+    for number, pcr in pieces.extending():
+        kind = struct.unpack_from("<I", pieces.events[number], 4)[0]
+        if pcr != 7 and kind != EV_EFI_ACTION:
+            continue
+        try:
+            assert secure_boot.judge(read(pieces.changed(number, len(pieces.events[number]) - 1)), "sha256") == good
+        except AppraisalError as error:
+            refused.add(error.code)
+        else:
+            # An action of another kind than the end of the boot services says nothing that is used.
+            assert pcr != 7, number
+    assert refused == {"unbound-event", "pcr-7-form", "no-exit-boot-services"}
+
+
+def test_a_quoted_log_cut_at_any_byte_is_refused_or_leaves_a_pcr_unexplained(vectors: Path) -> None:
+    sample = SAMPLES["guard-good"](vectors)
+    values = sample.verify().values["sha256"]
+    parsed = 0
+    for length in range(1, len(sample.log)):
+        try:
+            log = event_log.parse(sample.log[:length])
+        except AppraisalError as error:
+            assert error.code == "malformed"
+            continue
+        parsed += 1
+        assert log is not None
+        assert unexplained(replay(log, None, "sha256").values, values)
+    # Only between two events.
+    assert parsed < len(Pieces(sample.log).events)
+
+
+def test_a_log_cut_between_any_two_events_leaves_a_pcr_unexplained(pieces: Pieces) -> None:
+    bank, values = quoted(pieces)
+    first = min(number for number, _pcr in pieces.extending())
+    last = max(number for number, _pcr in pieces.extending())
+    for count in range(first + 1, last + 1):
+        cut = pieces.head + b"".join(pieces.events[:count])
+        assert unexplained(replay(read(cut), None, bank).values, values), count
+        for damaged in (cut[:-1], cut + pieces.events[count][:1], cut + pieces.events[count][:-1]):
+            with pytest.raises(AppraisalError, match="malformed"):
+                event_log.parse(damaged)

@@ -1,17 +1,14 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What TPMs of real machines and clouds signed, and everything that is nearly that."""
+"""What TPMs of real machines and clouds made, taken apart, and bytes that no TPM makes."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import templates
@@ -19,205 +16,18 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import structure
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import (
     Scheme,
-    Signature,
-    VerifyingKey,
     parse_creation,
     parse_nv_certification,
     parse_nv_public,
     parse_public,
     parse_quote,
     parse_signature,
-    pcr_digest,
-    qualified_name,
     same_selection,
     verify_by,
-    verify_signature,
 )
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import load_der_public_key
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captured import SAMPLES
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
-RSASSA = Scheme(templates.ALG_RSASSA, "sha256")
-ECDSA = Scheme(templates.ALG_ECDSA, "sha256")
-ALL = frozenset(range(24))
-
-
-@dataclass
-class Sample:
-    """A quote of a real machine, with what is needed to judge it."""
-
-    key: VerifyingKey
-    attest: bytes
-    signature: Signature
-    nonce: bytes
-    bank: str
-    values: dict[int, bytes]
-
-    def check(self) -> None:
-        """Judge the quote as a verifier does that asked for just these PCRs under this nonce."""
-        quote = parse_quote(self.attest)
-        verify_signature(self.key, self.signature, self.attest)
-        assert quote.extra_data == self.nonce
-        assert same_selection(quote.selection, {self.bank: self.values})
-        digest = pcr_digest(quote, {self.bank: self.values}, self.signature.scheme.hash_name)
-        if digest != quote.pcr_digest:
-            raise AppraisalError("pcr-values", "the PCR values are not those that were quoted")
-
-
-def jwk(key: dict[str, str]) -> rsa.RSAPublicKey:
-    number = {name: int.from_bytes(base64.urlsafe_b64decode(key[name] + "=="), "big") for name in ("n", "e")}
-    return rsa.RSAPublicNumbers(number["e"], number["n"]).public_key()
-
-
-def keylime(vectors: Path) -> Sample:
-    folder = vectors / "quotes" / "keylime"
-    # tpm2-tools' files: a TPM2B_PUBLIC, a bare TPMS_ATTEST, a TPMT_SIGNATURE, and the values in the C structures'
-    # own layout.
-    raw = (folder / "quotepcr.out").read_bytes()
-    (digests,) = struct.unpack_from("<I", raw, 132 + 4)
-    pcrs, place, values = (15, 16, 22), 132 + 4 + 4, {}
-    assert digests == 3
-    for pcr in pcrs:
-        (size,) = struct.unpack_from("<H", raw, place)
-        values[pcr] = raw[place + 2 : place + 2 + size]
-        place += 66
-    attest = (folder / "quote.out").read_bytes()
-    public = parse_public((folder / "ak.pub").read_bytes()[2:])
-    signature = parse_signature((folder / "quotesig.out").read_bytes())
-    return Sample(public.key, attest, signature, parse_quote(attest).extra_data, "sha256", values)
-
-
-def azure(vectors: Path, name: str, nonce: Optional[bytes] = b"challenge") -> Sample:
-    found = json.loads((vectors / "quotes" / name).read_text())
-    hcl = base64.urlsafe_b64decode(found["hcl_report"] + "==")
-    start = 32 + 1184
-    (size,) = struct.unpack_from("<I", hcl, start + 16)
-    runtime = json.loads(hcl[start + 20 : start + 20 + size])
-    key = next(key for key in runtime["keys"] if key["kid"] == "HCLAkPub")
-    quote = found["tpm_quote"]
-    values = {pcr: bytes.fromhex(value) for pcr, value in enumerate(quote["pcrs"])}
-    signature = Signature(RSASSA, bytes.fromhex(quote["signature"]))
-    if nonce is None:
-        nonce = bytes.fromhex(runtime["user-data"]).rstrip(b"\0")
-    return Sample(jwk(key), bytes.fromhex(quote["message"]), signature, nonce, "sha256", values)
-
-
-def vaportpm(vectors: Path, name: str, bank: str) -> Sample:
-    found = json.loads((vectors / "quotes" / name).read_text())
-    point, quote = found["ak_pubkeys"]["ecc_p256"], found["attestation"]["tpm"]["ecc_p256"]
-    key = ec.EllipticCurvePublicNumbers(int(point["x"], 16), int(point["y"], 16), ec.SECP256R1()).public_key()
-    values = {int(pcr): bytes.fromhex(value) for pcr, value in found["pcrs"][bank].items()}
-    signature = Signature(ECDSA, bytes.fromhex(quote["signature"]))
-    return Sample(key, bytes.fromhex(quote["attest_data"]), signature, bytes.fromhex(found["nonce"]), bank, values)
-
-
-def trustee(vectors: Path) -> Sample:
-    found = json.loads((vectors / "quotes" / "trustee-tpm-evidence.json").read_text())
-    key = load_der_public_key(base64.b64decode(found["ak_public"]))
-    assert isinstance(key, rsa.RSAPublicKey)
-    attest = base64.b64decode(found["tpm_quote"]["message"])
-    signature = parse_signature(base64.b64decode(found["tpm_quote"]["signature"]))
-    values = {pcr: bytes.fromhex(value) for pcr, value in enumerate(found["tpm_quote"]["pcrs"])}
-    nonce = parse_quote(attest).extra_data
-    assert len(nonce) == 64
-    return Sample(key, attest, signature, nonce, "sha256", values)
-
-
-SAMPLES: dict[str, Callable[[Path], Sample]] = {
-    "keylime": keylime,
-    "azure-snp-v1": lambda vectors: azure(vectors, "azure-snp/evidence-v1.json"),
-    "azure-snp-v2": lambda vectors: azure(vectors, "azure-snp/evidence-v2.json", None),
-    "azure-tdx-v1": lambda vectors: azure(vectors, "azure-tdx/evidence-v1.json"),
-    "aws-nitrotpm": lambda vectors: vaportpm(vectors, "aws-nitrotpm.json", "sha384"),
-    "gcp-sev": lambda vectors: vaportpm(vectors, "gcp-sev.json", "sha256"),
-    "trustee": trustee,
-}
-
-
-@pytest.fixture(params=SAMPLES)
-def sample(request: Any, vectors: Path) -> Sample:
-    return SAMPLES[request.param](vectors)
-
-
-def test_the_quote_of_a_real_machine_is_good(sample: Sample) -> None:
-    sample.check()
-
-
-def flipped(data: bytes, place: int = -1) -> bytes:
-    changed = bytearray(data)
-    changed[place] ^= 1
-    return bytes(changed)
-
-
-def swapped(sample: Sample) -> dict[int, bytes]:
-    first = min(sample.values)
-    other = next(pcr for pcr, value in sample.values.items() if value != sample.values[first])
-    return {**sample.values, first: sample.values[other], other: sample.values[first]}
-
-
-NEARLY: dict[str, tuple[Callable[[Sample], Sample], str]] = {
-    "a flipped signature": (
-        lambda sample: replace(sample, signature=replace(sample.signature, value=flipped(sample.signature.value))),
-        "bad-signature",
-    ),
-    "a flipped statement": (lambda sample: replace(sample, attest=flipped(sample.attest)), "bad-signature"),
-    "an RSAPSS or RSASSA signature that is called the other": (
-        lambda sample: replace(
-            sample, signature=replace(sample.signature, scheme=Scheme(templates.ALG_RSAPSS, "sha256"))
-        ),
-        "bad-signature",
-    ),
-    "a signature said to be over SHA-1": (
-        lambda sample: replace(
-            sample, signature=replace(sample.signature, scheme=replace(sample.signature.scheme, hash_name="sha1"))
-        ),
-        "weak-signature",
-    ),
-    "two values swapped": (lambda sample: replace(sample, values=swapped(sample)), "pcr-values"),
-    "a value changed": (
-        lambda sample: replace(sample, values={**sample.values, 15: flipped(sample.values[15])}),
-        "pcr-values",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", NEARLY)
-def test_a_quote_that_is_nearly_that_is_refused(sample: Sample, name: str) -> None:
-    change, code = NEARLY[name]
-    with pytest.raises(AppraisalError) as refused:
-        change(sample).check()
-    assert refused.value.code == code
-
-
-def test_values_other_than_those_of_the_selection_are_refused(sample: Sample) -> None:
-    quote, hash_name = parse_quote(sample.attest), sample.signature.scheme.hash_name
-    fewer = {pcr: value for pcr, value in sample.values.items() if pcr != 15}
-    size = hashlib.new(sample.bank).digest_size
-    wrong: list[dict[str, dict[int, bytes]]] = [
-        {sample.bank: fewer},
-        {sample.bank: {**sample.values, 24: bytes(size)}},
-        {sample.bank: {**fewer, 24: bytes(size)}},
-        {sample.bank: dict(sample.values), "sha1": {0: bytes(20)}},
-        {"sha512": {pcr: bytes(64) for pcr in sample.values}},
-        {sample.bank: {**sample.values, 15: bytes(size + 1)}},
-        {},
-    ]
-    for values in wrong:
-        with pytest.raises(AppraisalError, match="pcr-values"):
-            pcr_digest(quote, values, hash_name)
-
-
-def test_the_qualified_signer_of_cloud_keys_follows_from_their_templates(vectors: Path) -> None:
-    for name in ("gcp-sev", "aws-nitrotpm"):
-        sample = SAMPLES[name](vectors)
-        assert isinstance(sample.key, ec.EllipticCurvePublicKey)
-        numbers = sample.key.public_numbers()
-        point = b"".join(struct.pack(">H", 32) + part.to_bytes(32, "big") for part in (numbers.x, numbers.y))
-        fixed = bytearray(templates.AK_ECC_P256.fixed)
-        fixed[4:8] = (0x50072).to_bytes(4, "big")
-        public = parse_public(bytes(fixed) + point)
-        assert parse_quote(sample.attest).qualified_signer == qualified_name(public)
 
 
 def test_every_cut_of_a_structure_is_refused(vectors: Path) -> None:
