@@ -4,20 +4,21 @@
 """Who vouches for a TPM: the certificate of its endorsement key, up to an authority that the operator chose.
 
 Every authority that is given is trusted as such, self-signed or not: a platform's intermediate can be named without
-its root. Revocation lists are not consulted.
+its root. Of each authority time, path length, permission to sign and purpose are judged, and one that is bound to names
+is refused. Revocation lists are not consulted.
 Source: TCG EK Credential Profile 2.5, section 3 (fields of an EK certificate); RFC 5280, section 6.
 """
 
 from __future__ import annotations
 
 import datetime
-from typing import Iterator, Optional, Sequence, TypeVar
+from typing import Callable, Optional, Sequence, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import ExtensionOID, ObjectIdentifier
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, ObjectIdentifier
 
 from .errors import AppraisalError
 from .structures import PublicArea
@@ -83,7 +84,7 @@ def verify_endorsement(
     if _spki(certificate) != endorsement.key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo):
         raise AppraisalError("other-key", "the certificate is for another key than the TPM's endorsement key")
     _leaf(certificate)
-    return verify_chain(certificate, authorities, intermediates, now)
+    return verify_chain(certificate, authorities, intermediates, now, frozenset((EK_CERTIFICATE,)))
 
 
 def verify_chain(
@@ -91,33 +92,55 @@ def verify_chain(
     authorities: Sequence[x509.Certificate],
     intermediates: Sequence[x509.Certificate],
     now: datetime.datetime,
+    purposes: frozenset[ObjectIdentifier] = frozenset(),
 ) -> tuple[x509.Certificate, ...]:
-    """Return a chain from ``certificate`` to one of ``authorities`` that was valid at ``now``. Raises
-    ``AppraisalError``.
+    """Return a chain from ``certificate`` to one of ``authorities`` that was valid at ``now``.
+
+    ``purposes`` are those for which an authority may be that names any: with none of them it must name none. A
+    certificate that cannot be in the chain is passed over, since authorities are renewed and cross-signed; the reason
+    is told when no chain is left. Raises ``AppraisalError``.
     """
     _valid_at(certificate, now)
-    for chain in _chains((certificate,), authorities, intermediates):
-        if all(_may_issue(issuer, depth) for depth, issuer in enumerate(chain[1:])):
-            for issuer in chain[1:]:
-                _valid_at(issuer, now)
-            return chain
+    refused: list[AppraisalError] = []
+
+    def may_issue(issuer: x509.Certificate, depth: int) -> bool:
+        try:
+            _require_issuer(issuer, depth, purposes)
+            _valid_at(issuer, now)
+        except AppraisalError as error:
+            refused.append(error)
+            return False
+        return True
+
+    found = _chain((certificate,), authorities, intermediates, may_issue)
+    if found is not None:
+        return found
+    # That somebody who is no authority signed something is less telling than that an authority has expired.
+    telling = [error for error in refused if error.code != "no-chain"]
+    if telling or refused:
+        raise (telling or refused)[-1]
     raise AppraisalError("no-chain", "no chain leads from the certificate to one of the given authorities")
 
 
-def _chains(
+def _chain(
     chain: tuple[x509.Certificate, ...],
     authorities: Sequence[x509.Certificate],
     intermediates: Sequence[x509.Certificate],
-) -> Iterator[tuple[x509.Certificate, ...]]:
-    """Yield every chain whose signatures hold, shortest first, of at most ``CHAIN_LIMIT`` certificates."""
+    may_issue: Callable[[x509.Certificate, int], bool],
+) -> Optional[tuple[x509.Certificate, ...]]:
+    """Return the first chain whose signatures hold, of at most ``CHAIN_LIMIT`` certificates, each good at its place."""
     if len(chain) >= CHAIN_LIMIT:
-        return
+        return None
+    depth = len(chain) - 1
     for authority in authorities:
-        if _signed(chain[-1], authority):
-            yield (*chain, authority)
+        if _signed(chain[-1], authority) and may_issue(authority, depth):
+            return (*chain, authority)
     for issuer in intermediates:
-        if issuer not in chain and _signed(chain[-1], issuer):
-            yield from _chains((*chain, issuer), authorities, intermediates)
+        if issuer not in chain and _signed(chain[-1], issuer) and may_issue(issuer, depth):
+            found = _chain((*chain, issuer), authorities, intermediates, may_issue)
+            if found is not None:
+                return found
+    return None
 
 
 def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
@@ -133,15 +156,22 @@ def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     return True
 
 
-def _may_issue(issuer: x509.Certificate, depth: int) -> bool:
-    """Tell whether a certificate may have ``depth`` authorities below it on the way to the one that is checked."""
+def _require_issuer(issuer: x509.Certificate, depth: int, purposes: frozenset[ObjectIdentifier]) -> None:
+    """Check that a certificate may have ``depth`` authorities below it on the way to the one that is checked."""
     constraints = _extension(issuer, x509.BasicConstraints)
     usage = _extension(issuer, x509.KeyUsage)
     if constraints is None or not constraints.ca or (usage is not None and not usage.key_cert_sign):
-        return False
+        raise AppraisalError("no-chain", "the certificate was signed by somebody who is no authority")
+    if constraints.path_length is not None and depth > constraints.path_length:
+        raise AppraisalError("no-chain", "more authorities are below one of the chain than it allows")
+    # What names an authority may certify is not judged here, so one that is bound to some certifies nothing.
+    if _extension(issuer, x509.NameConstraints) is not None:
+        raise AppraisalError("unsupported", "an authority of the chain may certify only some names")
     if any(extension.critical and extension.oid not in _UNDERSTOOD for extension in issuer.extensions):
-        return False
-    return constraints.path_length is None or depth <= constraints.path_length
+        raise AppraisalError("no-chain", "an authority of the chain has a critical extension that is not understood")
+    named = _extension(issuer, x509.ExtendedKeyUsage)
+    if named is not None and not {*purposes, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & set(named):
+        raise AppraisalError("other-purpose", "an authority of the chain may certify keys for other purposes only")
 
 
 def _valid_at(certificate: x509.Certificate, now: datetime.datetime) -> None:

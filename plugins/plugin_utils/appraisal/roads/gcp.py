@@ -16,7 +16,7 @@ from typing import Sequence
 
 from cryptography import x509
 
-from ..endorsement import verify_chain
+from ..endorsement import EK_CERTIFICATE, verify_chain
 from ..errors import AppraisalError
 from ..hardware import der
 from ..hardware.certificates import read_certificate
@@ -38,6 +38,8 @@ from .trust import (
 _INSTANCE = "1.3.6.1.4.1.11129.2.1.21"
 _CRITICAL = ("2.5.29.15", "2.5.29.19", "2.5.29.37", _INSTANCE)
 _AK_CERTIFICATE = x509.ObjectIdentifier("2.23.133.8.3")
+#: Google's authorities say that they are for endorsement keys, and certify attestation keys as well.
+_AUTHORITIES_FOR = frozenset((_AK_CERTIFICATE, EK_CERTIFICATE))
 _PRODUCTION = der.CONTEXT | 1
 
 
@@ -56,9 +58,8 @@ class GcpAkCertificate:
         if not same_key(certificate.public_key(), attester.ak.key):
             raise AppraisalError("other-key", "the certificate is for another key than the attestation key")
         _require_leaf(certificate)
-        chain = verify_chain(
-            certificate, self.authorities, [read_certificate(raw) for raw in few(self.intermediates)], now
-        )
+        between = [read_certificate(raw) for raw in few(self.intermediates)]
+        chain = verify_chain(certificate, self.authorities, between, now, _AUTHORITIES_FOR)
         host = _instance(certificate)
         bindings = (
             Binding("attestation key", "certificate", "the certificate is for this key"),

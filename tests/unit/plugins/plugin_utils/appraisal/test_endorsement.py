@@ -24,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID, ObjectIdentifier
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 NOW = datetime.datetime(2026, 6, 1, tzinfo=datetime.timezone.utc)
 DAY = datetime.timedelta(days=1)
@@ -174,12 +174,18 @@ def test_a_certificate_is_refused(name: str) -> None:
     assert refused.value.code == code
 
 
+HOSTS = x509.NameConstraints([x509.DNSName("example")], None)
 BAD_ISSUERS: dict[str, tuple[dict[str, Any], str]] = {
     "that is none": ({"ca": False}, "no-chain"),
     "without basic constraints": ({"ca": None}, "no-chain"),
     "that may not sign certificates": ({"cert_sign": False}, "no-chain"),
     "with a critical extension nobody knows": ({"extra": critical()}, "no-chain"),
     "that has expired": ({"end": NOW - DAY}, "expired"),
+    "that is not valid yet": ({"start": NOW + DAY}, "not-yet-valid"),
+    "for servers only": ({"purposes": (ExtendedKeyUsageOID.SERVER_AUTH,)}, "other-purpose"),
+    "of attestation keys only": ({"purposes": (AK,)}, "other-purpose"),
+    "that may name only some hosts": ({"extra": [(HOSTS, False)]}, "unsupported"),
+    "that may name only some hosts, critically": ({"extra": [(HOSTS, True)]}, "unsupported"),
 }
 
 
@@ -191,6 +197,69 @@ def test_an_authority_is_refused(name: str) -> None:
         with pytest.raises(AppraisalError) as refused:
             verify(Recipe().make(issuer), authorities, intermediates)
         assert refused.value.code == code
+
+
+@pytest.mark.parametrize(
+    "purposes", [(EK,), (EK, ExtendedKeyUsageOID.SERVER_AUTH), (ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE,)]
+)
+def test_an_authority_for_endorsement_keys_among_others_is_good(purposes: tuple[ObjectIdentifier, ...]) -> None:
+    issuer = authority("issuer", ROOT, purposes=purposes)
+    assert verify(Recipe().make(issuer), intermediates=(issuer,)) == 3
+    assert verify(Recipe().make(issuer), (issuer,)) == 2
+
+
+def renewed(subject: str, old: Made, issuer: Optional[Made] = None) -> Made:
+    """Certify the key of an authority that has expired once more."""
+    return authority(subject, issuer, key=old.key)
+
+
+#: What an authority's other certificate, of the same name and key, says.
+SIBLINGS: dict[str, dict[str, Any]] = {
+    "an expired one": {"end": NOW - DAY},
+    "one that is not valid yet": {"start": NOW + DAY},
+    "one that is no authority": {"ca": False},
+    "one for another purpose": {"purposes": (AK,)},
+    "one that may not sign certificates": {"cert_sign": False},
+    "one with names": {"extra": [(HOSTS, True)]},
+}
+
+
+@pytest.mark.parametrize("name", SIBLINGS)
+def test_a_bad_certificate_beside_a_good_one_of_the_same_authority_stops_nothing(name: str) -> None:
+    bad = authority("issuer", ROOT, **SIBLINGS[name])
+    good = renewed("issuer", bad, ROOT)
+    leaf = Recipe().make(good)
+    for intermediates in ((bad, good), (good, bad)):
+        assert verify(leaf, intermediates=intermediates) == 3
+        # Both may be given as authorities, too.
+        assert verify(leaf, intermediates) == 2
+
+
+def test_a_bad_root_beside_its_renewed_one_stops_nothing() -> None:
+    old = authority("root of old", end=NOW - DAY)
+    new = renewed("root of old", old)
+    for authorities in ((old, new), (new, old)):
+        assert verify(Recipe().make(new), authorities) == 2
+
+
+def test_where_every_chain_is_bad_the_reason_is_that_of_a_chain() -> None:
+    old = authority("issuer", ROOT, end=NOW - DAY)
+    other = authority("other", ROOT)
+    for intermediates in ((old, other), (other, old)):
+        with pytest.raises(AppraisalError, match="expired"):
+            verify(Recipe().make(old), intermediates=intermediates)
+
+
+def test_a_chain_for_no_named_purpose_takes_no_authority_that_names_one() -> None:
+    """Chips, platforms and NitroTPMs have no purpose of their own: an authority that is bound to one is not theirs."""
+    for purposes in ((EK,), (AK,), (ExtendedKeyUsageOID.SERVER_AUTH,)):
+        issuer = authority("issuer", ROOT, purposes=purposes)
+        leaf = Recipe(purposes=(), names=None).make(issuer).certificate
+        with pytest.raises(AppraisalError, match="other-purpose"):
+            verify_chain(leaf, [ROOT.certificate], [issuer.certificate], NOW)
+    free = authority("issuer", ROOT)
+    leaf = Recipe(purposes=(), names=None).make(free).certificate
+    assert len(verify_chain(leaf, [ROOT.certificate], [free.certificate], NOW)) == 3
 
 
 def test_a_path_length_is_kept() -> None:
