@@ -40,7 +40,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 INIT = Path(__file__).with_name("init")
-#: Both in the tools tree: the kernel is of the same version as that of the guests of the lab, whatever this machine has.
+#: Both in the tools tree, so that the kernel has the version of the lab's guests, whatever this machine has.
 KERNEL = Path("usr/bin/linux.uml")
 LIBRARIES = Path("usr/lib/x86_64-linux-gnu")
 
