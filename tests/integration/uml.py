@@ -167,8 +167,8 @@ class Guest:
         first = (
             f"mount -t tmpfs t /mnt && mkdir /mnt/x && mount -t hostfs -o hostfs={exchange} x /mnt/x && . /mnt/x/init"
         )
-        # The kernel is a program of the tree and wants the tree's C library. It starts itself anew from /proc/self/exe, and
-        # takes the memory behind its own program, so it cannot be started by way of the tree's dynamic loader.
+        # The kernel is a program of the tree and wants the tree's C library. It starts itself anew from /proc/self/exe
+        # and takes the memory behind its own program, so the tree's dynamic loader cannot be what is started.
         script = f'mount --bind "$0/{LIBRARIES}" "/{LIBRARIES}" && exec "$@"'
         return [
             *("unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(self.tree)),
