@@ -34,9 +34,17 @@ _BINARY = struct.Struct(">6sHQQ48s32s64s40s48sQ184s64s")
 _CHECKSUM = slice(448, 512)
 #: Updates count from 1; half of the number range is a forgery that would make a genuine update overflow.
 _MAX_SEQUENCE_ID = 1 << 62
-_MAX_DEPTH = 16
 _MAX_INTEGER = (1 << 63) - 1
-_SECTIONS = ("keyslots", "tokens", "segments", "digests", "config")
+#: Nesting, values, and bytes of a name: several times what eight keyslots with their tokens and event logs need, and
+#: so little that whoever looks at each of them is done soon.
+_MAX_DEPTH = 16
+_MAX_VALUES = 4096
+_MAX_NAME = 64
+#: The most entries of a section, which are numbered from 0. Source: libcryptsetup, lib/luks2/luks2.h.
+_MAX_ENTRIES = {"keyslots": 32, "tokens": 32, "segments": 32, "digests": 8}
+_SECTIONS = (*_MAX_ENTRIES, "config")
+#: What matters for the structure of JSON, and what is escaped; nothing of it overlaps, so one pass finds it all.
+_MARKS = re.compile(rb'\\.|["\[\]{},]', re.DOTALL)
 
 
 class Defect(str, Enum):
@@ -56,6 +64,7 @@ class Defect(str, Enum):
     JSON_SYNTAX = "json-syntax"
     JSON_DUPLICATE = "json-duplicate-key"
     JSON_DEPTH = "json-depth"
+    JSON_SIZE = "json-size"
     JSON_NUMBER = "json-number"
     JSON_TRAILING = "json-trailing"
     JSON_SECTIONS = "json-sections"
@@ -191,8 +200,9 @@ class _Reader:
 
     def _entries(self, section: str, entries: Mapping[str, Any]) -> None:
         for name, entry in entries.items():
-            if not re.fullmatch(r"0|[1-9][0-9]{0,2}", name):
-                self.fail(Defect.JSON_SECTIONS, f"section '{section}' has an entry that is not a small number")
+            most = _MAX_ENTRIES[section]
+            if not re.fullmatch(r"0|[1-9][0-9]?", name) or int(name) >= most:
+                self.fail(Defect.JSON_SECTIONS, f"section '{section}' has an entry that is not a number below {most}")
             if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
                 self.fail(Defect.JSON_SECTIONS, f"entry {name} of section '{section}' is not an object with a type")
 
@@ -203,7 +213,7 @@ class _Reader:
             decoded = text.decode("utf-8")
         except UnicodeDecodeError:
             self.fail(Defect.JSON_ENCODING, "the JSON is not UTF-8")
-        self._depth(text)
+        self._measure(text)
         # json-c ends a string at an escaped NUL, and half a surrogate pair has no UTF-8.
         if re.search(r"\\u(0000|[dD][89a-fA-F])", decoded):
             self.fail(Defect.JSON_ENCODING, "the JSON escapes a character that no text has")
@@ -218,25 +228,41 @@ class _Reader:
         except json.JSONDecodeError as error:
             raise HeaderError(self._subject, Defect.JSON_SYNTAX, f"JSON: {error.msg} at {error.pos}") from None
 
-    def _depth(self, text: bytes) -> None:
-        """Check the nesting before the parser recurses into it."""
-        depth = 0
-        for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text, re.DOTALL):
-            if token[0] in (b"[", b"{"):
+    def _measure(self, text: bytes) -> None:
+        """Bound nesting and number of values in one pass, before the parser makes objects of them."""
+        depth = values = 0
+        quoted = False
+        for mark in _MARKS.finditer(text):
+            found = mark[0]
+            if found == b'"':
+                quoted = not quoted
+            elif quoted:
+                continue
+            elif found in (b"[", b"{"):
                 depth += 1
-            elif token[0] in (b"]", b"}"):
+                values += 1
+            elif found in (b"]", b"}"):
                 depth -= 1
+            elif found == b",":
+                values += 1
+            else:
+                self.fail(Defect.JSON_SYNTAX, "JSON: an escape outside of a text")
             if depth > _MAX_DEPTH:
                 self.fail(Defect.JSON_DEPTH, f"the JSON nests deeper than {_MAX_DEPTH}")
+            if values > _MAX_VALUES:
+                self.fail(Defect.JSON_SIZE, f"the JSON has more than {_MAX_VALUES} values")
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
             self.fail(Defect.JSON_DUPLICATE, "an object of the JSON has a key twice")
+        if any(len(name) > _MAX_NAME for name in result):
+            self.fail(Defect.JSON_SIZE, f"the JSON has a name of more than {_MAX_NAME} characters")
         return result
 
     def _integer(self, digits: str) -> int:
-        if len(digits) > 20 or not -_MAX_INTEGER <= int(digits) <= _MAX_INTEGER:
+        # json-c reads "-0" as a floating-point number.
+        if not re.fullmatch(r"0|-?[1-9][0-9]{0,18}", digits) or not -_MAX_INTEGER <= int(digits) <= _MAX_INTEGER:
             self.fail(Defect.JSON_NUMBER, "a number of the JSON does not fit into 64 bits")
         return int(digits)
 

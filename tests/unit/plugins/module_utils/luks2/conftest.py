@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import lzma
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,23 @@ class Forger:
                 content[start : start + len(value)] = value
         return self.sealed(content)
 
-    def sealed(self, content: bytearray) -> bytes:
+    def with_large_json(self, text: bytes, size: int = 4 << 20) -> bytes:
+        """Return a header of another size, the largest there is, with other bytes as JSON."""
+        genuine, content = self.genuine(), bytearray(2 * size)
+        for number in (0, 1):
+            start = number * size
+            content[start : start + 4096] = genuine[number * self.size :][:4096]
+            content[start + 8 : start + 16] = struct.pack(">Q", size)
+            content[start + 256 : start + 264] = struct.pack(">Q", start)
+            content[start + 4096 : start + size] = text.ljust(size - 4096, b"\0")
+        return self.sealed(content, size)
+
+    def sealed(self, content: bytearray, size: int | None = None) -> bytes:
         """Return the content with right checksums."""
-        for start in (0, self.size):
+        size = self.size if size is None else size
+        for start in (0, size):
             content[start + 448 : start + 512] = bytes(64)
-            content[start + 448 : start + 480] = hashlib.sha256(content[start : start + self.size]).digest()
+            content[start + 448 : start + 480] = hashlib.sha256(content[start : start + size]).digest()
         return bytes(content)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 
@@ -59,12 +60,22 @@ def test_a_device_that_ends_inside_the_header_is_refused(forger, length):
         ({256: struct.pack(">Q", 4096)}, Defect.OFFSET),
         ({72: b"sha1".ljust(32, b"\0")}, Defect.CHECKSUM_ALGORITHM),
         ({72: b"sha256\0x".ljust(32, b"\0")}, Defect.CHECKSUM_ALGORITHM),
+        ({72: b"SHA256".ljust(32, b"\0")}, Defect.CHECKSUM_ALGORITHM),
+        ({72: b" sha256".ljust(32, b"\0")}, Defect.CHECKSUM_ALGORITHM),
+        ({72: b"sha512".ljust(32, b"\0")}, Defect.CHECKSUM_ALGORITHM),
+        ({72: b"crc32c".ljust(32, b"\0")}, Defect.CHECKSUM_ALGORITHM),
+        ({72: bytes(32)}, Defect.CHECKSUM_ALGORITHM),
+        ({256: b"\xff" * 8}, Defect.OFFSET),
         ({16: bytes(8)}, Defect.SEQUENCE_ID),
+        ({16: struct.pack(">Q", (1 << 62) + 1)}, Defect.SEQUENCE_ID),
         ({16: b"\xff" * 8}, Defect.SEQUENCE_ID),
         ({24: b"a\0b"}, Defect.TEXT),
         ({24: b"x" * 48}, Defect.TEXT),
         ({168: b"\x1b[2J"}, Defect.TEXT),
         ({208: "ü".encode()}, Defect.TEXT),
+        ({24: b"\x7f"}, Defect.TEXT),
+        ({24: b"\x9b2J"}, Defect.TEXT),
+        ({24: b"a\nb"}, Defect.TEXT),
         ({264: b"x"}, Defect.PADDING),
         ({600: b"x"}, Defect.PADDING),
     ],
@@ -136,6 +147,24 @@ def test_a_destroyed_copy_is_not_replaced_by_the_other(forger):
         (b'{"a": -Infinity}', Defect.JSON_NUMBER),
         (b'{"a": 9223372036854775808}', Defect.JSON_NUMBER),
         (b'{"a": ' + b"9" * 5000 + b"}", Defect.JSON_NUMBER),
+        (b'{"a": -9223372036854775808}', Defect.JSON_NUMBER),
+        (b'{"a": 18446744073709551616}', Defect.JSON_NUMBER),
+        (b'{"a": -0}', Defect.JSON_NUMBER),
+        (b'{"a": -0.0}', Defect.JSON_NUMBER),
+        (b'{"a": 01}', Defect.JSON_SYNTAX),
+        (b'{"a": +1}', Defect.JSON_SYNTAX),
+        (b'{"a": 0x10}', Defect.JSON_SYNTAX),
+        (b'{"a": 1_000}', Defect.JSON_SYNTAX),
+        ('{"a": １}'.encode(), Defect.JSON_SYNTAX),
+        ('{"a": ٣}'.encode(), Defect.JSON_SYNTAX),
+        (b'{"a": True}', Defect.JSON_SYNTAX),
+        (b'{"a": 1,}', Defect.JSON_SYNTAX),
+        (b'{"a": [1,]}', Defect.JSON_SYNTAX),
+        (b'{\\"a": 1}', Defect.JSON_SYNTAX),
+        (b'\xef\xbb\xbf{"a": 1}', Defect.JSON_SYNTAX),
+        (b'{"a": "\xed\xa0\x80"}', Defect.JSON_ENCODING),
+        (b'{"a": "\\ud83d\\ude00"}', Defect.JSON_ENCODING),
+        (b'{"a": "\xc0\x80"}', Defect.JSON_ENCODING),
         (b'{"a": 1, "a": 2}', Defect.JSON_DUPLICATE),
         (b'{"a": {"b": 1, "\\u0062": 2}}', Defect.JSON_DUPLICATE),
         (b'{"a": ' + b"[" * 17 + b"]" * 17 + b"}", Defect.JSON_DEPTH),
@@ -151,6 +180,65 @@ def test_a_destroyed_copy_is_not_replaced_by_the_other(forger):
 )
 def test_json_that_two_parsers_could_read_differently_is_refused(forger, text, defect):
     assert _defect(forger.with_json(text)) is defect
+
+
+@pytest.mark.parametrize(("section", "most"), [("keyslots", 32), ("tokens", 32), ("segments", 32), ("digests", 8)])
+def test_entries_are_numbered_below_what_libcryptsetup_knows(forger, section, most):
+    def numbered(name: str) -> bytes:
+        return forger.edited(lambda metadata: metadata[section].update({name: {"type": "x"}}))
+
+    assert str(most - 1) in Header.parse(numbered(str(most - 1))).metadata[section]
+    for name in (str(most), "999", "01", "+1", " 1", "1\n", "1.0", "٣", "１", "", "0x1"):
+        assert _defect(numbered(name)) is Defect.JSON_SECTIONS
+
+
+_LARGE = (4 << 20) - 4096 - 64
+
+
+@pytest.mark.parametrize(
+    ("text", "defect"),
+    [
+        (b"{" + b'\\"' * (_LARGE // 2) + b"}", Defect.JSON_SYNTAX),
+        (b"{" + b'"' * _LARGE + b"}", Defect.JSON_SYNTAX),
+        (b'{"' + b'\\"' * (_LARGE // 2) + b"}", Defect.JSON_SYNTAX),
+        (b'{"a":"' + b"\\\\" * (_LARGE // 2) + b'"}', Defect.JSON_SECTIONS),
+        (b'{"a":"' + b"\\/" * (_LARGE // 2) + b'"}', Defect.JSON_SECTIONS),
+        (b"{" + b" " * _LARGE + b"}", Defect.JSON_SECTIONS),
+        (b'{"a":' + b"9" * _LARGE + b"}", Defect.JSON_NUMBER),
+        (b'{"a":0.' + b"9" * _LARGE + b"}", Defect.JSON_NUMBER),
+        (b'{"a":[' + b"0," * (_LARGE // 2) + b"0]}", Defect.JSON_SIZE),
+        (b'{"a":[' + b"{}," * (_LARGE // 3) + b"0]}", Defect.JSON_SIZE),
+        (b'{"a":[' + b"[]" * (_LARGE // 2) + b"]}", Defect.JSON_SIZE),
+        (b'{"a":' + b"[" * _LARGE + b"}", Defect.JSON_DEPTH),
+        (b'{"' + b"a" * _LARGE + b'":0}', Defect.JSON_SIZE),
+    ],
+    ids=lambda value: value[:9].decode() if isinstance(value, bytes) else value.value,
+)
+def test_the_largest_header_costs_no_more_than_one_look_at_each_byte(forger, text, defect):
+    assert _defect(forger.with_large_json(text)) is defect
+
+
+def test_a_text_may_hold_what_structures_json(forger):
+    text = '{}[],"\\' * 4000
+
+    def edit(metadata):
+        metadata["tokens"]["7"] = {"type": "other", "text": text}
+
+    assert Header.parse(forger.edited(edit)).metadata["tokens"]["7"]["text"] == text
+
+
+def test_a_second_copy_of_another_size_is_refused(forger):
+    # Sound by itself, at the place that the first copy names, and not the same header.
+    large, small = forger.with_large_json(b"{}", 64 << 10), forger.with_large_json(b"{}", 16 << 10)
+    second = bytearray(large[64 << 10 :])
+    second[256:264] = struct.pack(">Q", 16 << 10)
+    second[448:512] = bytes(64)
+    second[448:480] = hashlib.sha256(second).digest()
+    assert _defect(small[: 16 << 10] + bytes(second)) is Defect.COPIES_DISAGREE
+
+
+def test_the_highest_sequence_id_that_can_still_be_updated_is_read(forger):
+    assert Header.parse(forger.with_bytes({16: struct.pack(">Q", 1 << 62)})).binary.sequence_id == 1 << 62
 
 
 def test_json_without_an_end_is_refused(forger):
