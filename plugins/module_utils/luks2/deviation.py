@@ -11,9 +11,10 @@ from typing import Any, Iterator, Mapping
 from . import fields, stretching
 from .expectation import Reason, Tpm2Binding, Violation
 from .fields import is_count, shown
-from .method import same_key
+from .method import Tpm2, is_public_key, same_key
 
 _HASHES = ("sha256", "sha512")
+_BANKS = ("sha256", "sha384", "sha512")
 
 
 def shape_deviations(where: str, found: Mapping[str, Any], shape: fields.Shape) -> Iterator[Violation]:
@@ -50,6 +51,29 @@ def evidence_deviations(where: str, token: Mapping[str, Any]) -> Iterator[Violat
     yield from shape_deviations(f"{where}.pcrs", token["pcrs"], fields.PCRS)
     if token["version"] != 1:
         yield Violation(Reason.MALFORMED_FIELD, f"{where}.version", str(token["version"]))
+
+
+def tpm2_flaws(where: str, token: Mapping[str, Any]) -> Iterator[Violation]:
+    """Yield what no binding of a TPM keyslot explains: parts that do not fit, and a policy that asks for nothing."""
+    if token.get("tpm2-pin", False):
+        # Nobody is there to type it, and whoever asks for it waits for ever.
+        yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2-pin", "true")
+    key, signed = token.get("tpm2_pubkey"), token.get("tpm2_pubkey_pcrs", [])
+    if (signed or token["tpm2-pcrs"]) and token.get("tpm2-pcr-bank") not in _BANKS:
+        yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2-pcr-bank", shown(token.get("tpm2-pcr-bank")))
+    if key is not None and not is_public_key(base64.b64decode(key)):
+        yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2_pubkey", "no public key in PEM form")
+    elif (key is None) is bool(signed):
+        what = "PCRs without a key that signs them" if signed else "a key without PCRs that it signs"
+        yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2_pubkey_pcrs", what)
+    elif not Tpm2.told(token).bound or not any(_digests(token["tpm2-policy-hash"])):
+        yield Violation(Reason.TOKEN_UNBOUND, where, "any system on this TPM can open it")
+
+
+def _digests(policy: Any) -> Iterator[str]:
+    """Yield the digests of a policy's steps; nothing but zeros is a policy without conditions."""
+    for digest in policy if isinstance(policy, list) else [policy]:
+        yield digest.strip("0")
 
 
 def tpm2_deviations(where: str, token: Mapping[str, Any], binding: Tpm2Binding) -> Iterator[Violation]:

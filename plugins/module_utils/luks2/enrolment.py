@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass
 from typing import Any, Collection, Mapping, Optional, Sequence
 
@@ -63,13 +62,7 @@ def _told(token: Mapping[str, Any]) -> Optional[Method]:
         return Recovery()
     if token["type"] != TokenType.TPM2.value or token.get("tpm2-pin", False):
         return None
-    key = base64.b64decode(token.get("tpm2_pubkey", ""))
-    return Tpm2(
-        pcrs=tuple(token["tpm2-pcrs"]),
-        public_key=key or None,
-        public_key_pcrs=tuple(token.get("tpm2_pubkey_pcrs", ())),
-        pcrlock=token.get("tpm2_pcrlock", False),
-    )
+    return Tpm2.told(token)
 
 
 def plan(found: Sequence[Enrolled], wanted: Sequence[Method], dead: Collection[int] = ()) -> Plan:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Mapping, Optional, Sequence
+from typing import Iterable, Mapping, Optional, Sequence
 
 from ..errors import Refusal
 from ..tpm.policy import BOUND_PCRS
@@ -15,6 +15,9 @@ from .method import Method, Passphrase, Recovery, Tpm2
 from .profile import AUTHENTICATED, LAYOUT, Layout, Profile
 
 MAX_KEYSLOTS = 8
+#: What a judgement keeps, and what a message names, of the violations that a hostile header has by the thousand.
+MAX_VIOLATIONS = 48
+_MAX_NAMED = 12
 #: The persistent flag of a volume whose dm-integrity keeps no journal.
 _NO_JOURNAL = frozenset({"no-journal"})
 
@@ -57,6 +60,8 @@ class Reason(str, Enum):
     TOKEN_COUNT = "token-count"
     TOKEN_BINDING = "token-binding"
     TOKEN_POLICY = "token-policy"
+    TOKEN_UNBOUND = "token-unbound"
+    DEVICE_SIZE = "device-size"
 
 
 class TokenType(str, Enum):
@@ -170,9 +175,17 @@ class Violation:
 
 @dataclass(frozen=True)
 class Judgement:
-    """All deviations of a header, in the order of the header."""
+    """The deviations of a header, in its order: at least one for each reason, and how many ``more`` there are."""
 
     violations: tuple[Violation, ...]
+    more: int = 0
+
+    @classmethod
+    def of(cls, found: Iterable[Violation]) -> Judgement:
+        """Return the judgement that keeps ``MAX_VIOLATIONS`` of what was found."""
+        everything = list(found)
+        kept = _some(everything, MAX_VIOLATIONS)
+        return cls(kept, len(everything) - len(kept))
 
     @property
     def accepted(self) -> bool:
@@ -184,12 +197,24 @@ class Judgement:
         return tuple(dict.fromkeys(violation.reason for violation in self.violations))
 
     def require(self, subject: str) -> None:
-        """Raise ``Refusal`` with the code ``luks2-policy``, naming every reason, unless the header is accepted."""
+        """Raise ``Refusal`` with the code ``luks2-policy``, naming what is wrong, unless the header is accepted."""
         if self.violations:
-            named = ", ".join(f"{violation.reason.value} at {violation.where}" for violation in self.violations)
+            told = _some(self.violations, _MAX_NAMED)
+            named = ", ".join(f"{violation.reason.value} at {violation.where}" for violation in told)
+            more = len(self.violations) - len(told) + self.more
+            named += f", and {more} more" if more else ""
             raise Refusal(
                 "luks2-policy",
                 subject,
                 f"its LUKS2 header is not one this collection makes: {named}",
                 "Somebody changed it, or another program made it; do not open it",
             )
+
+
+def _some(found: Sequence[Violation], most: int) -> tuple[Violation, ...]:
+    """Return some violations in their order: the first of every reason, then the first of all."""
+    firsts: dict[Reason, int] = {}
+    for number, violation in enumerate(found):
+        firsts.setdefault(violation.reason, number)
+    chosen = list(dict.fromkeys([*firsts.values(), *range(min(len(found), most))]))[:most]
+    return tuple(found[number] for number in sorted(chosen))

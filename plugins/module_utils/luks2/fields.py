@@ -43,7 +43,7 @@ def is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _is_decimal(value: Any) -> bool:
+def is_decimal(value: Any) -> bool:
     """A 64-bit number as LUKS2 writes it: a string of digits."""
     return isinstance(value, str) and re.fullmatch(r"0|[1-9][0-9]{0,18}", value) is not None
 
@@ -57,7 +57,10 @@ def _is_texts(value: Any) -> bool:
 
 
 def _is_pcrs(value: Any) -> bool:
-    return isinstance(value, list) and len(value) <= 24 and all(type(pcr) is int and 0 <= pcr < 24 for pcr in value)
+    """PCRs as systemd writes them from a mask: each once, ascending."""
+    if not isinstance(value, list) or not all(type(pcr) is int and 0 <= pcr < 24 for pcr in value):
+        return False
+    return value == sorted(set(value))
 
 
 def _is_boolean(value: Any) -> bool:
@@ -65,8 +68,11 @@ def _is_boolean(value: Any) -> bool:
 
 
 def _is_base64(value: Any) -> bool:
+    """Base64 in its one canonical spelling: decoders differ in what they make of any other."""
+    if not isinstance(value, str) or not value:
+        return False
     try:
-        return isinstance(value, str) and bool(base64.b64decode(value, validate=True))
+        return base64.b64encode(base64.b64decode(value, validate=True)).decode() == value
     except (binascii.Error, ValueError):
         return False
 
@@ -90,6 +96,10 @@ def _one_or_more(check: Check) -> Check:
     )
 
 
+def _is_one_of(*texts: str) -> Check:
+    return lambda value: isinstance(value, str) and value in texts
+
+
 def _is_bank(value: Any) -> bool:
     return isinstance(value, dict) and all(
         re.fullmatch(r"[0-9]|1[0-9]|2[0-3]", pcr) is not None and _is_hex(digest) for pcr, digest in value.items()
@@ -98,17 +108,15 @@ def _is_bank(value: Any) -> bool:
 
 KEYSLOT = Shape({"type": _is_text, "key_size": is_count, "af": _is_object, "area": _is_object, "kdf": _is_object})
 SPLITTER = Shape({"type": _is_text, "stripes": is_count, "hash": _is_text})
-AREA = Shape(
-    {"type": _is_text, "offset": _is_decimal, "size": _is_decimal, "encryption": _is_text, "key_size": is_count}
-)
+AREA = Shape({"type": _is_text, "offset": is_decimal, "size": is_decimal, "encryption": _is_text, "key_size": is_count})
 PBKDF2 = Shape({"type": _is_text, "hash": _is_text, "iterations": is_count, "salt": _is_salt})
 ARGON2 = Shape({"type": _is_text, "time": is_count, "memory": is_count, "cpus": is_count, "salt": _is_salt})
 SEGMENT = Shape(
     {
         "type": _is_text,
-        "offset": _is_decimal,
+        "offset": is_decimal,
         "size": _is_text,
-        "iv_tweak": _is_decimal,
+        "iv_tweak": is_decimal,
         "encryption": _is_text,
         "sector_size": is_count,
     },
@@ -128,9 +136,7 @@ DIGEST = Shape(
         "digest": _is_bytes(32),
     }
 )
-CONFIG = Shape(
-    {"json_size": _is_decimal, "keyslots_size": _is_decimal}, {"flags": _is_texts, "requirements": _is_object}
-)
+CONFIG = Shape({"json_size": is_decimal, "keyslots_size": is_decimal}, {"flags": _is_texts, "requirements": _is_object})
 TPM2_TOKEN = Shape(
     {
         "type": _is_text,
@@ -141,7 +147,7 @@ TPM2_TOKEN = Shape(
     },
     {
         "tpm2-pcr-bank": _is_text,
-        "tpm2-primary-alg": _is_text,
+        "tpm2-primary-alg": _is_one_of("ecc", "rsa"),
         "tpm2-pin": _is_boolean,
         "tpm2_pcrlock": _is_boolean,
         "tpm2_pubkey_pcrs": _is_pcrs,
@@ -183,8 +189,13 @@ def deviations(where: str, found: Mapping[str, Any], shape: Shape) -> Iterator[t
 
 
 def shown(value: Any) -> str:
-    """A found value for people: short, on one line."""
+    """A found value for people: short, on one line, printable."""
     return _short(repr(value))
+
+
+def printable(text: str) -> str:
+    """Return a text as it is, or with escapes where a console would obey it."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 def listed(names: Iterable[str]) -> str:

@@ -5,9 +5,17 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import re
 from dataclasses import dataclass, field
-from typing import Optional, Union
+from typing import Any, Mapping, Optional, Union
+
+#: PCRs for debugging and for applications: every program that may talk to the TPM can set them back to zero.
+_RESETTABLE = frozenset({16, 23})
+#: A PEM public key of the largest size that a TPM could know is a quarter of this.
+_MAX_PEM = 4096
+_PEM = re.compile(rb"\s*-----BEGIN ([A-Z ]+)-----([A-Za-z0-9+/=\s]+)-----END \1-----\s*")
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,23 @@ class Tpm2:
         if any(not 0 <= pcr < 24 for pcr in (*self.pcrs, *signed)):
             raise ValueError("a TPM has the PCRs 0 to 23")
 
+    @classmethod
+    def told(cls, token: Mapping[str, Any]) -> Tpm2:
+        """Return what a ``systemd-tpm2`` token that was judged says. Raises ``ValueError`` where it makes no sense."""
+        return cls(
+            pcrs=tuple(token["tpm2-pcrs"]),
+            public_key=base64.b64decode(token.get("tpm2_pubkey", "")) or None,
+            public_key_pcrs=tuple(token.get("tpm2_pubkey_pcrs", ())),
+            pcrlock=token.get("tpm2_pcrlock", False),
+        )
+
     @property
     def bound(self) -> bool:
-        """Whether the TPM asks for anything at all: an empty policy opens on any system that runs on it."""
-        return bool(self.pcrs) or self.public_key is not None or self.pcrlock
+        """Whether the TPM asks for anything that not every system on it can bring about.
+
+        An empty policy opens for anybody, and is what systemd 258 and newer enrol unless they are told otherwise.
+        """
+        return bool(set(self.pcrs) - _RESETTABLE) or self.public_key is not None or self.pcrlock
 
 
 @dataclass(frozen=True)
@@ -59,9 +80,21 @@ def same_key(one: bytes, other: bytes) -> bool:
     return _canonical(one) == _canonical(other)
 
 
+def is_public_key(pem: bytes) -> bool:
+    """Return whether this is one PEM block of a public key, of a size that keys have; the key itself is not parsed."""
+    match = _PEM.fullmatch(pem) if len(pem) <= _MAX_PEM else None
+    if match is None or match[1] != b"PUBLIC KEY":
+        return False
+    try:
+        # A SubjectPublicKeyInfo is a DER sequence.
+        return base64.b64decode(b"".join(match[2].split()), validate=True).startswith(b"\x30")
+    except binascii.Error:
+        return False
+
+
 def _canonical(pem: bytes) -> bytes:
     """A PEM block with 64 characters a line; what is no PEM stays as it is, and equals only itself."""
-    match = re.fullmatch(rb"\s*-----BEGIN ([A-Z ]+)-----([A-Za-z0-9+/=\s]+)-----END \1-----\s*", pem)
+    match = _PEM.fullmatch(pem)
     if match is None:
         return pem
     body = b"".join(match[2].split())

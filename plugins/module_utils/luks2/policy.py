@@ -22,6 +22,7 @@ from .deviation import (
     pbkdf2_deviations,
     shape_deviations,
     tpm2_deviations,
+    tpm2_flaws,
 )
 from .expectation import (
     MAX_KEYSLOTS,
@@ -34,7 +35,7 @@ from .expectation import (
     data_volume,
     root_volume,
 )
-from .fields import listed, shown
+from .fields import is_decimal, listed, shown
 from .header import Header
 
 __all__ = [
@@ -56,8 +57,8 @@ _HASHES = ("sha256", "sha512")
 
 
 def judge(header: Header, expectation: Expectation) -> Judgement:
-    """Return every deviation of a header from what is expected of it. Never raises."""
-    return Judgement(tuple(_Judge(header, expectation).violations()))
+    """Return how a header deviates from what is expected of it. Never raises."""
+    return Judgement.of(_Judge(header, expectation).violations())
 
 
 _TOKENS = {
@@ -107,7 +108,10 @@ class _Judge:
         end = 2 * self._binary.size + int(config["keyslots_size"])
         if int(config["keyslots_size"]) % _BLOCK or end > self._expected.layout.offset:
             yield Violation(Reason.CONFIG_SIZES, "config.keyslots_size", config["keyslots_size"])
-        found, needed = set(config.get("flags", [])), self._expected.flags
+        flags, needed = config.get("flags", []), self._expected.flags
+        found = set(flags)
+        if len(flags) != len(found):
+            yield Violation(Reason.CONFIG_FLAGS, "config.flags", shown(flags))
         for flag in sorted(found - needed - self._expected.optional_flags):
             yield Violation(Reason.CONFIG_FLAGS, "config.flags", shown(flag))
         for flag in sorted(needed - found):
@@ -152,6 +156,12 @@ class _Judge:
                 yield Violation(Reason.INTEGRITY, f"{where}.{name}", shown(integrity.get(name)))
         if integrity.get("key_size", profile.integrity_key_size) != profile.integrity_key_size:
             yield Violation(Reason.INTEGRITY, f"{where}.key_size", shown(integrity["key_size"]))
+
+    @property
+    def _keyslots_end(self) -> int:
+        """Where the part for keyslot areas ends, as far as the header says so."""
+        size = self._metadata["config"].get("keyslots_size")
+        return self._expected.layout.offset if not is_decimal(size) else 2 * self._binary.size + int(size)
 
     def _keyslots(self, keyslots: Mapping[str, Any]) -> Iterator[Violation]:
         if not 1 <= len(keyslots) <= MAX_KEYSLOTS:
@@ -198,7 +208,7 @@ class _Judge:
             return
         start, size = int(area["offset"]), int(area["size"])
         needed = -(-self._expected.profile.volume_key_size * _STRIPES // _BLOCK) * _BLOCK
-        limit = self._expected.layout.offset
+        limit = min(self._expected.layout.offset, self._keyslots_end)
         if start % _BLOCK or start < 2 * self._binary.size or size != needed or start + size > limit:
             yield Violation(Reason.AREA_BOUNDS, where, f"{size} bytes at {start}")
         self._areas.append((start, start + size, where))
@@ -278,9 +288,8 @@ class _Judge:
 
     def _tpm2(self, where: str, token: Mapping[str, Any]) -> Iterator[Violation]:
         """Name what is wrong by the binding that fits best: one that fits is all a token needs."""
-        if token.get("tpm2-pin", False):
-            # Nobody is there to type it, and whoever asks for it waits for ever.
-            yield Violation(Reason.TOKEN_POLICY, f"{where}.tpm2-pin", "true")
-        if self._expected.tpm2 is not None:
+        flaws = list(tpm2_flaws(where, token))
+        yield from flaws
+        if not flaws and self._expected.tpm2 is not None:
             found = [list(tpm2_deviations(where, token, binding)) for binding in self._expected.tpm2]
             yield from min(found, key=len, default=[])

@@ -60,6 +60,26 @@ def with_passphrase(runner: Runner, device: str, key: bytearray, directory: Path
     runner.run(["cryptsetup", "luksKillSlot", "--batch-mode", "--key-file", str(new), device, "0"])
 
 
+def bound(runner: Runner, device: str, profile: Profile, directory: Path) -> None:
+    """Make a data volume with every unlock method, each by systemd's own program."""
+    with_passphrase(runner, device, formatted(runner, device, profile), directory)
+    passphrase = bytearray((directory / "new").read_bytes())
+    public_key = str(PolicyKey(directory).public_key)
+    with Tpm.start(directory / "data-tpm") as tpm:
+        tpm.extend(7, "secure boot")
+        for key, pcrs in ((None, (7,)), (public_key, BOUND_PCRS)):
+            enrol_tpm2(
+                runner,
+                device,
+                unlock_key=passphrase,
+                tpm2_device=tpm.tcti,
+                public_key=key,
+                pcrs=pcrs,
+                wipe_keyslot=None,
+            )
+    runner.run(["systemd-cryptenroll", f"--unlock-key-file={directory / 'new'}", "--recovery-key", device])
+
+
 def keep(device: str, target: Path) -> None:
     """Store both copies of a header."""
     target.write_bytes(lzma.compress(read_area(device, 2 * LAYOUT.metadata_size).content))
@@ -80,7 +100,7 @@ def enter(tree: str) -> SubprocessRunner:
     inside = "/run/tree"
     os.mkdir(inside)
     here = SubprocessRunner()
-    here.run(["mount", "-t", "hostfs", "-o", f"ro,{tree}", "tree", inside])
+    here.run(["mount", "-t", "hostfs", "-o", f"ro,hostfs={tree}", "tree", inside])
     for directory in ("dev", "proc", "sys", "run", "tmp"):
         here.run(["mount", "--bind", f"/{directory}", f"{inside}/{directory}"])
     return SubprocessRunner(("chroot", inside))
@@ -95,6 +115,9 @@ def main(fixtures: Path, tree: str | None) -> None:
             device = new_disk(directory)
             with_passphrase(runner, device, formatted(runner, device, profile), directory)
             keep(device, fixtures / f"{version}-{profile.name}.xz")
+        device = new_disk(directory)
+        bound(runner, device, PROFILES["authenticated"], directory)
+        keep(device, fixtures / f"{version}-data.xz")
         if tree is None:
             device = new_disk(directory)
             key, policy_key = formatted(runner, device, PROFILES["authenticated"]), PolicyKey(directory)

@@ -15,6 +15,7 @@ from types import ModuleType
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import Header
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.policy import judge
 
 CHECKOUT = Path(__file__).resolve().parents[5]
 
@@ -27,8 +28,22 @@ def target(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_seeds_are_genuine_headers_in_short_form(target):
     sound = [Header.parse(target.expanded(seed)) for seed in target.seeds() if seed[:1] == b"\1"]
-    assert len(sound) == 14
+    assert len(sound) == 16
     assert {header.binary.size for header in sound} == {target.SIZE}
+
+
+def test_every_profile_and_every_kind_of_token_begins_with_a_seed_that_is_accepted(target):
+    kinds = set()
+    for number, expectation in enumerate((target.ROOT, *target.DATA)):
+        seeds = [seed for seed in target.seeds() if seed[:1] == b"\1"]
+        headers = [Header.parse(target.expanded(seed)) for seed in seeds]
+        accepted = [header for header in headers if judge(header, expectation).accepted]
+        assert accepted
+        kinds |= {(bool(number), token["type"]) for header in accepted for token in header.metadata["tokens"].values()}
+    assert kinds == {
+        *((False, "systemd-tpm2"), (False, "cvm-fde")),
+        *((True, "systemd-tpm2"), (True, "systemd-recovery")),
+    }
 
 
 def test_seeds_and_random_changes_of_them_keep_the_promises(target):

@@ -181,3 +181,18 @@ def test_a_recovery_key_has_32_bytes():
     with pytest.raises(ValueError, match="32"):
         recovery_key_text(bytes(31))
     assert len(random_secret(32)) == 32
+
+
+@pytest.mark.parametrize(
+    ("method", "bound"),
+    [
+        (Tpm2(pcrs=()), False),
+        (Tpm2(pcrs=(16,)), False),
+        (Tpm2(pcrs=(16, 23)), False),
+        (Tpm2(pcrs=(7, 16)), True),
+        (Tpm2(pcrs=(), public_key=b"key"), True),
+        (Tpm2(pcrs=(), pcrlock=True), True),
+    ],
+)
+def test_a_policy_that_every_system_can_fulfil_binds_nothing(method, bound):
+    assert method.bound is bound

@@ -11,6 +11,8 @@ from dataclasses import replace
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.enrolment import enrolled
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.expectation import MAX_VIOLATIONS
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import Header, HeaderError
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Passphrase, Recovery, Tpm2
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.policy import (
@@ -39,7 +41,9 @@ def expected(public_key):
 
 def test_genuine_headers_are_accepted(forger, genuine_name, expected):
     kind = genuine_name.partition("-")[2]
-    if kind != "root":
+    if kind == "data":
+        expected = data_volume(uuid=UUID)
+    elif kind != "root":
         expected = Expectation(profile=PROFILES[kind], uuid=UUID, passphrases=(1, 1))
     assert judge(Header.parse(forger.genuine(genuine_name)), expected).violations == ()
 
@@ -74,6 +78,12 @@ def _recovery(metadata):
 def _second_tpm2(metadata, **changes):
     _second_slot(metadata)
     metadata["tokens"]["2"] = {**json.loads(json.dumps(_tpm2(metadata))), "keyslots": ["2"], **changes}
+
+
+def _unsigned(metadata, changes):
+    for name in ("tpm2_pubkey", "tpm2_pubkey_pcrs"):
+        _tpm2(metadata).pop(name)
+    _tpm2(metadata).update(changes)
 
 
 def _argon2(metadata, **changes):
@@ -325,7 +335,153 @@ ATTACKS = {
     ),
     "a TPM policy over a weak bank": (lambda m: _tpm2(m).update({"tpm2-pcr-bank": "sha1"}), [Reason.TOKEN_POLICY]),
     "a TPM keyslot that asks for a PIN": (lambda m: _tpm2(m).update({"tpm2-pin": True}), [Reason.TOKEN_POLICY]),
+    "a TPM policy of resettable PCRs only": (
+        lambda m: _unsigned(m, {"tpm2-pcrs": [16, 23]}),
+        [Reason.TOKEN_UNBOUND],
+    ),
+    "a TPM policy of no PCR at all": (lambda m: _unsigned(m, {"tpm2-pcrs": []}), [Reason.TOKEN_UNBOUND]),
+    "a TPM policy whose digest is that of no condition": (
+        lambda m: _tpm2(m).update({"tpm2-policy-hash": "0" * 64}),
+        [Reason.TOKEN_UNBOUND],
+    ),
+    "a TPM policy of several steps without a condition": (
+        lambda m: _tpm2(m).update({"tpm2-policy-hash": ["0" * 64, "0" * 64]}),
+        [Reason.TOKEN_UNBOUND],
+    ),
     "evidence of another version": (lambda m: m["tokens"]["1"].update(version=2), [Reason.MALFORMED_FIELD]),
+}
+
+
+#: Numbers as a lenient reader takes them, and as the specification does not write them.
+for text in (
+    "+913408",
+    "-913408",
+    " 913408",
+    "913408 ",
+    "0913408",
+    "913_408",
+    "0xdf000",
+    "9.13408e5",
+    "９１３４０８",
+    "",
+):
+    ATTACKS[f"an area at {text!r}"] = (
+        lambda m, text=text: _slot(m)["area"].update(offset=text),
+        [Reason.MALFORMED_FIELD],
+    )
+for text in ("18446744073709551616", "18446744073710464000", "dynamic"):
+    ATTACKS[f"an area of {text} bytes"] = (
+        lambda m, text=text: _slot(m)["area"].update(size=text),
+        [Reason.MALFORMED_FIELD],
+    )
+    if text != "dynamic":
+        ATTACKS[f"a segment of {text} bytes"] = (
+            lambda m, text=text: _segment(m).update(size=text),
+            [Reason.SEGMENT_BOUNDS],
+        )
+for name in ("offset", "iv_tweak"):
+    ATTACKS[f"a segment whose {name} is dynamic"] = (
+        lambda m, name=name: _segment(m).update({name: "dynamic"}),
+        [Reason.MALFORMED_FIELD],
+    )
+for priority in (0, 1, 2, None, "0"):
+    ATTACKS[f"a keyslot of priority {priority!r}"] = (
+        lambda m, priority=priority: _slot(m).update(priority=priority),
+        [Reason.UNKNOWN_FIELD],
+    )
+for stripes in (0, 3999, 4001, 1 << 31, (1 << 63) - 1):
+    ATTACKS[f"a splitter of {stripes} stripes"] = (
+        lambda m, stripes=stripes: _slot(m)["af"].update(stripes=stripes),
+        [Reason.KEYSLOT_SPLITTER],
+    )
+for size in (0, 1, 32, 63, 65, 1 << 31, (1 << 63) - 1):
+    ATTACKS[f"an area whose key has {size} bytes"] = (
+        lambda m, size=size: _slot(m)["area"].update(key_size=size),
+        [Reason.KEYSLOT_CIPHER],
+    )
+for name in ("same-cpu-crypt", "submit-from-crypt-cpus", "no-read-workqueue", "no-write-workqueue", "", "\x1b[2J"):
+    ATTACKS[f"the persistent flag {name!r}"] = (
+        lambda m, name=name: m["config"].update(flags=[name]),
+        [Reason.CONFIG_FLAGS],
+    )
+for name in ("offline-reencrypt", "online-reencrypt-v3", "inline-hw-tags", "opal", "unknown"):
+    ATTACKS[f"the requirement {name}"] = (
+        lambda m, name=name: m["config"].update(requirements={"mandatory": [name]}),
+        [Reason.REQUIREMENTS],
+    )
+for iterations in (0, 999, 20_000_001, (1 << 63) - 1):
+    ATTACKS[f"a digest of {iterations} rounds"] = (
+        lambda m, iterations=iterations: _digest(m).update(iterations=iterations),
+        [Reason.KDF_COST],
+    )
+for name in ("sha1", "SHA256", "md5", "crc32", "whirlpool", "hmac(sha256)"):
+    ATTACKS[f"a digest by {name}"] = (lambda m, name=name: _digest(m).update(hash=name), [Reason.KDF_TYPE])
+for salt in ("", "AAAA", "A" * 44 + "=", "=" * 44, "A" * 43 + "B" + "=", "A" * 100_000, "\u0430" * 44, "A" * 22):
+    ATTACKS[f"a digest with the salt {salt[:46]!r}"] = (
+        lambda m, salt=salt: _digest(m).update(salt=salt),
+        [Reason.MALFORMED_FIELD],
+    )
+for pcrs in ([7, 7, 12], [12, 7], [7, 24], [-1, 7], [7, True], ["7"], [[7]], {"7": 1}, [0] * 1000):
+    ATTACKS[f"a TPM policy of the PCRs {str(pcrs)[:20]}"] = (
+        lambda m, pcrs=pcrs: _tpm2(m).update({"tpm2-pcrs": pcrs}),
+        [Reason.MALFORMED_FIELD],
+    )
+ATTACKS |= {
+    "an area far beyond the device": (
+        lambda m: _slot(m)["area"].update(offset="9223372036854775808"),
+        [Reason.AREA_BOUNDS],
+    ),
+    "an area behind the part for keyslots": (
+        lambda m: m["config"].update(keyslots_size="4096"),
+        [Reason.AREA_BOUNDS],
+    ),
+    "a part for keyslots of no size": (lambda m: m["config"].update(keyslots_size="0"), [Reason.AREA_BOUNDS]),
+    "a self-encrypting disk": (
+        lambda m: _segment(m).update(type="hw-opal", opal_segment_number=1, opal_key_size=32),
+        [Reason.SEGMENT_TYPE, Reason.UNKNOWN_FIELD],
+    ),
+    "a self-encrypting disk below the encryption": (
+        lambda m: _segment(m).update(type="hw-opal-crypt"),
+        [Reason.SEGMENT_TYPE],
+    ),
+    "a journal with a MAC that needs another key": (
+        lambda m: _segment(m)["integrity"].update(journal_integrity="hmac(sha256)"),
+        [Reason.INTEGRITY],
+    ),
+    "integrity by a list": (
+        lambda m: _segment(m).update(integrity=["hmac(sha256)"]),
+        [Reason.MALFORMED_FIELD],
+    ),
+    "integrity by a checksum": (lambda m: _segment(m)["integrity"].update(type="crc32c"), [Reason.INTEGRITY]),
+    "no flags in a way that is no list": (
+        lambda m: m["config"].update(flags={}),
+        [Reason.MALFORMED_FIELD],
+    ),
+    "a digest that names its keyslots by numbers": (
+        lambda m: _digest(m).update(keyslots=[1]),
+        [Reason.MALFORMED_FIELD],
+    ),
+    "a digest with all texts for its keyslots": (
+        lambda m: _digest(m).update(keyslots=["1"] + [""] * 4000),
+        [Reason.MALFORMED_FIELD, Reason.DIGEST_COVERAGE],
+    ),
+    "a token that names its keyslot by a number": (
+        lambda m: _tpm2(m).update(keyslots=[1]),
+        [Reason.KDF_COST, Reason.KEYSLOT_COUNT, Reason.MALFORMED_FIELD, Reason.TOKEN_BINDING],
+    ),
+    "a token that names its keyslot with a zero in front": (
+        lambda m: _tpm2(m).update(keyslots=["01"]),
+        [Reason.KDF_COST, Reason.KEYSLOT_COUNT, Reason.TOKEN_BINDING],
+    ),
+    "a token that names its keyslot twice": (
+        lambda m: _tpm2(m).update(keyslots=["1", "1"]),
+        [Reason.TOKEN_BINDING],
+    ),
+    "a volume key one byte longer": (lambda m: _slot(m).update(key_size=97), [Reason.KEYSLOT_KEY_SIZE]),
+    "a TPM parent key of an unknown kind": (
+        lambda m: _tpm2(m).update({"tpm2-primary-alg": "sm2"}),
+        [Reason.MALFORMED_FIELD],
+    ),
 }
 
 
@@ -358,7 +514,7 @@ def test_every_hostile_header_has_its_test(request):
 
 def test_every_reason_has_an_attack():
     covered = {reason for _edit, reasons in ATTACKS.values() for reason in reasons}
-    elsewhere = {Reason.UUID, Reason.LABEL, Reason.METADATA_SIZE}
+    elsewhere = {Reason.UUID, Reason.LABEL, Reason.METADATA_SIZE, Reason.DEVICE_SIZE}
     assert covered | elsewhere == set(Reason)
 
 
@@ -412,15 +568,48 @@ def test_what_a_forger_writes_never_reaches_the_console_as_it_is(forger, expecte
     assert len(str(caught.value)) < 1000
 
 
-def test_a_thousand_entries_make_no_long_message(forger, expected):
-    def edit(metadata):
-        for section in ("segments", "digests", "keyslots"):
-            for number in range(2, 1000):
-                metadata[section][str(number)] = {"type": "x"}
+def _flooded(metadata):
+    """As much that is wrong as the reader lets through, in the longest words."""
+    _segment(metadata).update(encryption="cipher_null-ecb")
+    for section, most in (("segments", 32), ("digests", 8), ("keyslots", 32), ("tokens", 32)):
+        for number in range(most):
+            entry = metadata[section].setdefault(str(number), {"type": "x" * 1000})
+            entry.update({f"\U0010ffff{field}".ljust(60, "\x1b"): "\x9b" * 100 for field in range(34)})
 
-    judgement = judge(Header.parse(forger.edited(edit)), expected)
-    assert {Reason.SEGMENT_COUNT, Reason.DIGEST_COUNT, Reason.KEYSLOT_COUNT} <= set(judgement.reasons)
+
+def _flood(forger):
+    metadata = json.loads(json.dumps(forger.metadata(forger.genuine())))
+    _flooded(metadata)
+    return forger.with_large_json(json.dumps(metadata, ensure_ascii=False).encode())
+
+
+def test_no_header_makes_a_long_report_and_what_is_left_out_is_counted(forger, expected):
+    judgement = judge(Header.parse(_flood(forger)), expected)
+    with pytest.raises(Refusal) as caught:
+        judgement.require("/dev/sdx")
+    assert len(judgement.violations) == MAX_VIOLATIONS
+    assert judgement.more > 3000
     assert max(len(violation.found) for violation in judgement.violations) == 80
+    assert max(len(violation.where) for violation in judgement.violations) < 150
+    assert 500 < len(str(caught.value)) < 2500
+    assert f" and {judgement.more + MAX_VIOLATIONS - 12} more" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_reason_is_kept_however_much_else_is_wrong(forger, expected):
+    judgement = judge(Header.parse(_flood(forger)), expected)
+    assert {
+        *(Reason.SEGMENT_COUNT, Reason.NULL_CIPHER, Reason.KEYSLOT_COUNT, Reason.KEYSLOT_TYPE, Reason.DIGEST_COUNT),
+        *(Reason.DIGEST_COVERAGE, Reason.TOKEN_TYPE, Reason.UNKNOWN_FIELD, Reason.METADATA_SIZE),
+    } <= set(judgement.reasons)
+    assert len(Reason) <= MAX_VIOLATIONS
+
+
+def test_a_few_violations_are_named_one_by_one(forger, expected):
+    judgement = judge(Header.parse(forger.edited(lambda m: _slot(m).update(key_size=0))), expected)
+    assert (len(judgement.violations), judgement.more) == (1, 0)
+    with pytest.raises(Refusal, match=r"makes: keyslot-key-size at keyslots\.1\.key_size\. Somebody"):
+        judgement.require("/dev/sdx")
 
 
 @pytest.mark.parametrize(
@@ -483,6 +672,71 @@ def test_a_keyslot_that_asks_for_a_pin_is_never_accepted(forger):
         _tpm2(metadata).update({"tpm2-pin": True})
 
     assert judge(Header.parse(forger.edited(edit)), data_volume()).reasons == (Reason.TOKEN_POLICY,)
+
+
+_PRIVATE = base64.b64encode(
+    b"-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIAABAgMEBQYHCAkKCwwNDg8=\n-----END PRIVATE KEY-----\n"
+).decode()
+_GARBAGE = base64.b64encode(b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n").decode()
+_LONG = base64.b64encode(b"-----BEGIN PUBLIC KEY-----\n" + b"MIIB" * 1024 + b"\n-----END PUBLIC KEY-----\n").decode()
+#: What is done to a TPM token whose policy is signed; None takes a field away.
+_TPM2_ATTACKS = {
+    "a key without the PCRs that it signs": ({"tpm2_pubkey_pcrs": None}, Reason.TOKEN_POLICY),
+    "a key with an empty list of PCRs": ({"tpm2_pubkey_pcrs": []}, Reason.TOKEN_POLICY),
+    "signed PCRs without a key": ({"tpm2_pubkey": None}, Reason.TOKEN_POLICY),
+    "an empty key": ({"tpm2_pubkey": ""}, Reason.MALFORMED_FIELD),
+    "a key that is no PEM": ({"tpm2_pubkey": "AAAA"}, Reason.TOKEN_POLICY),
+    "a key that is none": ({"tpm2_pubkey": _GARBAGE}, Reason.TOKEN_POLICY),
+    "a private key": ({"tpm2_pubkey": _PRIVATE}, Reason.TOKEN_POLICY),
+    "a key of four thousand bytes": ({"tpm2_pubkey": _LONG}, Reason.TOKEN_POLICY),
+    "a key in base64 that is not canonical": ({"tpm2_pubkey": "AB=="}, Reason.MALFORMED_FIELD),
+    "no condition": (
+        {"tpm2_pubkey": None, "tpm2_pubkey_pcrs": None, "tpm2-pcrs": []},
+        Reason.TOKEN_UNBOUND,
+    ),
+    "no condition, and no bank either": (
+        {"tpm2_pubkey": None, "tpm2_pubkey_pcrs": None, "tpm2-pcrs": [], "tpm2-pcr-bank": None},
+        Reason.TOKEN_UNBOUND,
+    ),
+    "resettable PCRs": (
+        {"tpm2_pubkey": None, "tpm2_pubkey_pcrs": None, "tpm2-pcrs": [16, 23]},
+        Reason.TOKEN_UNBOUND,
+    ),
+    "the digest of no condition": ({"tpm2-policy-hash": "0" * 64}, Reason.TOKEN_UNBOUND),
+    "a weak bank": ({"tpm2-pcr-bank": "sha1"}, Reason.TOKEN_POLICY),
+    "no bank": ({"tpm2-pcr-bank": None}, Reason.TOKEN_POLICY),
+    "a PIN": ({"tpm2-pin": True}, Reason.TOKEN_POLICY),
+    "a salt, which only a PIN needs": ({"tpm2_salt": "AAAA"}, Reason.UNKNOWN_FIELD),
+}
+
+
+@pytest.mark.parametrize("fixture", ["2.7.5-data", "2.8.8-data"])
+@pytest.mark.parametrize("name", _TPM2_ATTACKS)
+def test_a_tpm_keyslot_that_makes_no_sense_is_refused_whatever_was_wanted(forger, fixture, name):
+    changes, reason = _TPM2_ATTACKS[name]
+
+    def edit(metadata):
+        token = metadata["tokens"]["1"]
+        for field, value in changes.items():
+            token.update({field: value}) if value is not None else token.pop(field, None)
+
+    header = Header.parse(forger.edited(edit, forger.genuine(fixture)))
+    assert judge(header, data_volume()).reasons == (reason,)
+
+
+@pytest.mark.parametrize("fixture", ["2.7.5-data", "2.8.8-data"])
+def test_the_tokens_of_systemd_257_and_262_are_what_they_say(forger, fixture):
+    header = Header.parse(forger.genuine(fixture))
+    literal, passphrase, signed, recovery = (slot.method for slot in enrolled(header))
+    assert (literal, passphrase, recovery) == (Tpm2(pcrs=(7,)), Passphrase(), Recovery())
+    assert (signed.pcrs, signed.public_key_pcrs, signed.pcrlock) == ((7, 12), (11,), False)
+    assert judge(header, data_volume(methods=[literal, passphrase, signed, recovery])).accepted
+    for others in ([literal, passphrase, recovery], [literal, literal, passphrase, recovery]):
+        assert not judge(header, data_volume(methods=others)).accepted
+
+
+def test_a_flag_twice_is_refused(forger):
+    assert _data(forger, None, lambda m: m["config"].update(flags=["no-journal"] * 2)) == (Reason.CONFIG_FLAGS,)
 
 
 def test_a_volume_without_a_journal_says_so_in_its_header(forger):
