@@ -15,12 +15,20 @@ description:
     every field with what a volume of this collection has.
   - The disk may be in anybody's hands. Nothing is opened, mounted or written, and a malformed or hostile header is a
     result, not a failure. The module fails only when the device cannot be read.
-  - Works on an image at the control node as well as on a device of a target.
+  - Works on an image at the control node as well as on a device of a target, and with O(offset) on a partition within
+    an image, without a loop device.
 options:
   path:
-    description: The device or file.
+    description: The block device or file.
     type: path
     required: true
+  offset:
+    description:
+      - Where the volume begins in the device or file, in bytes, which is a multiple of 512.
+      - C(sfdisk --json) shows the start of a partition in sectors; multiply it by the size of a sector.
+      - That the volume fits into what is left of the device behind it is part of the judgement.
+    type: int
+    default: 0
   profile:
     description:
       - The kind of volume to expect. V(authenticated) is C(aes-xts-plain64) with C(hmac(sha256)), V(aegis) is
@@ -76,6 +84,13 @@ EXAMPLES = r"""
     purpose: root
   register: volume
 
+- name: Look at a partition of a disk image on the control node
+  cvm.fde.luks2_header_info:
+    path: /var/lib/images/returned.raw
+    offset: "{{ 264192 * 512 }}"
+  register: volume
+  delegate_to: localhost
+
 - name: Refuse a disk that somebody prepared
   cvm.fde.luks2_header_info:
     path: /var/lib/images/returned.raw
@@ -127,7 +142,9 @@ header:
       type: int
       returned: always
     metadata:
-      description: The JSON of the header; of tokens only their types and keyslots.
+      description:
+        - The JSON of the header; of tokens only their types and keyslots.
+        - Long texts are cut, and what is not printable is escaped.
       type: dict
       returned: always
     accepted:
@@ -135,7 +152,7 @@ header:
       type: bool
       returned: always
     violations:
-      description: Every field that is not as expected.
+      description: The fields that are not as expected, at most 49, and one at least for each reason there is.
       type: list
       elements: dict
       returned: always
@@ -155,6 +172,10 @@ header:
           type: str
           returned: always
           sample: "'cipher_null-ecb'"
+    more_violations:
+      description: How many further fields are not as expected.
+      type: int
+      returned: always
 """
 
 from typing import Any
@@ -182,6 +203,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},
+            "offset": {"type": "int", "default": 0},
             "profile": {"choices": ["authenticated", "aegis", "confidential"], "default": "authenticated"},
             "purpose": {"choices": ["root", "data"], "default": "data"},
             "uuid": {},
@@ -193,8 +215,11 @@ def main() -> None:
     )
     if not 0 < module.params["data_offset"] <= 1 << 30:
         module.fail_json(msg="data_offset must be between 1 byte and 1 GiB")
+    # What is beyond the largest file offset has no place on any device.
+    if not 0 <= module.params["offset"] < 1 << 62 or module.params["offset"] % 512:
+        module.fail_json(msg="offset must be a multiple of 512 bytes, and not negative")
     try:
-        found = inspect(module.params["path"], expectation(module.params))
+        found = inspect(module.params["path"], expectation(module.params), module.params["offset"])
     except FdeError as error:
         module.fail_json(msg=str(error), subject=error.subject, cause=error.cause, remedy=error.remedy)
     module.exit_json(changed=False, header=found.report())

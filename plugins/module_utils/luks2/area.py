@@ -11,6 +11,7 @@ its detached header (CVE-2025-59054, CVE-2025-58356).
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass, field
 
 from ..errors import FdeError
@@ -21,7 +22,7 @@ from .profile import LAYOUT
 
 @dataclass(frozen=True)
 class HeaderArea:
-    """The first bytes of ``device``, which is only named in messages and never read again."""
+    """The first bytes of a volume; ``device`` is only named in messages and never read again."""
 
     device: str
     content: bytes = field(repr=False)
@@ -48,24 +49,43 @@ class HeaderArea:
             file.write(self.content)
 
 
-def read_area(device: str, size: int = LAYOUT.offset) -> HeaderArea:
-    """Read the first ``size`` bytes of a device or file once.
+def read_area(device: str, size: int = LAYOUT.offset, offset: int = 0) -> HeaderArea:
+    """Read the first ``size`` bytes of the volume that begins at byte ``offset`` of a device or file, once.
 
-    A shorter device gives a shorter area. Raises ``FdeError`` when it cannot be read.
+    A shorter device gives a shorter area. Raises ``FdeError`` when it cannot be read, or ends before the offset.
     """
     try:
-        with open(device, "rb", buffering=0) as file:
-            return HeaderArea(device, _read(file.fileno(), size))
+        # Without O_NONBLOCK, opening a pipe waits until somebody writes to it.
+        descriptor = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            _check(device, descriptor, offset)
+            return HeaderArea(device, _read(descriptor, size, offset))
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise FdeError(
             device, f"its header cannot be read: {error.strerror}", "Check that the device exists"
         ) from error
 
 
-def _read(descriptor: int, size: int) -> bytes:
+def _check(device: str, descriptor: int, offset: int) -> None:
+    """Raise ``FdeError`` unless this is a block device or file that goes on behind the offset."""
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
+        raise FdeError(device, "its header cannot be read: it is neither a block device nor a file", "Check the path")
+    length = os.lseek(descriptor, 0, os.SEEK_END)
+    if offset and offset >= length:
+        raise FdeError(
+            device,
+            f"it has {length} bytes, and no volume can begin at byte {offset}",
+            "Check the offset, which is in bytes: partition tables count sectors",
+        )
+
+
+def _read(descriptor: int, size: int, offset: int) -> bytes:
     content = bytearray()
     while len(content) < size:
-        chunk = os.pread(descriptor, min(1 << 20, size - len(content)), len(content))
+        chunk = os.pread(descriptor, min(1 << 20, size - len(content)), offset + len(content))
         if not chunk:
             break
         content += chunk

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 import xml.etree.ElementTree
+from enum import Enum
 from pathlib import Path
 from typing import Optional
 
@@ -22,6 +23,8 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import (
     decide,
 )
 from ansible_collections.cvm.fde.plugins.module_utils.agent.recovery import RECOVERABLE
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.expectation import Reason
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import Defect
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Anchor, Found, Standing, State
 
@@ -116,6 +119,14 @@ def raised_codes() -> set[str]:
 def test_every_further_code_is_explained() -> None:
     explained = {row[0].strip("`") for row in table("refusal-codes.md", "further code")}
     assert explained == raised_codes() | {FAILED}
+
+
+@pytest.mark.parametrize(("heading", "words"), [("defect", Defect), ("reason", Reason)])
+def test_what_is_refused_in_a_header_is_explained(heading: str, words: type[Enum]) -> None:
+    explained = [
+        word for row in table("reference-header.md", heading) for word in re.findall(r"`([a-z0-9-]+)`", row[0])
+    ]
+    assert sorted(explained) == sorted(word.value for word in words)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
