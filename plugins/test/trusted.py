@@ -9,6 +9,8 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Callable, Optional
 
+from jinja2 import pass_context
+
 DOCUMENTATION = r"""
 name: trusted
 short_description: Tell whether a host was attested and found trusted
@@ -20,17 +22,22 @@ description:
     or was waived by the appraisal policy.
   - Everything else is false. A task that was skipped, failed or did not reach the host, an entry of another host, a
     report that is not one, and anything unexpected in it.
-  - Take what M(cvm.fde.attest) registered earlier in the same play. A variable of that name that was never
-    registered may come from the facts of the host itself.
+  - Given a host's name alone it looks at the variable C(attest_result) of that host, which is what the role
+    P(cvm.fde.attest#role) and the playbook C(cvm.fde.attest) register.
+  - A host may send facts of any name, and Ansible makes variables of them. A host that ever sent a fact of the name
+    C(attest_result) is not trusted.
+  - A variable of another name, given as O(attested), is only as good as where it comes from. Register it in the same
+    play, for every host; where it was never registered it may be a fact that the host sent.
 options:
   _input:
-    description: A host's name with O(attested), or the registered result of M(cvm.fde.attest) itself.
+    description: A host's name, alone or with O(attested), or the registered result of M(cvm.fde.attest) itself.
     type: raw
     required: true
   attested:
     description:
       - What the host was attested by, the registered result of M(cvm.fde.attest) for it, the registered result of
         M(cvm.fde.fleet_report), or the content of C(report.json).
+      - By default the variable C(attest_result) of the host.
     type: dict
   max_age:
     description:
@@ -44,6 +51,19 @@ seealso:
 
 EXAMPLES = r"""
 - name: Attest the host
+  ansible.builtin.include_role:
+    name: cvm.fde.attest
+  vars:
+    attest_require: nothing
+
+- name: Give the secret to trusted hosts only
+  ansible.builtin.copy:
+    content: "{{ secret }}"
+    dest: /etc/service/secret
+    mode: "0600"
+  when: inventory_hostname is cvm.fde.trusted
+
+- name: Attest the host by a task of its own
   cvm.fde.attest:
     manifest: build/manifest.json
     manifest_key: keys/manifest.pem
@@ -52,7 +72,7 @@ EXAMPLES = r"""
     require: nothing
   register: attested
 
-- name: Give the secret to trusted hosts only
+- name: Say where the result is
   ansible.builtin.copy:
     content: "{{ secret }}"
     dest: /etc/service/secret
@@ -72,20 +92,37 @@ _value:
   type: bool
 """
 
+#: What the role registers the result of `cvm.fde.attest` as.
+RESULT = "attest_result"
 #: What a policy waived was its author's decision; the verdict says that nothing else is missing.
 _GOOD = ("passed", "waived")
 #: A report from the future was not made by this clock; what two clocks may differ by is forgiven.
 _AHEAD = datetime.timedelta(minutes=1)
 
 
-def trusted(found: object, attested: object = None, max_age: Optional[float] = None) -> bool:
+@pass_context
+def trusted(
+    context: Mapping[str, object], found: object, attested: object = None, max_age: Optional[float] = None
+) -> bool:
     """Tell whether a host, named or known from its own result, is trusted."""
     if isinstance(found, str):
-        return _host_is_trusted(found, attested, max_age)
+        return _host_is_trusted(found, _registered(context, found) if attested is None else attested, max_age)
     if attested is not None or max_age is not None:
         return False
     entry = _entry_of_result(found)
     return entry is not None and _entry_is_trusted(entry)
+
+
+def _registered(context: Mapping[str, object], host: str) -> object:
+    """Return what the role registered for a host, or None. A fact of that name is the host's own word: whatever else
+    is there, a host that sent one is not believed.
+    """
+    hosts = context.get("hostvars")
+    variables = hosts.get(host) if isinstance(hosts, Mapping) else None
+    if not isinstance(variables, Mapping):
+        return None
+    facts = variables.get("ansible_facts")
+    return None if isinstance(facts, Mapping) and RESULT in facts else variables.get(RESULT)
 
 
 def _host_is_trusted(host: str, attested: object, max_age: Optional[float]) -> bool:

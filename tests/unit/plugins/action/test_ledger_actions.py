@@ -136,6 +136,39 @@ def test_hosts_are_enrolled_once_attested_often_and_audited(enrolled: Fleet) -> 
     assert "6 attestations judged again" in output
 
 
+@pytest.mark.parametrize("serial", [1, "100%"])
+def test_a_host_that_fails_or_is_gone_stops_no_other(fleet: Fleet, serial: Any) -> None:
+    gone = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_connection": "ssh"}
+    broken = {**fleet.hosts["web1"], "enrol_tcti": "swtpm:path=/nonexistent"}
+    # The first batches hold nobody else.
+    fleet.hosts = {"a-gone": gone, "b-broken": broken, **fleet.hosts}
+    status, output = fleet.run(PLAYBOOKS / "enrol.yml", fde_create_ledger=True, fde_serial=serial)
+    assert status != 0
+    assert fleet.ledger.register().hosts() == {"web0", "web1"}
+    recap = {line.split()[0]: line for line in output.partition("PLAY RECAP")[2].splitlines() if ":" in line}
+    assert {name: "failed=1" in line for name, line in recap.items()} == {
+        "a-gone": True,
+        "b-broken": True,
+        "web0": False,
+        "web1": False,
+    }
+    assert "the machine did not answer" in " ".join(output.split())
+
+
+def test_under_limit_only_the_named_hosts_are_enrolled_and_no_other_is_missed(fleet: Fleet) -> None:
+    status, output = fleet.run(PLAYBOOKS / "enrol.yml", "--limit", "web0", fde_create_ledger=True)
+    assert status == 0, output
+    assert fleet.ledger.register().hosts() == {"web0"}
+    assert fleet.run(PLAYBOOKS / "enrol.yml", "--limit", "web1")[0] == 0
+    status, output = fleet.run(PLAYBOOKS / "attest.yml", "--limit", "web1")
+    assert status == 0, output
+    assert set(fleet.report()) == {"web1"}
+    status, output = fleet.run(PLAYBOOKS / "audit.yml", "--limit", "web1")
+    assert status == 0, output
+    words = "".join(output.split())
+    assert '"missing":[],"moved":[],"new":[]' in words
+
+
 def test_two_hosts_that_swapped_their_machines_are_untrusted_until_an_operator_decides(enrolled: Fleet) -> None:
     enrolled.hosts["web1"], enrolled.hosts["web2"] = enrolled.hosts["web0"], enrolled.hosts["web1"]
     status, output = enrolled.run(PLAYBOOKS / "attest.yml")
@@ -170,32 +203,79 @@ def test_first_use_waits_for_a_decision(fleet: Fleet) -> None:
     assert fleet.report()["web0"]["road"] == "first-use"
 
 
-def test_a_task_can_be_kept_for_trusted_hosts(enrolled: Fleet) -> None:
+def attesting(fleet: Fleet, register: str = "attest_result") -> dict[str, Any]:
+    """Return a task that attests each host by the authorities that a variable names for it."""
     options = {name: f"{{{{ attest_{name} }}}}" for name in ("tcti", "firmware_log", "userspace_log", "header")}
-    attest = {
+    return {
         "cvm.fde.attest": {
             **options,
-            "manifest": enrolled.values["fde_manifest"],
-            "manifest_key": enrolled.values["fde_manifest_key"],
+            "manifest": fleet.values["fde_manifest"],
+            "manifest_key": fleet.values["fde_manifest_key"],
             "endorsement_ca": "{{ authorities[inventory_hostname] }}",
             "require": "nothing",
         },
-        "register": "attested",
+        "register": register,
     }
-    guarded = {
-        "ansible.builtin.debug": {"msg": "secret of {{ inventory_hostname }}"},
-        "when": "inventory_hostname is cvm.fde.trusted(attested)",
-    }
-    by_result = {
-        "ansible.builtin.debug": {"msg": "also {{ inventory_hostname }}"},
-        "when": "attested is cvm.fde.trusted",
-    }
+
+
+def saying(words: str, condition: str) -> dict[str, Any]:
+    return {"ansible.builtin.debug": {"msg": f"{words} {{{{ inventory_hostname }}}}"}, "when": condition}
+
+
+def test_a_task_can_be_kept_for_trusted_hosts(enrolled: Fleet) -> None:
     known = {"web0": enrolled.values["fde_endorsement_ca"], "web1": []}
-    status, output = enrolled.play(attest, guarded, by_result, authorities=known)
+    status, output = enrolled.play(
+        saying("too early for", "inventory_hostname is cvm.fde.trusted"),
+        attesting(enrolled),
+        saying("secret of", "inventory_hostname is cvm.fde.trusted"),
+        saying("by name", "inventory_hostname is cvm.fde.trusted(attest_result)"),
+        saying("also", "attest_result is cvm.fde.trusted"),
+        saying("another's", "'web0' is cvm.fde.trusted"),
+        authorities=known,
+    )
     assert status == 0, output
-    for words in ("secret of", "also"):
+    assert "too early for" not in output
+    for words in ("secret of", "by name", "also"):
         assert f"{words} web0" in output
         assert f"{words} web1" not in output
+    assert "another's web1" in output
+
+
+def test_the_role_and_the_condition_fit_together(enrolled: Fleet) -> None:
+    role = {
+        "ansible.builtin.include_role": {"name": "cvm.fde.attest"},
+        "vars": {"attest_require": "nothing", "attest_endorsement_ca": "{{ authorities[inventory_hostname] }}"},
+    }
+    known = {"web0": enrolled.values["fde_endorsement_ca"], "web1": []}
+    status, output = enrolled.play(
+        role, saying("secret of", "inventory_hostname is cvm.fde.trusted"), authorities=known
+    )
+    assert status == 0, output
+    assert "secret of web0" in output
+    assert "secret of web1" not in output
+
+
+@pytest.mark.parametrize("attested_before", [False, True])
+def test_a_host_cannot_plant_a_verdict_among_its_facts(fleet: Fleet, attested_before: bool) -> None:
+    # What any module prints may bring facts, and Ansible makes variables of them: this one looks like a good result.
+    entry = {"host": "web1", "verdict": "trusted", "checks": [{"name": "quote_nonce", "status": "passed"}]}
+    planted = {"attest_result": {"verdict": "trusted", "failed": False, "changed": False, "report": entry}}
+    liar = fleet.folder / "liar"
+    liar.write_text(f"#!/bin/sh\ncat >/dev/null 2>&1 </dev/null\necho '{json.dumps({'ansible_facts': planted})}'\n")
+    liar.chmod(0o755)
+    fleet.hosts["web1"]["ansible_python_interpreter"] = str(liar)
+    before = [attesting(fleet)] if attested_before else []
+    status, output = fleet.play(
+        *before,
+        {"ansible.builtin.ping": {}},
+        saying("it came through for", "ansible_facts.attest_result is defined and attest_result.verdict is defined"),
+        saying("secret of", "inventory_hostname is cvm.fde.trusted"),
+        authorities=dict.fromkeys(fleet.hosts, fleet.values["fde_endorsement_ca"]),
+    )
+    assert status == 0, output
+    assert "it came through for web1" in output
+    assert "secret of web1" not in output
+    assert ("secret of web0" in output) is attested_before
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {

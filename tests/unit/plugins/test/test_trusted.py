@@ -10,12 +10,20 @@ import datetime
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.test.trusted import trusted
+from ansible_collections.cvm.fde.plugins.test.trusted import trusted as condition
 from hypothesis import given
 from hypothesis import strategies as st
 
 NOW = datetime.datetime.now(datetime.timezone.utc)
 CHECKS = [{"name": "quote_nonce", "status": "passed", "reason": "it answers"}]
+
+
+#: What Ansible knows of every host; here, nothing.
+NOTHING: dict[str, Any] = {"hostvars": {}}
+
+
+def trusted(found: Any, attested: Any = None, max_age: Any = None, context: dict[str, Any] = NOTHING) -> bool:
+    return condition(context, found, attested, max_age)
 
 
 def entry(host: str = "web1", **changes: Any) -> dict[str, Any]:
@@ -79,9 +87,33 @@ def test_a_result_alone_is_looked_at_as_closely(name: str) -> None:
     assert trusted(UNTRUSTED[name]) is False
 
 
+def registered(**variables: Any) -> dict[str, Any]:
+    return {"hostvars": {"web1": variables, "web2": {}}}
+
+
+def test_a_name_alone_stands_for_what_the_role_registered() -> None:
+    assert trusted("web1", context=registered(attest_result=result()))
+    assert trusted("web1", context=registered(attest_result=result(), ansible_facts={"os": "debian"}))
+    assert not trusted("web2", context=registered(attest_result=result()))
+    assert not trusted("web3", context=registered(attest_result=result()))
+
+
 def test_a_host_without_a_result_is_not_trusted() -> None:
-    assert not trusted("web1")
-    assert not trusted("trusted")
+    for context in ({}, NOTHING, {"hostvars": None}, {"hostvars": {"web1": None}}, registered()):
+        assert not trusted("web1", context=context)
+        assert not trusted("trusted", context=context)
+
+
+@pytest.mark.parametrize("name", UNTRUSTED)
+def test_what_was_registered_is_looked_at_as_closely(name: str) -> None:
+    assert trusted("web1", context=registered(attest_result=UNTRUSTED[name])) is False
+
+
+@pytest.mark.parametrize("fact", [result(), None, "trusted", {}])
+def test_a_host_that_sends_a_fact_of_that_name_is_not_trusted(fact: Any) -> None:
+    # Ansible makes a variable of the fact, which looks like a registered one.
+    facts = {"attest_result": fact}
+    assert not trusted("web1", context=registered(attest_result=result(), ansible_facts=facts))
 
 
 @pytest.mark.parametrize(
