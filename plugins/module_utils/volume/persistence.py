@@ -41,7 +41,10 @@ ExecStart={_PYTHON} {AGENT} volume header %i
 
 @dataclass(frozen=True)
 class BootEntry:
-    """Everything that the boot must know about one volume. ``device`` is a stable path."""
+    """Everything that the boot must know about one volume. ``device`` is a stable path.
+
+    ``reads`` are files from which the volume's policy is read when it is opened.
+    """
 
     name: str
     device: str
@@ -49,6 +52,7 @@ class BootEntry:
     file_system: str = "none"
     mount: Optional[Mount] = None
     nofail: bool = True
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def wanted_files(places: Places, name: str, entry: Optional[BootEntry]) -> Files
             ("/etc/fstab", fstab),
             *((((f"{directory}/cvm-fde-header@.service"), _HEADER_UNIT),) if entry else ()),
             (f"{directory}/cvm-fde-header@{name}.service.d/device.conf", _device_drop_in(entry) if entry else None),
-            (f"{directory}/systemd-cryptsetup@{name}.service.d/cvm-fde.conf", _check_drop_in(name) if entry else None),
+            (f"{directory}/systemd-cryptsetup@{name}.service.d/cvm-fde.conf", _check_drop_in(entry) if entry else None),
         )
     )
 
@@ -136,11 +140,13 @@ def _device_drop_in(entry: BootEntry) -> str:
     return f"# Managed by the Ansible collection cvm.fde.\n[Unit]\nBindsTo={unit}\nAfter={unit}\n"
 
 
-def _check_drop_in(name: str) -> str:
+def _check_drop_in(entry: BootEntry) -> str:
+    header = f"cvm-fde-header@{entry.name}.service"
+    mounts = "".join(f"RequiresMountsFor={path}\n" for path in entry.reads)
     return (
         "# Managed by the Ansible collection cvm.fde.\n"
-        f"[Unit]\nRequires=cvm-fde-header@{name}.service\nAfter=cvm-fde-header@{name}.service\n\n"
-        f"[Service]\nExecStartPost={_PYTHON} {AGENT} volume check {name}\n"
+        f"[Unit]\nRequires={header}\nAfter={header}\n{mounts}\n"
+        f"[Service]\nExecStartPost={_PYTHON} {AGENT} volume check {entry.name}\n"
     )
 
 

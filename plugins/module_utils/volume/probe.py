@@ -125,6 +125,7 @@ def boot_entry(wanted: Wanted, pin: Optional[Pin], device: Optional[Device]) -> 
         file_system=wanted.file_system.value,
         mount=wanted.mount,
         nofail=wanted.nofail,
+        reads=wanted.read_at_boot,
     )
 
 

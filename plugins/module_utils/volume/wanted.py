@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Iterator, Optional
 
 from ..errors import FdeError
+from ..luks2.keyslots import PCRLOCK_POLICY
 from ..luks2.method import Method, Passphrase, Recovery, Tpm2
 from ..luks2.profile import AUTHENTICATED, Profile
 
@@ -101,6 +102,12 @@ class Wanted:
     def has_tpm2(self) -> bool:
         return self.has(Tpm2)
 
+    @property
+    def read_at_boot(self) -> tuple[str, ...]:
+        """The files from which the TPM's policy is read when the volume is opened, and which may be mounted late."""
+        pcrlock = any(isinstance(method, Tpm2) and method.pcrlock for method in self.unlock)
+        return (PCRLOCK_POLICY,) if pcrlock else ()
+
 
 def check(wanted: Wanted) -> None:
     """Raise ``FdeError`` when the options of one volume do not hold together."""
@@ -150,6 +157,9 @@ def _mount_problems(wanted: Wanted) -> Iterator[str]:
     path = wanted.mount.path
     if not _PATH.fullmatch(path) or path != "/" + path.strip("/") or ".." in path.split("/") or path == "/":
         yield f"its mount point '{path}' is not a plain absolute path"
+    for needed in wanted.read_at_boot:
+        if needed.startswith(path + "/"):
+            yield f"to unlock it, '{needed}' is read, which would lie on it: mount it elsewhere, or do without pcrlock"
     for option in wanted.mount.options:
         if not _OPTION.fullmatch(option):
             yield f"its mount option '{option}' has characters that /etc/fstab cannot hold"

@@ -93,6 +93,10 @@ def test_every_unlock_method_is_understood(tmp_path: Any) -> None:
         ({**MOUNT, "unlock": [{"method": "passphrase"}]}, "a passphrase is needed"),
         ({**MOUNT, "unlock": [{"method": "tpm2", "passphrase": "x"}]}, "a passphrase is needed"),
         ({**MOUNT, "unlock": [{"method": "tpm2", "public_key": "/nowhere.pem"}]}, "cannot be read"),
+        (
+            {"mount": {"path": "/var"}, "unlock": [{"method": "tpm2", "pcrlock": True}]},
+            "'/var/lib/systemd/pcrlock.json' is read, which would lie on it",
+        ),
         ({**MOUNT, "profile": "confidential", "journal": "never"}, "belong to authenticated"),
         ({**MOUNT, "label": "a/b"}, "label"),
     ],

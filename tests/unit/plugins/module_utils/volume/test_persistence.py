@@ -107,6 +107,15 @@ def test_the_units_run_the_checks_before_and_after_the_opening(root: Places) -> 
     assert "BindsTo=dev-disk-by\\x2did-virtio\\x2dDATA1.device" in device
 
 
+def test_a_policy_that_lies_on_another_file_system_is_mounted_before_the_opening(root: Places) -> None:
+    wanted_files(root, "data", replace(ENTRY, reads=("/var/lib/systemd/pcrlock.json",))).write(root)
+    drop_in = (root.units / "systemd-cryptsetup@data.service.d/cvm-fde.conf").read_text()
+    unit, _, service = drop_in.partition("[Service]")
+    assert "RequiresMountsFor=/var/lib/systemd/pcrlock.json\n" in unit and service
+    wanted_files(root, "data", ENTRY).write(root)
+    assert "RequiresMountsFor" not in (root.units / "systemd-cryptsetup@data.service.d/cvm-fde.conf").read_text()
+
+
 @pytest.mark.parametrize(
     ("path", "escaped"),
     [("/", "-"), ("/dev//sda/", "dev-sda"), ("/.x/y", "\\x2ex-y"), ("/a.b/é", "a.b-\\xc3\\xa9")],
