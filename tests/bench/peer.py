@@ -28,7 +28,6 @@ import resource
 import subprocess
 import sys
 import time
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,18 +35,17 @@ from typing import Any
 import yaml
 
 from tests.lab.ansible import SETTINGS, inventory
-from tests.lab.cache import BUILD, cached, digest
+from tests.lab.cache import BUILD
 from tests.lab.disks import MIB, DataDisk
 from tests.lab.guest import Guest, boot
 from tests.lab.images import base_image
-from tests.lab.process import LabError, run
+from tests.lab.peers import peers
+from tests.lab.process import LabError
 from tests.lab.volumes import PACKAGES, escrow_certificate
 
 FOLDER = BUILD / "bench"
 HERE = Path(__file__).parent
 PLAYS = {"luks2_volume": HERE / "peer_by_module.yml", "by hand": HERE / "peer_by_hand.yml"}
-#: The release of the package ``ansible`` and the collections that are taken out of it.
-PEERS, COLLECTIONS = "12.3.0", ("community/crypto", "community/general", "ansible/posix")
 SIZE = 64 * MIB
 #: How disks and hosts of the plays are told apart.
 KINDS = "mh"
@@ -186,22 +184,6 @@ def _check(guest: Guest, names: list[str], disks: list[DataDisk]) -> None:
             raise LabError(f"host {name} is not as it should be: {said}")
         if not {"systemd-recovery", "systemd-tpm2"} <= set(kinds) or len(known["keyslots"]) != 2:
             raise LabError(f"volume {name} is not unlocked as it should be: {kinds}, {sorted(known['keyslots'])}")
-
-
-def peers() -> Path:
-    """Return a folder with the collections that the play by hand needs."""
-
-    def unpack(folder: Path) -> None:
-        folder.mkdir()
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-        run([*pip, "download", "--no-deps", "--dest", folder, f"ansible=={PEERS}"])
-        (wheel,) = folder.glob("ansible-*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            prefixes = tuple(f"ansible_collections/{name}/" for name in COLLECTIONS)
-            archive.extractall(folder, [name for name in archive.namelist() if name.startswith(prefixes)])
-        wheel.unlink()
-
-    return cached("the peers' collections", "peers", digest(PEERS, COLLECTIONS), unpack)
 
 
 def table(outcomes: list[Outcome]) -> str:

@@ -44,14 +44,19 @@ def playbook(
     *,
     log: Optional[Path] = None,
     options: Sequence[str] = (),
+    env: Optional[Mapping[str, str]] = None,
+    collections: Optional[Path] = None,
 ) -> None:
     """Run a playbook (a path, or a name of the collection) to its end; raise ``LabError`` unless it succeeds.
 
-    What it says goes to the terminal, or to the file ``log``; then a failure quotes its last lines.
+    What it says goes to the terminal, or to the file ``log``; then a failure quotes its last lines. ``env`` is what
+    it may look up besides this program's environment, ``collections`` a folder with more of them.
     """
     words = [str(Path(sys.executable).with_name("ansible-playbook")), "-i", str(hosts), *options, name]
     words += ["-e", json.dumps(dict(variables or {}))]
-    environment = {**os.environ, **SETTINGS}
+    environment = {**os.environ, **SETTINGS, **(env or {})}
+    if collections is not None:
+        environment["ANSIBLE_COLLECTIONS_PATH"] += f":{collections}"
     if log is None:
         status = subprocess.call(words, env=environment, stdin=subprocess.DEVNULL)
         said = ""
