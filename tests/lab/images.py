@@ -31,6 +31,9 @@ COMMAND_LINE = (
     "rcupdate.rcu_expedited=1 tsc=reliable no_timer_check"
 )
 
+#: systemd gives a disk 90 seconds to appear, which a busy machine's emulation may not keep.
+PATIENCE = "systemd.default_device_timeout_sec=600 systemd.default_timeout_start_sec=600"
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -58,15 +61,20 @@ class Layout:
         return f"start={start // self.sector}, size={size // self.sector}"
 
 
-def base_image(suite: str = SUITE, sector: int = 512, more: Sequence[str] = ()) -> Path:
-    """Return the general-purpose image, the stand-in for what a cloud's marketplace offers, with ``more`` packages."""
-    tree = base_tree(suite, more)
-    recipe = digest(tree.name, Path(__file__), keys().certificate("db").read_text(), sector)
-    name = variant("base.raw", suite, "more" if more else "", "4k" if sector == 4096 else "")
-    return cached(f"the base image ({suite})", name, recipe, lambda at: pack(tree, at, sector))
+def base_image(suite: str = SUITE, sector: int = 512, more: Sequence[str] = (), measured: bool = False) -> Path:
+    """Return the general-purpose image, the stand-in for what a cloud's marketplace offers, with ``more`` packages.
+
+    When it is ``measured``, its boot measures itself into PCR 11, and the kernel image carries the signatures of
+    the values that PCR 11 will have (``keys().key("pcr")``).
+    """
+    tree = base_tree(suite, more, measured)
+    recipe = digest(tree.name, Path(__file__), keys().certificate("db").read_text(), sector, measured)
+    words = ("more" if more else "", "measured" if measured else "", "4k" if sector == 4096 else "")
+    name = variant("base.raw", suite, *words)
+    return cached(f"the base image ({suite})", name, recipe, lambda at: pack(tree, at, sector, measured))
 
 
-def pack(tree: Path, image: Path, sector: int = 512) -> None:
+def pack(tree: Path, image: Path, sector: int = 512, measured: bool = False) -> None:
     """Write a bootable raw image of ``tree``; the tree gets an ``/etc/fstab`` as cloud images have one."""
     layout = Layout(sector)
     root_id, esp_id = str(uuid.uuid4()), str(uuid.uuid4())
@@ -82,7 +90,7 @@ def pack(tree: Path, image: Path, sector: int = 512) -> None:
     _partition(image, script, sector)
     options = f"offset={layout.root_start},lazy_itable_init=0,lazy_journal_init=0"
     run(["mkfs.ext4", "-q", "-L", "root", "-d", tree, "-b", "4096", "-E", options, image, f"{ROOT_SIZE // 4096}"])
-    _kernel_image(tree, f"root=PARTUUID={root_id} rw {COMMAND_LINE}", keys(), kernel_image)
+    _kernel_image(tree, f"root=PARTUUID={root_id} rw {COMMAND_LINE} {PATIENCE}", keys(), kernel_image, measured)
     _system_partition(kernel_image, esp, layout)
     run(["dd", f"if={esp}", f"of={image}", "bs=1M", f"seek={ESP_START // MIB}", "conv=notrunc,sparse", "status=none"])
     for file in (script, kernel_image, esp):
@@ -103,8 +111,11 @@ def _system_partition(kernel_image: Path, esp: Path, layout: Layout) -> None:
     run(["mcopy", "-i", esp, kernel_image, "::/EFI/BOOT/BOOTX64.EFI"])
 
 
-def _kernel_image(tree: Path, command_line: str, lab: Keys, target: Path) -> None:
-    """Bundle the newest kernel of a tree with its initrd, signed for the lab's Secure Boot."""
+def _kernel_image(tree: Path, command_line: str, lab: Keys, target: Path, measured: bool) -> None:
+    """Bundle the newest kernel of a tree with its initrd, signed for the lab's Secure Boot.
+
+    When it is ``measured``, the values of PCR 11 in every phase of its boot are signed as well.
+    """
     kernels = sorted((tree / "boot").glob("vmlinuz-*"))
     if not kernels:
         raise LabError(f"{tree} has no kernel in /boot")
@@ -117,11 +128,18 @@ def _kernel_image(tree: Path, command_line: str, lab: Keys, target: Path) -> Non
         shutil.copy(tree / "etc/os-release", work / "os-release")
         shutil.copy(lab.key("db"), work / "db.key")
         shutil.copy(lab.certificate("db"), work / "db.crt")
+        policies = []
+        if measured:
+            shutil.copy(lab.key("pcr"), work / "pcr.key")
+            shutil.copy(lab.public("pcr"), work / "pcr.pub")
+            policies = ["--pcrpkey=/mnt/pcr.pub", "--pcr-private-key=/mnt/pcr.key", "--pcr-public-key=/mnt/pcr.pub"]
+            # Without the last, the NV indexes of what systemd measures beyond the PCRs cannot be started.
+            policies += ["--pcr-banks=sha256", "--sign-initrd-pcrs"]
         run_in(
             tools_tree(),
             ["ukify", "build", "--linux=/mnt/linux", "--initrd=/mnt/initrd", "--os-release=@/mnt/os-release"]
             + [f"--uname={version}", f"--cmdline={command_line}", "--output=/mnt/image.efi"]
-            + ["--secureboot-private-key=/mnt/db.key", "--secureboot-certificate=/mnt/db.crt"],
+            + ["--secureboot-private-key=/mnt/db.key", "--secureboot-certificate=/mnt/db.crt", *policies],
             work=work,
         )
         shutil.move(work / "image.efi", target)

@@ -40,6 +40,12 @@ IMAGE = (
     "systemd systemd-sysv systemd-resolved udev dbus linux-image-cloud-amd64 dracut e2fsprogs fdisk kmod zstd "
     "openssh-server python3 iproute2 procps less ca-certificates"
 ).split()
+#: What measures the phases of a boot into PCR 11 and predicts PCRs; trixie has it in the package systemd.
+MEASURING = {"forky": ("systemd-tpm",), "trixie": ()}
+#: What rebuilds the initrd when packages are installed, in forky and in trixie.
+INITRD_HOOKS = ("usr/sbin/update-initramfs", "etc/kernel/postinst.d/dracut")
+#: What an initrd that only has to find an ext4 root and to measure can do without.
+INITRD_WITHOUT = "btrfs crypt dm lvm mdraid"
 #: Work that a guest under emulation should not spend its first minutes on.
 MASKED = (
     "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service "
@@ -54,17 +60,21 @@ def tools_tree() -> Path:
     return cached("the tree of tools", "tools", recipe, lambda at: _debian(at, TOOLS))
 
 
-def base_tree(suite: str = SUITE, more: Sequence[str] = ()) -> Path:
-    """Return the unpacked general-purpose image and ``more`` packages; copy it before you change it (``copy_tree``)."""
+def base_tree(suite: str = SUITE, more: Sequence[str] = (), measured: bool = False) -> Path:
+    """Return the unpacked general-purpose image and ``more`` packages; copy it before you change it (``copy_tree``).
+
+    When it is ``measured``, its initrd and its system measure the phases of the boot into PCR 11.
+    """
     authorized = keys().ssh.with_suffix(".pub").read_text()
     recipe = digest(suite, MIRROR, IMAGE, APT_OPTIONS, MASKED, OVERLAY, authorized)
     what = f"the tree of the base image ({suite})"
     tree = cached(what, variant("base", suite), recipe, lambda at: _base(at, suite, authorized))
-    if not more:
+    packages = [*more, *(MEASURING[suite] if measured else ())]
+    if not packages and not measured:
         return tree
     what = f"the tree of the base image with more packages ({suite})"
-    name, recipe = variant("base", suite, "more"), digest(tree.name, list(more))
-    return cached(what, name, recipe, lambda at: _add(tree, more, at))
+    name, recipe = variant("base", suite, "more"), digest(tree.name, packages, *([INITRD_WITHOUT] if measured else []))
+    return cached(what, name, recipe, lambda at: _add(tree, packages, at, measured))
 
 
 def variant(name: str, *words: str) -> str:
@@ -109,20 +119,34 @@ def _base(tree: Path, suite: str, authorized: str) -> None:
     run_in(tree, ["systemctl", "mask", *MASKED])
 
 
-def _add(source: Path, packages: Iterable[str], tree: Path) -> None:
-    """Install packages into a copy of a tree. Its initrd stays as it is: what finds the root is in there already."""
+def _add(source: Path, packages: Iterable[str], tree: Path, measured: bool) -> None:
+    """Install packages into a copy of a tree. The initrd finds the root as it is; only a measured boot needs more."""
     copy_tree(source, tree)
-    rebuild = tree / "usr/sbin/update-initramfs"
-    kept = rebuild.rename(rebuild.with_suffix(".kept"))
-    rebuild.symlink_to("/bin/true")
     options = [word for option in APT_OPTIONS for word in ("-o", option.replace(" ", "=").replace('"', ""))]
     apt = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", *options]
-    with names_resolved(tree):
+    with names_resolved(tree), _without(tree, INITRD_HOOKS):
         run_in(tree, [*apt, "update"])
         run_in(tree, [*apt, "install", "--yes", *packages])
         run_in(tree, [*apt, "clean"])
-    rebuild.unlink()
-    kept.rename(rebuild)
+    if measured:
+        for initrd in (tree / "boot").glob("initrd.img-*"):
+            version = initrd.name.removeprefix("initrd.img-")
+            run_in(tree, ["dracut", "--force", "--quiet", "--omit", INITRD_WITHOUT, f"/boot/{initrd.name}", version])
+
+
+@contextmanager
+def _without(tree: Path, programs: Iterable[str]) -> Iterator[None]:
+    """Let those programs of a tree do nothing, where it has them."""
+    kept = [(tree / name, (tree / name).with_suffix(".kept")) for name in programs if (tree / name).exists()]
+    for program, aside in kept:
+        program.rename(aside)
+        program.symlink_to("/bin/true")
+    try:
+        yield
+    finally:
+        for program, aside in kept:
+            program.unlink()
+            aside.rename(program)
 
 
 @contextmanager
