@@ -17,7 +17,7 @@ PARTS := lint sanity unit integration attacks hostile e2e
 # The whole boots among them.
 BOOTS := tests/e2e/test_attestation.py
 
-.PHONY: help setup demo test more-e2e crash clean crash-matrix fuzz $(PARTS)
+.PHONY: help setup demo test more-e2e molecule crash clean crash-matrix fuzz $(PARTS)
 
 help: ## say what there is
 	@sed -n 's/^\([a-z0-9-]*\):.* ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -69,6 +69,9 @@ e2e: setup ## test whole boots in QEMU: two instances and their attestation
 
 more-e2e: setup ## test all whole boots: also enrolment, changed disks, every strategy, recovery, the end of a clone (half an hour)
 	$(SUDO) $(PYTEST) tests/e2e
+
+molecule: setup ## run every scenario of Molecule, as somebody who tries the roles does
+	$(SUDO) env PATH="$(CURDIR)/.venv/bin:$$PATH" molecule test --all
 
 clean: ## stop the guests and delete everything that was built
 	@test ! -x $(PYTHON) || $(LAB) down --delete
