@@ -27,7 +27,7 @@ from ..plugin_utils.appraisal.rules.table import DEFAULT_PCRS
 from ..plugin_utils.asking import AskingAction, Unanswered
 from ..plugin_utils.attestation import Attestation, check_pcrs
 from ..plugin_utils.control_node import authorities_of, imported, small_file, told
-from ..plugin_utils.operator import allowed_from, policy_from, references_from
+from ..plugin_utils.operator import PLATFORM_CA_OPTIONS, allowed_from, policy_from, references_from
 from ..plugin_utils.report import check_entry, entry, reasons, unjudged
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ ARGUMENTS = {
     "policy": {"type": "path"},
     "manifest_key": {"type": "path", "required": True, "no_log": False},
     "endorsement_ca": {"type": "list", "elements": "path", "default": []},
+    "platform_ca": {"type": "dict", "options": PLATFORM_CA_OPTIONS},
     "endorsement_key": {"type": "str", "no_log": False},
     "roads": {
         "type": "list",

@@ -11,7 +11,7 @@ from typing import Any, Optional
 from ansible.plugins.action import ActionBase
 
 from ..plugin_utils.control_node import authorities_of, imported, small_file, told
-from ..plugin_utils.operator import policy_from
+from ..plugin_utils.operator import PLATFORM_CA_OPTIONS, platform_authorities, policy_from
 
 ARGUMENTS = {
     "ledger": {"type": "str", "required": True},
@@ -19,6 +19,7 @@ ARGUMENTS = {
     "hosts": {"type": "list", "elements": "str"},
     "manifest_keys": {"type": "list", "elements": "path", "no_log": False},
     "endorsement_ca": {"type": "list", "elements": "path"},
+    "platform_ca": {"type": "dict", "options": PLATFORM_CA_OPTIONS},
     "policy": {"type": "path"},
     "history": {"type": "str", "choices": ["last", "all"], "default": "last"},
     "require": {"type": "str", "choices": ["sound", "nothing"], "default": "sound"},
@@ -53,11 +54,12 @@ class ActionModule(ActionBase):
             keys = [self._read(path) for path in args["manifest_keys"]]
         if args["endorsement_ca"] is not None:
             authorities = authorities_of(args["endorsement_ca"], self._read)
+        platforms = platform_authorities(args["platform_ca"], self._read)
         policy = now = None
         if args["policy"] is not None:
             policy = policy_from(str(args["policy"]), None, self._read)
             now = datetime.datetime.now(datetime.timezone.utc)
-        return imported("case_file").Today(keys, authorities, policy, now)
+        return imported("case_file").Today(keys, authorities, policy, now, platforms)
 
     def _read(self, path: str) -> bytes:
         return small_file(str(self._loader.path_dwim(str(path))))

@@ -45,6 +45,35 @@ options:
       - Without it those count that were recorded, so whoever could write the ledger chose them.
     type: list
     elements: path
+  platform_ca:
+    description:
+      - Files (PEM) with the authorities of each cloud's platform today, on the control node, by the road that they
+        count on.
+        None counts on another road, so whoever vouches for TPMs cannot make up a chip.
+      - Without it those count that were recorded, whatever O(endorsement_ca) says.
+    type: dict
+    suboptions:
+      gcp_ak_certificate:
+        description: Google's root (C(EK/AK CA Root)) and its intermediate, for the road V(gcp-ak-certificate).
+        type: list
+        elements: path
+        default: []
+      azure_snp:
+        description: AMD's roots (ARK), and its signing keys (ASK) where the machines do not send them, for the road
+          V(azure-snp).
+        type: list
+        elements: path
+        default: []
+      azure_tdx:
+        description: Intel's root (C(Intel SGX Root CA)), for the road V(azure-tdx).
+        type: list
+        elements: path
+        default: []
+      aws_nitrotpm:
+        description: AWS's root (C(aws.nitro-enclaves)), for the road V(aws-nitrotpm).
+        type: list
+        elements: path
+        default: []
   policy:
     description:
       - The appraisal policy of today (YAML), see C(docs/appraisal-policy.md). Attestations are judged again by it

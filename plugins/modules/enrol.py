@@ -45,6 +45,34 @@ options:
     type: list
     elements: path
     default: []
+  platform_ca:
+    description:
+      - Files (PEM) with the authorities of each cloud's platform, on the control node, by the road that they count on.
+        None counts on another road, so whoever vouches for TPMs cannot make up a chip.
+      - Without those of a road no machine is better than V(unknown) on it.
+    type: dict
+    suboptions:
+      gcp_ak_certificate:
+        description: Google's root (C(EK/AK CA Root)) and its intermediate, for the road V(gcp-ak-certificate).
+        type: list
+        elements: path
+        default: []
+      azure_snp:
+        description: AMD's roots (ARK), and its signing keys (ASK) where the machines do not send them, for the road
+          V(azure-snp).
+        type: list
+        elements: path
+        default: []
+      azure_tdx:
+        description: Intel's root (C(Intel SGX Root CA)), for the road V(azure-tdx).
+        type: list
+        elements: path
+        default: []
+      aws_nitrotpm:
+        description: AWS's root (C(aws.nitro-enclaves)), for the road V(aws-nitrotpm).
+        type: list
+        elements: path
+        default: []
   endorsement_key:
     description:
       - The endorsement key that the machine is known by, as an earlier attestation returned it
@@ -64,7 +92,7 @@ options:
         narrow it.
       - V(ek-certificate) takes one of O(endorsement_ca) to vouch for the endorsement key.
       - V(gcp-ak-certificate), V(azure-snp), V(azure-tdx) and V(aws-nitrotpm) take what the platform gives its machines,
-        under the platform's authorities in O(endorsement_ca).
+        under the authorities of that road in O(platform_ca).
       - V(pinned-ek) takes O(pinned_ek).
       - V(first-use) takes an operator's approval, recorded in O(ledger) by M(cvm.fde.decision). It is the weakest
         road.

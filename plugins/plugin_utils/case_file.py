@@ -75,6 +75,8 @@ class Today:
     policy: Optional[Policy] = None
     #: With a policy: the moment as of which verdicts must still count. None does not ask for that.
     now: Optional[datetime.datetime] = None
+    #: Those of the platforms' roads, as `Allowed.authorities`.
+    platforms: Optional[Mapping[RoadName, Sequence[x509.Certificate]]] = None
     #: Machines of one image share their logs; the cache is as small as that of one attestation.
     cache: LogCache = field(default_factory=LogCache)
 
@@ -124,7 +126,8 @@ def policy_document(grounds: Grounds) -> dict[str, Any]:
         **collateral,
         "version": 1,
         "appraisal_policy": grounds.policy.document(),
-        "authorities": [authority.public_bytes(Encoding.PEM).decode() for authority in grounds.authorities],
+        "authorities": _pem(grounds.authorities),
+        "platform_authorities": {road.value: _pem(listed) for road, listed in allowed.authorities.items() if listed},
         "strategy": grounds.strategy,
         "endorsement_key": grounds.endorsement_key,
         "host": allowed.host,
@@ -133,6 +136,14 @@ def policy_document(grounds: Grounds) -> dict[str, Any]:
         "approval": approval
         and {"host": approval.host, "key": approval.key, "by": approval.by, "at": approval.at.isoformat()},
     }
+
+
+def _pem(certificates: Sequence[x509.Certificate]) -> list[str]:
+    return [certificate.public_bytes(Encoding.PEM).decode() for certificate in certificates]
+
+
+def _certificates(listed: Sequence[str]) -> tuple[x509.Certificate, ...]:
+    return tuple(one for pem in listed for one in load_authorities(pem.encode()))
 
 
 def judge_again(documents: Mapping[str, bytes], today: Today) -> Result:
@@ -214,10 +225,9 @@ def _grounds(documents: Mapping[str, bytes], now: datetime.datetime, today: Toda
         tuple(map(str, found["pins"])),
         approval,
         None if collateral is None else TdxCollateral.from_document(collateral),
+        _platforms(found) if today.platforms is None else today.platforms,
     )
-    authorities = today.authorities
-    if authorities is None:
-        authorities = [one for pem in found["authorities"] for one in load_authorities(pem.encode())]
+    authorities = _certificates(found["authorities"]) if today.authorities is None else today.authorities
     return Grounds(
         tuple(_references(documents, today)),
         tuple(authorities),
@@ -228,6 +238,10 @@ def _grounds(documents: Mapping[str, bytes], now: datetime.datetime, today: Toda
         policy=policy,
         cache=today.cache,
     )
+
+
+def _platforms(found: Mapping[str, Any]) -> dict[RoadName, tuple[x509.Certificate, ...]]:
+    return {RoadName(road): _certificates(listed) for road, listed in found["platform_authorities"].items()}
 
 
 def _references(documents: Mapping[str, bytes], today: Today) -> Iterator[Reference]:

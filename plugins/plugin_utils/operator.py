@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Callable, Mapping, Optional
 
 from ansible.errors import AnsibleActionFail
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from .appraisal.endorsement import load_authorities
@@ -18,13 +19,18 @@ from .appraisal.errors import AppraisalError
 from .appraisal.hardware.tdx_collateral import TdxCollateral
 from .appraisal.policy import Policy
 from .appraisal.reference import Reference, load_reference
-from .appraisal.roads.choice import Allowed
+from .appraisal.roads.choice import PLATFORMS, Allowed
 from .appraisal.roads.first_use import Approval
 from .appraisal.roads.trust import RoadName
+from .control_node import authorities_of
 from .policy_file import load_policy
 
 #: Returns the content of a file that an option names.
 Read = Callable[[str], bytes]
+#: Each road of a platform, by its name among the options of ``platform_ca``.
+PLATFORM_CA = {road.value.replace("-", "_"): road for road in PLATFORMS}
+#: The argument specification of ``platform_ca``.
+PLATFORM_CA_OPTIONS = {option: {"type": "list", "elements": "path", "default": []} for option in PLATFORM_CA}
 #: A SHA-256 digest, or a TPM Name with its two bytes of algorithm, in hex.
 _PIN = re.compile(r"(000b)?[0-9a-f]{64}", re.IGNORECASE)
 
@@ -78,12 +84,23 @@ def allowed_from(
         raise AnsibleActionFail("pinned_ek: roads does not allow the road pinned-ek. Add it, or leave pinned_ek out")
     if not all(_PIN.fullmatch(pin) for pin in pins):
         raise AnsibleActionFail("pinned_ek: a pin is a SHA-256 digest of 64 hexadecimal digits. Name it in full")
-    allowed = Allowed(policy.roads, host, pins, collateral=_collateral(args["tdx_collateral"], policy, read))
+    collateral = _collateral(args["tdx_collateral"], policy, read)
+    platforms = platform_authorities(args["platform_ca"], read)
+    allowed = Allowed(policy.roads, host, pins, collateral=collateral, authorities=platforms or {})
     if RoadName.FIRST_USE not in policy.roads:
         return allowed
     if approval is None:
         raise AnsibleActionFail("roads: first-use needs approvals. Name the ledger that they are in")
     return replace(allowed, approval=approval())
+
+
+def platform_authorities(
+    named: Optional[Mapping[str, Any]], read: Read
+) -> Optional[dict[RoadName, tuple[x509.Certificate, ...]]]:
+    """Return the authorities of each platform's road, by the option ``platform_ca``; None where it is not given."""
+    if named is None:
+        return None
+    return {road: authorities_of(named[option] or (), read) for option, road in PLATFORM_CA.items()}
 
 
 def _collateral(named: Optional[Mapping[str, Any]], policy: Policy, read: Read) -> Optional[TdxCollateral]:

@@ -40,6 +40,9 @@ NITROTPM_BANK = "sha384"
 class Allowed:
     """The operator's choice. ``pins`` are the endorsement keys that ``host`` may have, see `names_key`; ``collateral``
     is for `RoadName.AZURE_TDX`.
+
+    ``authorities`` are those of each road of `PLATFORMS`. None counts on another road: who vouches for the keys of one
+    cloud's TPMs could otherwise make up a chip of another's.
     """
 
     roads: tuple[RoadName, ...] = (RoadName.EK_CERTIFICATE,)
@@ -47,6 +50,7 @@ class Allowed:
     pins: tuple[str, ...] = ()
     approval: Optional[Approval] = None
     collateral: Optional[TdxCollateral] = None
+    authorities: Mapping[RoadName, Sequence[x509.Certificate]] = field(default_factory=dict)
 
     @property
     def default(self) -> bool:
@@ -70,7 +74,8 @@ class Shown:
 def walk(allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate], now: datetime.datetime) -> AkTrust:
     """Return what the first road that is allowed and leads to the attestation key establishes.
 
-    Raises ``AppraisalError`` when none does and one was contradicted, ``Undecided`` when all of them lack something.
+    ``authorities`` are those of `RoadName.EK_CERTIFICATE`. Raises ``AppraisalError`` when none does and one was
+    contradicted, ``Undecided`` when all of them lack something.
     """
     contradicted: list[tuple[RoadName, AppraisalError]] = []
     lacking: list[str] = []
@@ -90,12 +95,17 @@ def walk(allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]
 
 
 def _road(name: RoadName, allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:
-    return _MAKERS[name](allowed, shown, authorities)
+    return _MAKERS[name](allowed, shown, allowed.authorities.get(name, ()) if name in PLATFORMS else authorities)
+
+
+def _given(authorities: Sequence[x509.Certificate], whose: str) -> Sequence[x509.Certificate]:
+    if not authorities:
+        raise Undecided(f"no authority {whose} was given")
+    return authorities
 
 
 def _ek_certificate(_allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:
-    if not authorities:
-        raise Undecided("no authority for endorsement keys was given")
+    _given(authorities, "for endorsement keys")
     if shown.certificate is None:
         raise Undecided("the TPM holds no certificate of its endorsement key")
     return EkCertificate(shown.activation, shown.certificate, authorities)
@@ -118,7 +128,7 @@ def _google(_allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certific
     google = shown.platform.google
     if google is None:
         raise Undecided("the machine has no key that Google certified")
-    road = GcpAkCertificate(google.certificate, (), authorities)
+    road = GcpAkCertificate(google.certificate, (), _given(authorities, "of Google's"))
     return ThroughPlatformKey(road, google.key, google.statement.attest, google.statement.signature)
 
 
@@ -128,7 +138,7 @@ def _azure_snp(_allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certi
         raise Undecided("the machine has no report of Azure's paravisor")
     if azure.vcek is None:
         raise Undecided("no certificate of the chip came with the report of Azure's paravisor")
-    return AzureSnp(azure.report, azure.vcek, authorities, azure.chain, shown.activation)
+    return AzureSnp(azure.report, azure.vcek, _given(authorities, "of AMD's"), azure.chain, shown.activation)
 
 
 def _azure_tdx(allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:
@@ -137,7 +147,8 @@ def _azure_tdx(allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certif
         raise Undecided("the machine has no report of Azure's paravisor")
     if azure.td_quote is None:
         raise Undecided("no quote of the trust domain came with the report of Azure's paravisor")
-    return AzureTdx(azure.report, azure.td_quote, authorities, shown.activation, collateral=allowed.collateral)
+    roots = _given(authorities, "of Intel's")
+    return AzureTdx(azure.report, azure.td_quote, roots, shown.activation, collateral=allowed.collateral)
 
 
 def _nitrotpm(_allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:
@@ -145,7 +156,7 @@ def _nitrotpm(_allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certif
         raise Undecided("the machine has no document of its NitroTPM")
     if not set(IMAGE_PCRS) <= set(shown.image):
         raise Undecided("the manifest lists no SHA-384 values, and AWS vouches for no others")
-    return AwsNitroTpm(shown.platform.nitrotpm, authorities, image=shown.image)
+    return AwsNitroTpm(shown.platform.nitrotpm, _given(authorities, "of AWS's"), image=shown.image)
 
 
 _Maker = Callable[[Allowed, Shown, Sequence[x509.Certificate]], Road]

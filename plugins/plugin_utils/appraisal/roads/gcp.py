@@ -59,7 +59,7 @@ class GcpAkCertificate:
             raise AppraisalError("other-key", "the certificate is for another key than the attestation key")
         _require_leaf(certificate)
         between = [read_certificate(raw) for raw in few(self.intermediates)]
-        chain = verify_chain(certificate, self.authorities, between, now, _AUTHORITIES_FOR)
+        chain = _chain(certificate, self.authorities, between, now)
         host = _instance(certificate)
         bindings = (
             Binding("attestation key", "certificate", "the certificate is for this key"),
@@ -71,6 +71,22 @@ class GcpAkCertificate:
             RoadName.GCP_AK_CERTIFICATE, attester.ak.name, digest(attester.ak.key), None, host, None, bindings,
             fingerprints(chain), (), (NO_REVOCATION, hardware), now,
         )  # fmt: skip
+
+
+def _chain(
+    certificate: x509.Certificate,
+    authorities: Sequence[x509.Certificate],
+    between: Sequence[x509.Certificate],
+    now: datetime.datetime,
+) -> tuple[x509.Certificate, ...]:
+    try:
+        return verify_chain(certificate, authorities, between, now, _AUTHORITIES_FOR)
+    except AppraisalError as error:
+        # The TPM holds the certificate alone, so with the root alone there never is a chain.
+        if error.code == "no-chain" and not between:
+            why = f"{error.reason}: give Google's intermediate, whose signature is on it, beside the root"
+            raise AppraisalError("no-chain", why) from error
+        raise
 
 
 def _require_leaf(certificate: x509.Certificate) -> None:

@@ -215,3 +215,18 @@ def test_a_mistake_of_the_operator_is_an_error_with_a_remedy(
     output = " ".join(run.output.split())
     for _changes, message in MISTAKES.values():
         assert message in output
+
+
+def test_platforms_have_authorities_of_their_own(tmp_path: Path, image: Any, authority: Path, machine: Any) -> None:
+    """Files are read and names are known for each road; a machine of no cloud lacks what the road needs."""
+    common = {**variables(machine), "attest_roads": ["azure-snp"]}
+    hosts = {
+        "mistaken": {**common, "attest_platform_ca": {"azure_snp": [str(tmp_path / "manifest.pem")]}},
+        "misspelt": {**common, "attest_platform_ca": {"azure-snp": []}},
+        "asked": {**common, "attest_platform_ca": {"azure_snp": [str(authority / "ca.pem")]}},
+    }
+    run = play(tmp_path, image, authority, hosts)
+    output = " ".join(run.output.split())
+    assert "manifest.pem: the file holds no certificate in PEM form" in output
+    assert "azure-snp" in output and "platform_ca" in output
+    assert run.host("asked")["verdict"] == "unknown"

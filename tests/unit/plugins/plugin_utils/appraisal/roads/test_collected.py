@@ -30,6 +30,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm.quote import read_pcrs
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.templates import AK_ECC_P256, NO_DA, Template
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.hcl import parse_hcl
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.tdx import parse_quote as parse_td_quote
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Result, Verdict
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import PHASE_READY, parse_manifest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice import Allowed
@@ -37,6 +38,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust impo
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
 from ansible_collections.cvm.fde.plugins.plugin_utils.attestation import Attestation
+from ansible_collections.cvm.fde.plugins.plugin_utils.case_file import Today, judge_again
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -94,6 +96,11 @@ class NitroProgram:
 
 def hold(machine: Any, grounds: Grounds, runner: Any = None, metadata: Optional[str] = None) -> Result:
     """Hold both rounds with a machine and return the result."""
+    return held(machine, grounds, runner, metadata).result
+
+
+def held(machine: Any, grounds: Grounds, runner: Any = None, metadata: Optional[str] = None) -> Attestation:
+    """Hold both rounds with a machine."""
     runner = runner or SimpleNamespace(find=lambda _name: None)
     attestation = Attestation(grounds, DEFAULT_PCRS, clock=lambda: grounds.now)
     asked = attestation.evidence_request(rounds.identity(machine.sources))
@@ -106,7 +113,8 @@ def hold(machine: Any, grounds: Grounds, runner: Any = None, metadata: Optional[
     )
     sources = replace(machine.sources, metadata=MetadataService(metadata))
     answer = rounds.evidence(sources, request, machine.token, runner)
-    return attestation.judge(json.loads(json.dumps(answer)))
+    attestation.judge(json.loads(json.dumps(answer)))
+    return attestation
 
 
 @pytest.fixture
@@ -115,7 +123,7 @@ def grounds(image: Any, now: datetime.datetime) -> Callable[..., Grounds]:
         manifest = image.manifest()
         manifest["pcrs"].update(changes)
         reference = parse_manifest(json.dumps(manifest).encode())
-        return Grounds((reference,), authorities, now, allowed=Allowed((road,), "web1"))
+        return Grounds((reference,), (), now, allowed=Allowed((road,), "web1", authorities={road: authorities}))
 
     return make
 
@@ -156,6 +164,21 @@ def test_googles_key_leads_to_ours(google: Any, grounds: Any) -> None:
     assert result.trust.host.instance == "7"
     assert result.trust.bindings[0].to == "platform's key"
     assert result.keys is not None and result.trust.ak == result.keys.ak
+
+
+def test_a_platforms_road_is_judged_again_by_the_authorities_of_then_or_of_today(
+    google: Any, grounds: Any, authority: Any
+) -> None:
+    machine, root = google
+    documents = held(machine, grounds(RoadName.GCP_AK_CERTIFICATE, root)).documents()
+    assert judge_again(documents, Today()).verdict is Verdict.TRUSTED
+    # The authorities of endorsement keys, of today or of then, are none of this road.
+    assert judge_again(documents, Today(authorities=())).verdict is Verdict.TRUSTED
+    given = Today(authorities=(root,), platforms={RoadName.AZURE_SNP: (root,)})
+    assert judge_again(documents, given).verdict is Verdict.UNKNOWN
+    other = authority.root().certificate
+    given = Today(platforms={RoadName.GCP_AK_CERTIFICATE: (other,)})
+    assert judge_again(documents, given).verdict is Verdict.UNTRUSTED
 
 
 def test_googles_key_under_another_root_leads_nowhere(google: Any, grounds: Any, authority: Any) -> None:
@@ -298,7 +321,8 @@ def test_a_quote_of_the_trust_domain_comes_from_the_metadata_service(
     paravisor(monkeypatch, parts["hcl_report"])
     quote = base64.urlsafe_b64encode(parts["td_quote"]).decode().rstrip("=")
     address = metadata({"/acc/tdquote": {"quote": quote}})
-    result = hold(machine, grounds(RoadName.AZURE_TDX), metadata=address)
+    root = parse_td_quote(parts["td_quote"]).certificates[-1]
+    result = hold(machine, grounds(RoadName.AZURE_TDX, root), metadata=address)
     assert reason(result) == "failed: the hardware report does not vouch for this endorsement key"
     assert MetadataService(address).td_quote(bytes(1024)) == parts["td_quote"]
 
