@@ -17,13 +17,13 @@ from typing import Any, Optional
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.plugins.loader import lookup_loader
 
 from ..module_utils.agent import archive
 from ..module_utils.errors import FdeError
 from ..module_utils.escrow.envelope import Belonging
 from ..module_utils.volume.options import ARGUMENTS, secrets_of
 from ..plugin_utils.escrow import Envelope, Kept, hand_over, keep
+from ..plugin_utils.lookup import user_lookup
 
 CORE = Path(__file__).resolve().parents[1] / "module_utils"
 #: What a user may set; the rest is brought from here.
@@ -54,16 +54,38 @@ class ActionModule(ActionBase):
             self._fixup_perms2((shell.tmpdir, remote))
             arguments = {**args, **brought, "agent": remote}
             told = self._execute_module("cvm.fde.luks2_volume", arguments, task_vars=task_vars)
-            volumes = told.get("volumes")
-            kept = [self._keep(escrow, host, one) for one in volumes] if isinstance(volumes, list) else []
-            self._confirm(args, brought, dict(filter(None, kept)), task_vars)
+            kept, failures = self._keep_all(escrow, host, told.get("volumes"), task_vars or {})
+            self._confirm(args, brought, kept, task_vars)
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
         result.update(told)
         _check_silent(result, secrets_of(args["volumes"]))
+        if failures:
+            said = [str(result["msg"])] if result.get("failed") else []
+            raise AnsibleActionFail(" ".join([*said, *failures]), result=result)
         return result
 
-    def _keep(self, escrow: Optional[dict[str, Any]], host: str, volume: Any) -> Optional[tuple[str, str]]:
+    def _keep_all(
+        self, escrow: Optional[dict[str, Any]], host: str, volumes: Any, variables: dict[str, Any]
+    ) -> tuple[dict[str, str], list[str]]:
+        """Store what was handed over; return the digests of what was read back, and what could not be stored.
+
+        One that fails does not keep the others from being stored: each opens another volume.
+        """
+        kept, failures = {}, []
+        for volume in volumes if isinstance(volumes, list) else ():
+            try:
+                done = self._keep(escrow, host, volume, variables)
+            except (AnsibleActionFail, FdeError) as error:
+                name = volume.get("name") if isinstance(volume, dict) else None
+                failures.append(f"volume {name}: its recovery key was not stored: {error}")
+            else:
+                kept.update([done] if done is not None else [])
+        return kept, failures
+
+    def _keep(
+        self, escrow: Optional[dict[str, Any]], host: str, volume: Any, variables: dict[str, Any]
+    ) -> Optional[tuple[str, str]]:
         """Store the recovery key of a volume; return the volume's name and the digest of what was read back."""
         handover = volume.pop("handover", None) if isinstance(volume, dict) else None
         if handover is None:
@@ -75,24 +97,16 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"{host}: it handed over something that is no recovery key's envelope") from error
         if escrow is None or len(content) > _LIMIT:
             raise AnsibleActionFail(f"{host}: it handed over a recovery key that was not asked for, or is too large")
-        try:
-            kept = self._store(escrow, envelope)
-        except FdeError as error:
-            raise AnsibleActionFail(str(error)) from error
+        kept = self._store(escrow, envelope, variables)
         digest = hashlib.sha256(content).hexdigest()
         volume["escrow"] = {"digest": digest, "confirmed": True, "place": kept.place}
         return str(volume["name"]), digest
 
-    def _store(self, escrow: dict[str, Any], envelope: Envelope) -> Kept:
+    def _store(self, escrow: dict[str, Any], envelope: Envelope, variables: dict[str, Any]) -> Kept:
         if escrow["directory"] is not None:
             return keep(escrow["directory"], envelope)
-        return hand_over(self._lookup, escrow["store_with"], escrow["options"], envelope)
-
-    def _lookup(self, name: str, terms: Any, options: Any) -> Any:
-        plugin = lookup_loader.get(name, loader=self._loader, templar=self._templar)
-        if plugin is None:
-            raise AnsibleActionFail(f"{name}: there is no such lookup plugin. Install its collection")
-        return plugin.run(list(terms), variables=self._templar.available_variables, **options)
+        lookup = user_lookup(self._loader, self._templar, variables)
+        return hand_over(lookup, escrow["store_with"], escrow["options"], envelope)
 
     def _confirm(
         self, args: dict[str, Any], brought: dict[str, Any], kept: dict[str, str], task_vars: Optional[dict[str, Any]]
@@ -112,7 +126,7 @@ def _certificates(escrow: Optional[dict[str, Any]]) -> list[str]:
     if escrow is None:
         return []
     try:
-        return [Path(path).read_text(encoding="ascii") for path in escrow["certificates"]]
+        return [Path(path).expanduser().read_text(encoding="ascii") for path in escrow["certificates"]]
     except (OSError, ValueError) as error:
         raise AnsibleActionFail(f"escrow: a certificate cannot be read ({error}). Name PEM files") from error
 

@@ -248,6 +248,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils.errors import FdeError
 from ..module_utils.runner import ModuleRunner
 from ..module_utils.volume import volumes
+from ..module_utils.volume.confirmation import confirm
 from ..module_utils.volume.installation import install, needs_agent
 from ..module_utils.volume.machine import Machine
 from ..module_utils.volume.options import ARGUMENTS, wanted_volumes
@@ -257,7 +258,7 @@ def run(module: AnsibleModule, machine: Machine) -> None:
     """Plan, and unless in check mode apply; ends the module. Raises ``FdeError``."""
     if module.params["escrowed"]:
         for name, digest in sorted(module.params["escrowed"].items()):
-            volumes.confirm(machine, name, digest)
+            confirm(machine, name, digest)
         module.exit_json(changed=False)
     wanted = wanted_volumes(module.params)
     planned = volumes.plan_all(machine, wanted, foretelling=module.check_mode)

@@ -12,27 +12,28 @@ from __future__ import annotations
 import contextlib
 import uuid
 from dataclasses import dataclass, replace
-from typing import Callable, Mapping, Optional
+from typing import Callable, Mapping, Optional, Sequence, Union
 
-from ..errors import FdeError, certain
+from ..errors import FdeError, Refusal, certain
 from ..luks2 import keyslots
-from ..luks2.area import HeaderArea, read_area
-from ..luks2.change import Draft, draft, redo, store
+from ..luks2.area import HeaderArea
+from ..luks2.change import Draft, draft
 from ..luks2.digest import volume_key_id
 from ..luks2.enrolment import enrolled
 from ..luks2.enrolment import plan as plan_keyslots
-from ..luks2.policy import judge
+from ..luks2.method import Recovery
 from ..luks2.profile import LAYOUT
 from ..luks2.recovery_key import new_recovery_key
 from ..luks2.secret import random_secret, wipe
 from ..luks2.volume import attach_with_key, attach_with_secret, detach, format_volume
-from . import erasure, file_system, opening, persistence
+from . import erasure, file_system, opening, persistence, storing
 from . import pin as pins
 from .found import Found
 from .machine import Machine
 from .pin import Escrow, Pin, PinState
-from .probe import boot_entry, fingerprint, means, unlock_key
+from .probe import boot_entry, means, unlock_key
 from .random_key import fresh_volume_key
+from .recovery import fingerprints, handover, recipients
 from .sealing import Handover, seal_recovery_key
 from .steps import Action, Plan, Step
 from .wanted import Wanted
@@ -47,27 +48,38 @@ class Outcome:
     handover: Optional[Handover] = None
 
 
+class Stopped(FdeError):
+    """A step failed; ``outcome`` is what was reached before. ``code`` is that of a refusal, None where it was none."""
+
+    def __init__(self, error: FdeError, outcome: Outcome) -> None:
+        super().__init__(error.subject, error.cause, error.remedy)
+        self.code = error.code if isinstance(error, Refusal) else None
+        self.outcome = outcome
+
+
 def apply(machine: Machine, wanted: Wanted, found: Found, planned: Plan) -> Outcome:
-    """Take the steps of a plan. Raises ``FdeError``; what was done until then stays."""
+    """Take the steps of a plan. Raises ``Stopped``; what was done until then stays."""
     with contextlib.ExitStack() as scope:
         work = _Work(machine, wanted, found, scope)
-        taken = []
+        taken: list[Step] = []
         try:
             for step in planned.steps:
                 machine.announce(f"{wanted.name}: {step.action.value} {step.subject}")
                 work.take(step)
                 taken.append(step)
-        except OSError as error:
+        except Exception as error:
             work.give_up()
-            raise FdeError(
-                wanted.device,
-                f"'{step.action.value}' failed: {error.strerror or error}",
-                "Mend the cause and run again",
-            ) from error
-        except FdeError:
-            work.give_up()
-            raise
-        return Outcome(tuple(taken), work.pin, work.handover)
+            if not isinstance(error, (FdeError, OSError)):
+                raise
+            raise Stopped(_told(error, step, wanted), work.outcome(taken)) from error
+        return work.outcome(taken)
+
+
+def _told(error: Union[FdeError, OSError], step: Step, wanted: Wanted) -> FdeError:
+    if isinstance(error, FdeError):
+        return error
+    cause = f"'{step.action.value}' failed: {error.strerror or error}"
+    return FdeError(wanted.device, cause, "Mend the cause and run again")
 
 
 class _Work:
@@ -75,7 +87,8 @@ class _Work:
 
     def __init__(self, machine: Machine, wanted: Wanted, found: Found, scope: contextlib.ExitStack) -> None:
         self.pin = found.pin
-        self.handover: Optional[Handover] = None
+        self._sealed: Optional[Handover] = None
+        self._retiring: tuple[int, ...] = ()
         self._machine = machine
         self._wanted = wanted
         self._found = found
@@ -95,6 +108,7 @@ class _Work:
             Action.MAKE_FILE_SYSTEM: self._make_file_system,
             Action.STORE: self._store,
             Action.READY: self._ready,
+            Action.HAND_OVER: self._hand_over,
             Action.ADOPT: self._adopt,
             Action.REDO: self._redo,
             Action.SETTLE: self._settle,
@@ -108,6 +122,11 @@ class _Work:
     def take(self, step: Step) -> None:
         """Take one step."""
         self._steps[step.action](step)
+
+    def outcome(self, taken: Sequence[Step]) -> Outcome:
+        """Return what was reached."""
+        waiting = handover(self._machine, self.pin) if self._wanted.has(Recovery) else None
+        return Outcome(tuple(taken), self.pin, waiting)
 
     def give_up(self) -> None:
         """Close what was being made: nobody may write to a volume that the next run makes anew."""
@@ -189,6 +208,11 @@ class _Work:
             # The temporary keyslot goes when every other one is proven.
             changed = self._draft
             planned = plan_keyslots(enrolled(changed.area().header()), self._wanted.unlock)
+        self._retiring = tuple(one.keyslot for one in step.retiring)
+        if not planned.adds:
+            for slot in planned.removes:
+                keyslots.remove(self._machine.runner, changed.path, slot)
+            return
         with contextlib.ExitStack() as secrets:
             recovery = None
             if any(isinstance(method, keyslots.Recovery) for method in planned.adds):
@@ -198,8 +222,7 @@ class _Work:
             unlock = secrets.enter_context(self._credential())
             keyslots.change(self._machine.runner, changed.path, planned, unlock, given)
             if recovery is not None:
-                sealed = seal_recovery_key(self._machine.runner, self._wanted, self._pinned().uuid, recovery)
-                self.handover = Handover(sealed, fingerprint(sealed))
+                self._sealed = seal_recovery_key(self._machine.runner, self._wanted, self._pinned().uuid, recovery)
 
     @contextlib.contextmanager
     def _credential(self):  # type: ignore[no-untyped-def]
@@ -225,54 +248,64 @@ class _Work:
             wipe(key)
 
     def _store(self, _step: Step) -> None:
-        """Pin the new header as the next one, keep a copy of it where there is one to lose, and write it."""
-        pin, places = self._pinned(), self._machine.places
-        new = certain(self._draft).area()
-        judge(new.header(), opening.expectation(pin)).require(self._node)
-        if pin.state is PinState.READY:
-            pins.write(places.saved(pin.name), new.content, 0o600)
-        escrow = None if self.handover is None else Escrow(self.handover.digest)
-        self._save(pin.having(next=new.digest.hex(), escrow=escrow or pin.escrow))
-        old = read_area(self._node, LAYOUT.offset)
-        store(self._node, old, new)
+        pin, new = self._pinned(), certain(self._draft).area()
+        pending = self._pending(new)
+        if self._sealed is not None:
+            # Kept until the control node has it: whatever ends this run, the next one hands it over.
+            pins.write(self._machine.places.envelope(pin.name), self._sealed.content, 0o600)
+        self.pin = storing.write(self._machine, pin, self._node, new, pending=pending)
         self._area = new
 
+    def _pending(self, new: HeaderArea) -> Optional[Escrow]:
+        """Return what is recorded of the recovery key that waits for its escrow, by the new header."""
+        slots = fingerprints(new)
+        retiring = tuple(slots[one] for one in self._retiring)
+        if self._sealed is None:
+            pending = self._pinned().pending
+            return None if pending is None else replace(pending, retiring=retiring)
+        changed = self._pinned().state is PinState.READY
+        before = set(fingerprints(certain(self._area)).values()) if changed else set()
+        [added] = [
+            slots[one.keyslot]
+            for one in enrolled(new.header())
+            if isinstance(one.method, Recovery) and slots[one.keyslot] not in before
+        ]
+        return Escrow(self._sealed.digest, added, recipients(self._wanted.certificates), retiring)
+
     def _ready(self, _step: Step) -> None:
-        pin = self._pinned()
-        self._save(pin.having(state=PinState.READY, current=pin.next, next=None))
-        pins.forget(self._machine.places.saved(pin.name))
-        if self._area is not None and self._machine.mapper.find(pin.name) is not None:
-            opening.put_header(self._machine.places, pin.name, self._area)
+        self.pin = storing.finish(self._machine, self._pinned(), certain(self._area))
+
+    def _hand_over(self, step: Step) -> None:
+        pin, slots = self._pinned(), fingerprints(certain(self._area))
+        retiring = tuple(slots[one.keyslot] for one in step.retiring)
+        self._save(pin.having(pending=replace(certain(pin.pending), retiring=retiring)))
 
     # What was interrupted
 
     def _redo(self, _step: Step) -> None:
-        redo(self._node, certain(self._area))
+        self._area = storing.redo(self._machine, self._pinned(), self._node)
         self._ready(_step)
 
     def _settle(self, _step: Step) -> None:
-        pins.forget(self._machine.places.saved(self._wanted.name))
-        self._save(self._pinned().having(current=certain(self._area).digest.hex(), next=None))
+        self._ready(_step)
 
     def _adopt(self, _step: Step) -> None:
         wanted, header, device = self._wanted, certain(self._found.header), certain(self._found.device)
-        pins.forget(self._machine.places.saved(wanted.name))
         old = self.pin
-        self._save(
-            Pin(
-                name=wanted.name,
-                uuid=certain(header.uuid),
-                device=device.path,
-                state=PinState.READY,
-                profile=wanted.profile.name,
-                journal=wanted.journal,
-                file_system=wanted.file_system.value,
-                size=device.size,
-                current=header.digest,
-                volume_key_id=None if old is None else old.volume_key_id,
-                escrow=None if old is None else old.escrow,
-            )
+        pin = Pin(
+            name=wanted.name,
+            uuid=certain(header.uuid),
+            device=device.path,
+            state=PinState.READY,
+            profile=wanted.profile.name,
+            journal=wanted.journal,
+            file_system=wanted.file_system.value,
+            size=device.size,
+            volume_key_id=None if old is None else old.volume_key_id,
+            escrow=None if old is None else old.escrow,
+            pending=None if old is None else old.pending,
         )
+        self.pin = storing.finish(self._machine, pin, header.area)
 
     # Using
 
@@ -332,7 +365,8 @@ class _Work:
         erasure.discard(self._machine.runner, self._node, LAYOUT.offset)
 
     def _forget(self, _step: Step) -> None:
-        places = self._machine.places
-        for path in (places.saved(self._wanted.name), places.header(self._wanted.name), places.pin(self._wanted.name)):
+        places, name = self._machine.places, self._wanted.name
+        storing.forget_copies(places, name)
+        for path in (places.envelope(name), places.header(name), places.pin(name)):
             pins.forget(path)
         self.pin = None

@@ -11,15 +11,13 @@ pin. When either refuses, the volume stays closed, and the boot goes on without 
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 
-from ..errors import FdeError, Refusal
-from ..luks2.area import HeaderArea, read_area
-from ..luks2.change import redo
+from ..errors import FdeError
+from ..luks2.area import read_area
 from ..luks2.policy import judge
 from ..luks2.profile import LAYOUT
 from ..luks2.volume import detach
-from . import opening
+from . import opening, storing
 from . import pin as pins
 from .machine import Machine
 from .pin import Pin, PinState
@@ -28,10 +26,10 @@ from .pin import Pin, PinState
 def header(machine: Machine, name: str) -> None:
     """Put the checked header of a volume into RAM. Raises ``FdeError``."""
     pin = _ready_pin(machine, name)
-    node = _node(pin)
+    node = opening.device_node(pin)
     area = read_area(node, LAYOUT.offset)
     if area.digest.hex() not in pin.digests:
-        area = _redone(machine, pin, node)
+        area = storing.redo(machine, pin, node)
     judge(area.header(), opening.expectation(pin)).require(node)
     opening.put_header(machine.places, name, area)
 
@@ -40,7 +38,7 @@ def check(machine: Machine, name: str) -> None:
     """Check what was opened, and close it when it is not the pinned volume. Raises ``FdeError``."""
     pin = _ready_pin(machine, name)
     try:
-        opening.check(machine.mapper, pin, _node(pin))
+        opening.check(machine.mapper, pin, opening.device_node(pin))
     except FdeError:
         _close(machine, name)
         raise
@@ -60,26 +58,3 @@ def _ready_pin(machine: Machine, name: str) -> Pin:
     if pin is None or pin.state is not PinState.READY:
         raise FdeError(name, "no such volume is ready on this system", "Finish its creation with cvm.fde.luks2_volume")
     return pin
-
-
-def _node(pin: Pin) -> str:
-    """The device as it was named, or where the disk turned up instead: the pin decides whether it is the right one."""
-    for path in (pin.device, f"/dev/disk/by-uuid/{pin.uuid}"):
-        if Path(path).exists():
-            return str(Path(path).resolve())
-    raise FdeError(pin.device, "there is no such device", "Attach the disk")
-
-
-def _redone(machine: Machine, pin: Pin, node: str) -> HeaderArea:
-    """Write a header again whose writing was interrupted, from the copy that the pin knows."""
-    path = machine.places.saved(pin.name)
-    saved = HeaderArea(node, path.read_bytes()) if path.exists() else None
-    if saved is None or saved.digest.hex() not in pin.digests:
-        raise Refusal(
-            "header-changed",
-            node,
-            f"its LUKS2 header is not the one that is pinned for volume '{pin.name}'",
-            "Another program changed it, or it is another disk; adopt it with cvm.fde.luks2_volume if it is yours",
-        )
-    redo(node, saved)
-    return saved

@@ -12,7 +12,8 @@ from ..luks2 import enrolment
 from ..luks2.method import Passphrase, Recovery, Tpm2
 from .device import Device
 from .found import Found
-from .steps import Action, Step, keyslot_step
+from .recovery import awaited, deferred, escrowed
+from .steps import Action, Step, handover_step, keyslot_step
 from .using import check_use, open_it, use
 from .wanted import Wanted
 
@@ -45,11 +46,6 @@ def _unknown_header(found: Found) -> bool:
     if found.pin is None or found.header is None:
         return True
     return found.header.digest not in found.pin.digests
-
-
-def _torn(found: Found) -> bool:
-    """Whether the copy of a header is there that was about to be written; ``found.header`` is that copy then."""
-    return found.pin is not None and found.saved is not None and found.saved == found.pin.next
 
 
 def _check_adoptable(found: Found, wanted: Wanted, device: Device) -> None:
@@ -102,7 +98,7 @@ def _settle(found: Found, wanted: Wanted, adopting: bool) -> Iterator[Step]:
     """Finish what an interrupted change left behind, before anything else."""
     if adopting:
         yield Step(Action.ADOPT, wanted.device)
-    elif _torn(found):
+    elif found.torn:
         yield Step(Action.REDO, wanted.device)
     elif found.saved is not None or (found.pin is not None and found.pin.next is not None):
         yield Step(Action.SETTLE, wanted.device)
@@ -112,29 +108,45 @@ def _keyslots(found: Found, wanted: Wanted, device: Device) -> Iterator[Step]:
     header = certain(found.header)
     dead = [one.keyslot for one in header.enrolled if stale(found, wanted, one)]
     planned = enrolment.plan(header.enrolled, wanted.unlock, dead)
-    if not planned.changes:
+    waiting = awaited(found, wanted) if wanted.has(Recovery) and escrowed(found) is None else None
+    retiring: tuple[enrolment.Enrolled, ...] = ()
+    if waiting is not None or any(isinstance(method, Recovery) for method in planned.adds):
+        planned, retiring = deferred(planned)
+    if planned.changes:
+        _check_authority(found, wanted, planned)
+        yield keyslot_step(planned, retiring)
+        yield Step(Action.STORE, device.path)
+        yield Step(Action.READY, wanted.name)
+    if waiting is not None:
+        yield handover_step(waiting, retiring)
+
+
+def _check_authority(found: Found, wanted: Wanted, planned: enrolment.Plan) -> None:
+    """Raise ``FdeError`` unless the change can be made. Removing alone takes no key where the escrowed one stays."""
+    if found.credentials.authority or (not planned.adds and wanted.has(Recovery) and escrowed(found) is not None):
         return
-    if not found.credentials.authority:
-        raise FdeError(
-            wanted.device,
-            f"the unlock methods of volume '{wanted.name}' are to change, and nothing at hand opens it",
-            "Give unlock_with a recovery key, passphrase or key file",
-        )
-    yield keyslot_step(planned)
-    yield Step(Action.STORE, device.path)
-    yield Step(Action.READY, wanted.name)
+    pending = None if found.pin is None else found.pin.pending
+    remedy = "Give unlock_with a recovery key, passphrase or key file"
+    if pending is not None and any(isinstance(method, Recovery) for method in planned.adds):
+        remedy += ", or name the escrow certificates again that its recovery key was made for and never reached"
+    raise FdeError(
+        wanted.device,
+        f"the unlock methods of volume '{wanted.name}' are to change, and nothing at hand opens it",
+        remedy,
+    )
 
 
 def stale(found: Found, wanted: Wanted, one: enrolment.Enrolled) -> bool:
     """Return whether a keyslot looks like a wanted one but must be replaced.
 
-    A recovery key that never reached the control node is lost. A passphrase is stale when none of the wanted ones opens
-    its keyslot. A TPM keyslot is so only when ``unlock_with`` is given: that the TPM does not open it now may be the
-    state of the machine, and whoever gives another key says that it is not.
+    A recovery key counts only when it is in escrow, or on its way there: any other is lost, or another program's. A
+    passphrase is stale when none of the wanted ones opens its keyslot. A TPM keyslot is so only when ``unlock_with`` is
+    given: that the TPM does not open it now may be the state of the machine, and whoever gives another key says that it
+    is not.
     """
     if isinstance(one.method, Recovery):
-        escrow = None if found.pin is None else found.pin.escrow
-        return wanted.has(Recovery) and bool(wanted.certificates) and not (escrow is not None and escrow.confirmed)
+        kept = escrowed(found)
+        return one.keyslot != (awaited(found, wanted) if kept is None else kept)
     if one.keyslot in found.credentials.proven:
         return False
     if isinstance(one.method, Passphrase):

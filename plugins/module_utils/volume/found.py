@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Mapping, Optional
 
 from ..luks2.area import HeaderArea
 from ..luks2.enrolment import Enrolled
@@ -18,7 +18,10 @@ from .pin import Pin
 
 @dataclass(frozen=True)
 class HeaderFound:
-    """The header on the device. ``defect`` is the code of what makes it unreadable, ``area`` its bytes."""
+    """The header on the device. ``defect`` is the code of what makes it unreadable, ``area`` its bytes.
+
+    ``fingerprints`` tells the keyslots from those that another program put in their places.
+    """
 
     area: HeaderArea = field(repr=False)
     digest: str = ""
@@ -26,6 +29,7 @@ class HeaderFound:
     defect: Optional[str] = None
     violations: tuple[Violation, ...] = ()
     enrolled: tuple[Enrolled, ...] = ()
+    fingerprints: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,14 +66,17 @@ class Credentials:
 class Found:
     """One volume as it is.
 
-    ``saved`` is the digest of a header copy that an interrupted change left behind; where it is the pinned next one,
-    ``header`` is that copy and not what is on the disk.
+    ``saved`` is the digest of a header copy that an interrupted change left behind. ``torn`` tells that the change can
+    be finished from it, and ``header`` is that copy then, not what is on the disk. ``envelope`` is the digest of a
+    recovery key's envelope that waits to be handed over.
     """
 
     device: Optional[Device]
     pin: Optional[Pin] = None
     header: Optional[HeaderFound] = None
     saved: Optional[str] = None
+    torn: bool = False
+    envelope: Optional[str] = None
     mapping: Optional[MappingFound] = None
     file_system: Optional[FileSystem] = None
     mounts: tuple[Mounted, ...] = ()

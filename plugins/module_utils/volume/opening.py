@@ -27,6 +27,16 @@ from .places import Places
 from .wanted import Wanted
 
 
+def device_node(pin: Pin) -> str:
+    """Return the device as it was named, or where the disk turned up instead: the pin decides whether it is the right
+    one. Raises ``FdeError`` when there is none.
+    """
+    for path in (pin.device, f"/dev/disk/by-uuid/{pin.uuid}"):
+        if Path(path).exists():
+            return str(Path(path).resolve())
+    raise FdeError(pin.device, "there is no such device", "Attach the disk")
+
+
 def expectation(pin: Pin) -> Expectation:
     """Return what the header of a pinned volume must say."""
     return data_volume(uuid=pin.uuid, profile=PROFILES[pin.profile], journal=pin.journal)

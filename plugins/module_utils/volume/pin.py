@@ -32,15 +32,26 @@ class PinState(str, Enum):
 
 @dataclass(frozen=True)
 class Escrow:
-    """The recovery key's way to the control node: the digest of what was handed over, and whether it arrived."""
+    """A recovery key in escrow, or on its way there.
+
+    ``digest`` is that of its envelope, ``keyslot`` the fingerprint of the keyslot that it opens, ``recipients`` the
+    digest of the certificates that the envelope is for. ``retiring`` are the fingerprints of the keyslots that go when
+    it has arrived.
+    """
 
     digest: str
-    confirmed: bool = False
+    keyslot: str = ""
+    recipients: str = ""
+    retiring: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Pin:
-    """Digests and the volume key id are lower-case hexadecimal; ``size`` is that of the device in bytes."""
+    """Digests and the volume key id are lower-case hexadecimal; ``size`` is that of the device in bytes.
+
+    ``escrow`` is the recovery key that the control node has stored and read back, ``pending`` one that it was or will
+    be given.
+    """
 
     name: str
     uuid: str
@@ -54,6 +65,7 @@ class Pin:
     next: Optional[str] = None
     volume_key_id: Optional[str] = None
     escrow: Optional[Escrow] = None
+    pending: Optional[Escrow] = None
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -75,14 +87,19 @@ def load(path: Path) -> Optional[Pin]:
         values = json.loads(content)
         if values.pop("version") != VERSION:
             raise ValueError("another version")
-        escrow = values.pop("escrow")
-        return Pin(
-            **{**values, "state": PinState(values["state"]), "escrow": None if escrow is None else Escrow(**escrow)}
-        )
+        keys = {name: _escrow(values.pop(name, None)) for name in ("escrow", "pending")}
+        return Pin(**{**values, **keys, "state": PinState(values["state"])})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FdeError(
             str(path), f"it is not a volume's state ({error})", "Restore it from a backup; without it adopt the volume"
         ) from error
+
+
+def _escrow(values: Any) -> Optional[Escrow]:
+    if values is None:
+        return None
+    texts = {name: str(values.get(name, "")) for name in ("digest", "keyslot", "recipients")}
+    return Escrow(**texts, retiring=tuple(map(str, values.get("retiring", ()))))
 
 
 def save(path: Path, pin: Pin) -> None:

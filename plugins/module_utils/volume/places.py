@@ -25,6 +25,14 @@ class Places:
         """The new header, while it is being written to the disk. Beside the pin: /var may lie on the volume itself."""
         return self.root / f"etc/cvm-fde/volumes/{name}.header"
 
+    def replaced(self, name: str) -> Path:
+        """The old header, as long as ``saved`` is there: what is torn must be made of the two."""
+        return self.root / f"etc/cvm-fde/volumes/{name}.header.old"
+
+    def envelope(self, name: str) -> Path:
+        """The recovery key's envelope until the control node has it; nobody on this system can open it."""
+        return self.root / f"etc/cvm-fde/volumes/{name}.cms"
+
     @property
     def run(self) -> Path:
         """A directory in RAM."""

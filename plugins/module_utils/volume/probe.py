@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Callable, Iterator, Optional
 
 from ..errors import FdeError, Refusal
 from ..luks2 import keyslots
 from ..luks2.area import HeaderArea, read_area
 from ..luks2.change import draft
+from ..luks2.digest import header_digest
 from ..luks2.enrolment import enrolled
 from ..luks2.header import HeaderError
 from ..luks2.method import Passphrase, Tpm2
@@ -22,13 +23,14 @@ from ..luks2.profile import LAYOUT
 from ..luks2.recovery_key import typed_recovery_key
 from ..luks2.secret import descriptor_path, memory_file, wipe
 from . import device as devices
-from . import file_system, opening, persistence
+from . import file_system, opening, persistence, storing
 from . import pin as pins
 from .device import Device
 from .found import Credentials, Found, HeaderFound, MappingFound
 from .machine import Machine, missing
 from .persistence import BootEntry
 from .pin import Pin, PinState
+from .recovery import fingerprints
 from .wanted import State, UnlockWith, Wanted
 
 
@@ -40,8 +42,10 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
     places, runner = machine.places, machine.runner
     pin = pins.load(places.pin(wanted.name))
     device = devices.probe(runner, wanted.device)
-    saved = _saved(places.saved(wanted.name), wanted.device)
-    header = None if device is None else _header(device, wanted, pin, saved)
+    disk = None if device is None else read_area(device.node, LAYOUT.offset)
+    # What was about to be written counts, where it can still be finished; else what is on the disk.
+    torn = None if disk is None or pin is None else storing.torn(places, pin, disk)
+    header = _header(torn or disk, wanted, pin)
     mapping = _mapping(machine, wanted.name, pin, device)
     below = [] if mapping is None else [mapping.path, f"/dev/mapper/{wanted.name}"]
     ready = pin is not None and pin.state is PinState.READY
@@ -50,7 +54,9 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
         device=device,
         pin=pin,
         header=header,
-        saved=None if saved is None else saved.digest.hex(),
+        saved=digest_of(places.saved(wanted.name), header_digest),
+        torn=torn is not None,
+        envelope=digest_of(places.envelope(wanted.name), lambda content: hashlib.sha256(content).digest()),
         mapping=mapping,
         file_system=file_system.identify(runner, mapping.path) if mapping is not None and ready else None,
         mounts=file_system.mounts(runner, below) if mapping is not None else (),
@@ -63,17 +69,13 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
     )
 
 
-def _saved(path: Path, device: str) -> Optional[HeaderArea]:
-    return HeaderArea(device, path.read_bytes()) if path.exists() else None
+def digest_of(path: Path, digest: Callable[[bytes], bytes]) -> Optional[str]:
+    """Return the digest of a file's content as hexadecimal digits, None where there is no file."""
+    return digest(path.read_bytes()).hex() if path.exists() else None
 
 
-def _header(device: Device, wanted: Wanted, pin: Optional[Pin], saved: Optional[HeaderArea]) -> Optional[HeaderFound]:
-    """Return the header that counts: the saved copy where it was about to be written, else that on the disk."""
-    if saved is not None and pin is not None and saved.digest.hex() == pin.next:
-        area = saved
-    else:
-        area = read_area(device.node, LAYOUT.offset)
-    if not area.present:
+def _header(area: Optional[HeaderArea], wanted: Wanted, pin: Optional[Pin]) -> Optional[HeaderFound]:
+    if area is None or not area.present:
         return None
     digest = area.digest.hex()
     try:
@@ -83,8 +85,9 @@ def _header(device: Device, wanted: Wanted, pin: Optional[Pin], saved: Optional[
     uuid = None if pin is None else pin.uuid
     found = judge(header, data_volume(uuid=uuid, profile=wanted.profile, journal=wanted.journal)).violations
     # The keyslots of a header that deviates are of no interest, and reading them is not safe.
-    slots = () if found else enrolled(header)
-    return HeaderFound(area, digest, header.uuid, None, found, slots)
+    if found:
+        return HeaderFound(area, digest, header.uuid, None, found)
+    return HeaderFound(area, digest, header.uuid, None, (), enrolled(header), fingerprints(area))
 
 
 def _mapping(machine: Machine, name: str, pin: Optional[Pin], device: Optional[Device]) -> Optional[MappingFound]:
@@ -195,8 +198,3 @@ def unlock_key(given: UnlockWith) -> Iterator[bytearray]:
         yield key
     finally:
         wipe(key)
-
-
-def fingerprint(content: bytes) -> str:
-    """Return the SHA-256 digest of bytes as hexadecimal digits."""
-    return hashlib.sha256(content).hexdigest()

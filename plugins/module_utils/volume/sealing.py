@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from dataclasses import dataclass, field
 
 from ..escrow.envelope import Belonging, document, seal
@@ -26,10 +27,11 @@ class Handover:
         return {"content": base64.b64encode(self.content).decode(), "digest": self.digest}
 
 
-def seal_recovery_key(runner: Runner, wanted: Wanted, uuid: str, key: bytearray) -> bytes:
+def seal_recovery_key(runner: Runner, wanted: Wanted, uuid: str, key: bytearray) -> Handover:
     """Encrypt a recovery key to the certificates of a volume. Raises ``FdeError``."""
     secret = document(key, Belonging(wanted.host, wanted.name, uuid))
     try:
-        return seal(runner, secret, wanted.certificates)
+        content = seal(runner, secret, wanted.certificates)
     finally:
         wipe(secret)
+    return Handover(content, hashlib.sha256(content).hexdigest())

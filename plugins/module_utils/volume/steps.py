@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Optional
+from typing import Optional, Sequence
 
 from ..luks2 import enrolment
 from ..luks2.method import Method, Recovery, Tpm2
@@ -30,6 +30,7 @@ class Action(str, Enum):
     REDO = "redo"
     SETTLE = "settle"
     CONFIGURE = "configure"
+    HAND_OVER = "hand-over"
     MOUNT = "mount"
     DESTROY = "destroy"
     DISCARD = "discard"
@@ -38,11 +39,15 @@ class Action(str, Enum):
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do. ``subject`` says to people what it is done to; ``keyslots`` is what changes of them."""
+    """One thing to do. ``subject`` says to people what it is done to; ``keyslots`` is what changes of them.
+
+    ``retiring`` are keyslots that stay until the control node has stored the new recovery key.
+    """
 
     action: Action
     subject: str
     keyslots: Optional[enrolment.Plan] = None
+    retiring: tuple[enrolment.Enrolled, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,22 @@ def described(method: Optional[Method]) -> str:
     return "recovery" if isinstance(method, Recovery) else "passphrase"
 
 
-def keyslot_step(planned: enrolment.Plan) -> Step:
+def keyslot_step(planned: enrolment.Plan, retiring: Sequence[enrolment.Enrolled] = ()) -> Step:
     words = [f"add {described(method)}" for method in planned.adds]
-    words += [f"remove keyslot {one.keyslot} ({described(one.method)})" for one in planned.removes]
-    return Step(Action.CHANGE_KEYSLOTS, ", ".join(words), planned)
+    words += [f"remove {_slot(one)}" for one in planned.removes]
+    words += _later(retiring)
+    return Step(Action.CHANGE_KEYSLOTS, ", ".join(words), planned, tuple(retiring))
+
+
+def handover_step(keyslot: int, retiring: Sequence[enrolment.Enrolled]) -> Step:
+    """Return the handing over of a recovery key that was made before and never arrived."""
+    words = [f"the recovery key of keyslot {keyslot}", *_later(retiring)]
+    return Step(Action.HAND_OVER, ", ".join(words), retiring=tuple(retiring))
+
+
+def _later(retiring: Sequence[enrolment.Enrolled]) -> list[str]:
+    return [f"remove {_slot(one)} once the recovery key is in escrow" for one in retiring]
+
+
+def _slot(one: enrolment.Enrolled) -> str:
+    return f"keyslot {one.keyslot} ({described(one.method)})"

@@ -13,7 +13,7 @@ from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from ..errors import FdeError
 from . import pin as pins
-from .apply import Outcome, apply
+from .apply import Outcome, Stopped, apply
 from .found import Found
 from .machine import Machine
 from .pin import Pin
@@ -33,10 +33,14 @@ class Planned:
 
 
 class Interrupted(FdeError):
-    """A volume could not be finished; ``reports`` tells what was done before."""
+    """A volume could not be finished; ``reports`` tells what was done before, to that volume as well.
 
-    def __init__(self, error: FdeError, reports: Sequence[Mapping[str, Any]]) -> None:
+    ``code`` is that of a refusal, None where it was none.
+    """
+
+    def __init__(self, error: Stopped, reports: Sequence[Mapping[str, Any]]) -> None:
         super().__init__(error.subject, error.cause, error.remedy)
+        self.code = error.code
         self.reports = reports
 
 
@@ -75,31 +79,24 @@ def apply_all(machine: Machine, planned: Sequence[Planned]) -> list[Mapping[str,
     for one in planned:
         try:
             outcome = apply(machine, one.wanted, one.found, one.plan)
-        except FdeError as error:
-            raise Interrupted(error, reports) from error
+        except Stopped as error:
+            raise Interrupted(error, [*reports, report(one, error.outcome, _left(machine, one))]) from error
         after = probe(machine, one.wanted, try_keys=False) if one.plan.steps else one.found
         reports.append(report(one, outcome, after))
     return reports
 
 
+def _left(machine: Machine, one: Planned) -> Found:
+    """Return what a failed run left, or what it began with where nothing can be read any more."""
+    try:
+        return probe(machine, one.wanted, try_keys=False)
+    except (FdeError, OSError):
+        return replace(one.found, pin=pins.load(machine.places.pin(one.wanted.name)))
+
+
 def foretell(planned: Sequence[Planned]) -> list[Mapping[str, Any]]:
     """Return the reports of a run that changes nothing, with the steps that would be taken."""
     return [report(one, Outcome(one.plan.steps, one.found.pin), one.found) for one in planned]
-
-
-def confirm(machine: Machine, name: str, digest: str) -> Optional[Pin]:
-    """Record that a recovery key arrived at the control node, which read back bytes with this digest.
-
-    Raises ``FdeError`` when that is not the recovery key that was handed over last.
-    """
-    path = machine.places.pin(name)
-    pin = pins.load(path)
-    if pin is None or pin.escrow is None or pin.escrow.digest != digest:
-        raise FdeError(name, "another recovery key was escrowed than the one of this volume", "Run again")
-    if not pin.escrow.confirmed:
-        pin = pin.having(escrow=pins.Escrow(digest, confirmed=True))
-        pins.save(path, pin)
-    return pin
 
 
 def state_of(found: Found) -> str:
@@ -129,11 +126,17 @@ def report(one: Planned, outcome: Outcome, after: Found) -> Mapping[str, Any]:
         "mounted_at": [mounted.path for mounted in after.mounts],
         "file_system": None if after.file_system is None else vars(after.file_system),
         "unlock": [] if header is None else [described(slot.method) for slot in header.enrolled],
-        "escrow": None if pin is None or pin.escrow is None else vars(pin.escrow),
+        "escrow": _escrow(pin),
         "steps": [shown(step) for step in outcome.taken],
         "warnings": list(one.plan.warnings),
         "handover": None if outcome.handover is None else outcome.handover.report(),
     }
+
+
+def _escrow(pin: Optional[Pin]) -> Optional[Mapping[str, Any]]:
+    """Return what is told about a recovery key: the digest of its envelope, and whether that arrived."""
+    kept = None if pin is None else pin.pending or pin.escrow
+    return None if pin is None or kept is None else {"digest": kept.digest, "confirmed": pin.pending is None}
 
 
 def difference(planned: Sequence[Planned], reports: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

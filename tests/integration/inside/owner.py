@@ -17,10 +17,11 @@ from typing import Any
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Tpm2
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import PROFILES
 from ansible_collections.cvm.fde.plugins.module_utils.runner import Runner
+from ansible_collections.cvm.fde.plugins.module_utils.volume.confirmation import confirm
 from ansible_collections.cvm.fde.plugins.module_utils.volume.file_system import journal_for, wipe_for
 from ansible_collections.cvm.fde.plugins.module_utils.volume.machine import Machine
 from ansible_collections.cvm.fde.plugins.module_utils.volume.places import Places
-from ansible_collections.cvm.fde.plugins.module_utils.volume.volumes import apply_all, confirm, plan_all
+from ansible_collections.cvm.fde.plugins.module_utils.volume.volumes import apply_all, plan_all
 from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import FileSystemType, Mount, State, Wanted
 
 NAME = "data"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear, Other
-from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Passphrase, Recovery
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT
@@ -182,7 +182,14 @@ def test_a_torn_header_is_finished_at_the_next_boot_or_run(owner: Owner, disk: C
         write(device, torn)
         boot.header(owner.machine, NAME)
         assert read_area(device, LAYOUT.offset).content == after
-    write(device, bytes(4096) + after[4096:])
+    write(device, b"somebody else's".ljust(4096))
+    foreign = read_area(device, LAYOUT.offset).content
+    for look in (lambda: boot.header(owner.machine, NAME), lambda: owner.run(change)):
+        with pytest.raises(Refusal, match="is not the one that is pinned"):
+            look()
+    untouched = read_area(device, LAYOUT.offset).content == foreign
+    assert untouched
+    write(device, before[:4096] + after[4096:])
     told = owner.run(change)
     assert [step["action"] for step in told["steps"]] == ["redo", "open", "mount"]
     assert read_area(device, LAYOUT.offset).content == after

@@ -42,6 +42,18 @@ ANSWERS: dict[str, tuple[Any, Any]] = {
     "too-large": (handing_over(base64.b64encode(bytes(100_000)).decode()), {}),
     "outside": (handing_over(name="../../../outside", uuid="/etc/passwd"), {"changed": False}),
     "no-volume": ({"volumes": "all"}, {}),
+    # One volume's key cannot be stored, and the run itself was cut short: the other one's is stored all the same.
+    "half": (
+        {
+            "failed": True,
+            "msg": "/srv/b: it cannot be mounted",
+            "volumes": [
+                {"name": "a", "uuid": UUID, "handover": {"content": "!"}},
+                handing_over(name="b")["volumes"][0],
+            ],
+        },
+        {"changed": False},
+    ),
     "talkative": ({"changed": False, "volumes": [], "note": f"I was told {PASSPHRASE}"}, {}),
 }
 
@@ -52,42 +64,34 @@ def machine(folder: Path, name: str, answers: tuple[Any, Any]) -> dict[str, Any]
     for number, answer in enumerate(answers, 1):
         (folder / f"{name}.{number}").write_text(json.dumps(answer))
     script.write_text(
-        f"#!/bin/sh\ncd {folder}\n[ -e {name}.called ] && n=2 || n=1\ntouch {name}.called\ncat {name}.$n\n"
+        f"#!/bin/sh\ncd {folder}\n[ -e {name}.asked ] && n=2 || n=1\nprintf $n > {name}.asked\ncat {name}.$n\n"
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return {"ansible_connection": "local", "ansible_python_interpreter": str(script), "ansible_pipelining": True}
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
-    """Run one task over all of them; return the folder, the results by host, and all that Ansible printed."""
-    folder = tmp_path_factory.mktemp("volumes")
+def certificate(folder: Path) -> str:
+    """Make a certificate for recovery keys and return its path."""
     subprocess.run(
         [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-subj",
-            "/CN=escrow",
-            "-keyout",
-            "key",
-            "-out",
-            "pem",
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=escrow"),
+            *("-keyout", "key", "-out", "pem"),
         ],
         cwd=folder,
         check=True,
         capture_output=True,
     )
+    return str(folder / "pem")
+
+
+def play(folder: Path, escrow: dict[str, Any], answers: dict[str, tuple[Any, Any]]) -> tuple[dict[str, Any], str]:
+    """Run one task over machines; return the results by host, and all that Ansible printed."""
     volume = {
         "name": "data",
         "device": "/dev/vdb",
         "mount": {"path": "/srv"},
         "unlock": [{"method": "recovery"}, {"method": "passphrase", "passphrase": PASSPHRASE}],
     }
-    escrow = {"certificates": [str(folder / "pem")], "directory": str(folder / "escrow" / "keys")}
     keep = {"content": "{{ result | to_json }}", "dest": f"{folder}/{{{{ inventory_hostname }}}}.json", "mode": "0600"}
     tasks = [
         {"cvm.fde.luks2_volume": {"volumes": [volume], "escrow": escrow}, "register": "result", "ignore_errors": True},
@@ -98,7 +102,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         },
     ]
     (folder / "play.json").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]))
-    hosts = {name: machine(folder, name, answers) for name, answers in ANSWERS.items()}
+    hosts = {name: machine(folder, name, given) for name, given in answers.items()}
     (folder / "hosts.json").write_text(json.dumps({"all": {"hosts": hosts}}))
     done = subprocess.run(
         [sys.executable, "-m", "ansible", "playbook", "-vvv", "-i", "hosts.json", "play.json"],
@@ -114,12 +118,59 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
         text=True,
         check=False,
     )
-    results = {
-        name: json.loads((folder / f"{name}.json").read_text()) if (folder / f"{name}.json").exists() else None
-        for name in ANSWERS
-    }
-    assert all(results.values()), done.stdout[-4000:] + done.stderr[-2000:]
-    return folder, results, done.stdout + done.stderr
+    files = {name: folder / f"{name}.json" for name in answers}
+    assert all(file.exists() for file in files.values()), done.stdout[-4000:] + done.stderr[-2000:]
+    return {name: json.loads(file.read_text()) for name, file in files.items()}, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """Run the task over all of them, with a directory for the keys."""
+    folder = tmp_path_factory.mktemp("volumes")
+    escrow = {"certificates": [certificate(folder)], "directory": str(folder / "escrow" / "keys")}
+    return folder, *play(folder, escrow, ANSWERS)
+
+
+#: A user's own plugin: a store that is a file, and that another user may have broken.
+PLUGIN = """
+import json, pathlib
+from ansible.plugins.lookup import LookupBase
+
+class LookupModule(LookupBase):
+    def run(self, terms, variables=None, store=None, broken=False, escrow=None, **belonging):
+        path = pathlib.Path(store, terms[0])
+        if escrow is not None:
+            path.write_text(json.dumps({"escrow": escrow, "asked_for": variables["inventory_hostname"], **belonging}))
+            return []
+        found = json.loads(path.read_text())["escrow"]
+        return ["" if broken else found]
+"""
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["sound", "broken"])
+def test_a_lookup_plugin_of_the_users_stores_recovery_keys(tmp_path: Path, broken: bool) -> None:
+    for name in ("lookup_plugins", "store"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lookup_plugins/shelf.py").write_text(PLUGIN)
+    options = {"store": str(tmp_path / "store"), "broken": broken}
+    escrow = {"certificates": [certificate(tmp_path)], "store_with": "shelf", "options": options}
+    results, output = play(tmp_path, escrow, {"honest": ANSWERS["honest"]})
+    stored = json.loads((tmp_path / "store" / f"honest-data-{UUID}.cms").read_text())
+    belonging = {"host": "honest", "volume": "data", "luks_uuid": UUID}
+    assert stored == {"escrow": TEXT, "asked_for": "honest", **belonging}
+    # What does not come back as it was is never confirmed.
+    assert (tmp_path / "honest.asked").read_text() == ("1" if broken else "2")
+    if broken:
+        assert results["honest"]["failed"] and "reads back otherwise" in results["honest"]["msg"]
+    else:
+        assert results["honest"]["volumes"][0]["escrow"]["place"] == f"shelf:honest-data-{UUID}.cms"
+    assert PASSPHRASE not in output
+
+
+def test_a_lookup_plugin_that_is_not_there_is_named(tmp_path: Path) -> None:
+    escrow = {"certificates": [certificate(tmp_path)], "store_with": "nobody.made.this"}
+    results, _output = play(tmp_path, escrow, {"honest": ANSWERS["honest"]})
+    assert results["honest"]["failed"] and "no such lookup plugin" in results["honest"]["msg"]
 
 
 def test_a_recovery_key_is_kept_and_then_confirmed(told: tuple[Path, dict[str, Any], str]) -> None:
@@ -144,12 +195,24 @@ def test_an_answer_that_is_not_right_fails_the_task(told: tuple[Path, dict[str, 
     assert told[1][name]["failed"]
 
 
+def test_what_can_be_stored_is_stored_though_another_key_or_the_run_itself_failed(
+    told: tuple[Path, dict[str, Any], str],
+) -> None:
+    folder, results, _output = told
+    failed = results["half"]
+    assert failed["failed"] and "/srv/b: it cannot be mounted" in failed["msg"] and "volume a" in failed["msg"]
+    assert (folder / "escrow" / "keys" / f"half-b-{UUID}.cms").read_bytes() == ENVELOPE
+    # The machine was told.
+    assert (folder / "half.asked").read_text() == "2"
+
+
 def test_no_machine_writes_outside_the_escrow(told: tuple[Path, dict[str, Any], str]) -> None:
     folder, _results, _output = told
     names = {path.name for path in (folder / "escrow").rglob("*") if path.is_file()}
     assert names == {
         f"honest-data-{UUID}.cms",
         f"unconfirmed-data-{UUID}.cms",
+        f"half-b-{UUID}.cms",
         "outside-..%2F..%2F..%2Foutside-%2Fetc%2Fpasswd.cms",
     }
 

@@ -25,6 +25,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.volume.found import (
 )
 from ansible_collections.cvm.fde.plugins.module_utils.volume.pin import Escrow, Pin, PinState
 from ansible_collections.cvm.fde.plugins.module_utils.volume.plan import plan
+from ansible_collections.cvm.fde.plugins.module_utils.volume.recovery import recipients
 from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import (
     FileSystemType,
     Mount,
@@ -62,7 +63,14 @@ KEY = UnlockWith(recovery_key="x")
 
 def header(digest: str = CURRENT, *enrolled: Enrolled, **other: Any) -> HeaderFound:
     area = HeaderArea(DEVICE.path, b"")
-    return HeaderFound(area, digest, **{"uuid": UUID, "enrolled": enrolled or (TPM,), **other})
+    slots = enrolled or (TPM,)
+    found: dict[str, Any] = {"uuid": UUID, "enrolled": slots, "fingerprints": {one.keyslot: mark(one) for one in slots}}
+    return HeaderFound(area, digest, **{**found, **other})
+
+
+def mark(slot: Enrolled) -> str:
+    """The fingerprint of a keyslot as this collection made it."""
+    return f"{slot.keyslot:02x}" * 32
 
 
 def volume(**other: Any) -> Found:
@@ -117,7 +125,7 @@ CREATION = "pin clear format change-keyslots open make-file-system store ready"
         (volume(), replace(WANTED, state=State.ERASED), "pin destroy discard forget"),
         (volume(pin=PIN.having(next=NEXT)), WANTED, "settle open mount"),
         (volume(saved=FOREIGN), WANTED, "settle open mount"),
-        (volume(pin=PIN.having(next=NEXT), saved=NEXT, header=header(NEXT)), WANTED, "redo open mount"),
+        (volume(pin=PIN.having(next=NEXT), saved=NEXT, torn=True, header=header(NEXT)), WANTED, "redo open mount"),
         (used(), replace(WANTED, unlock=(Tpm2((7,)), Passphrase()), passphrase="x"), "change-keyslots store ready"),
         (used(header=header(CURRENT, TPM, PASSPHRASE)), WANTED, "change-keyslots store ready"),
     ],
@@ -268,21 +276,78 @@ def test_adopting_what_is_pinned_already_changes_nothing() -> None:
     assert actions(used(), replace(WANTED, adopt=True)) == ""
 
 
+CERTIFICATES = (b"pem",)
+ENVELOPE = "dd" * 32
+BOTH = replace(WANTED, unlock=(Tpm2((7,)), Recovery()), certificates=CERTIFICATES)
+NEW_RECOVERY = Enrolled(Recovery(), 4, 2)
+
+
+def escrow(slot: Enrolled = RECOVERY, **other: Any) -> Escrow:
+    """What is recorded of the recovery key of a keyslot."""
+    return Escrow(**{"digest": ENVELOPE, "keyslot": mark(slot), "recipients": recipients(CERTIFICATES), **other})
+
+
+def subjects(found: Found, wanted: Wanted) -> list[str]:
+    return [f"{step.action.value}: {step.subject}" for step in plan(found, wanted).steps]
+
+
+def with_recovery(*slots: Enrolled, **pinned: Any) -> Found:
+    """A volume in use that has keyslots with recovery keys; ``pinned`` is what is recorded of them."""
+    return used(pin=PIN.having(**pinned), header=header(CURRENT, TPM, *(slots or (RECOVERY,))), envelope=ENVELOPE)
+
+
+def test_a_recovery_key_in_escrow_stays_as_it_is() -> None:
+    assert actions(with_recovery(escrow=escrow()), BOTH) == ""
+
+
 @pytest.mark.parametrize(
-    ("escrow", "certificates", "expected"),
+    "pinned",
     [
-        (None, (b"pem",), "change-keyslots store ready"),
-        (Escrow("dd" * 32), (b"pem",), "change-keyslots store ready"),
-        (Escrow("dd" * 32, confirmed=True), (b"pem",), ""),
+        {},
+        {"escrow": escrow(keyslot=mark(NEW_RECOVERY))},
+        {"pending": escrow(digest="ee" * 32)},
+        {"pending": escrow(recipients=recipients((b"another",)))},
+        {"pending": escrow(NEW_RECOVERY)},
     ],
-    ids=["never handed over", "never arrived", "arrived"],
+    ids=["never made here", "another program's", "envelope lost", "for other certificates", "never written"],
 )
-def test_a_recovery_key_that_did_not_arrive_is_replaced(
-    escrow: Optional[Escrow], certificates: tuple[bytes, ...], expected: str
+def test_a_recovery_key_that_nobody_has_for_certain_is_replaced_and_goes_when_the_new_one_arrived(
+    pinned: dict[str, Any],
 ) -> None:
-    found = used(pin=PIN.having(escrow=escrow), header=header(CURRENT, TPM, RECOVERY))
-    wanted = replace(WANTED, unlock=(Tpm2((7,)), Recovery()), certificates=certificates)
-    assert actions(found, wanted) == expected
+    change, *others = subjects(with_recovery(**pinned), BOTH)
+    assert change == ("change-keyslots: add recovery, remove keyslot 2 (recovery) once the recovery key is in escrow")
+    assert [other.split(":")[0] for other in others] == ["store", "ready"]
+
+
+def test_a_recovery_key_that_waits_for_its_escrow_is_handed_over_again_without_any_key() -> None:
+    found = replace(with_recovery(pending=escrow()), credentials=Credentials())
+    assert subjects(found, BOTH) == ["hand-over: the recovery key of keyslot 2"]
+    [step] = plan(replace(found, header=header(CURRENT, TPM, RECOVERY, PASSPHRASE)), BOTH).steps
+    assert "remove keyslot 3 (passphrase) once" in step.subject and step.retiring == (PASSPHRASE,)
+
+
+def test_what_a_confirmed_recovery_key_replaces_goes_without_any_key() -> None:
+    found = replace(with_recovery(RECOVERY, NEW_RECOVERY, escrow=escrow(NEW_RECOVERY)), credentials=Credentials())
+    only = replace(BOTH, unlock=(Recovery(),))
+    assert subjects(found, only)[0] == ("change-keyslots: remove keyslot 1 (tpm2 (PCR 7)), remove keyslot 2 (recovery)")
+
+
+@pytest.mark.parametrize("old", [RECOVERY, PASSPHRASE], ids=["recovery key", "passphrase"])
+def test_nothing_that_opens_the_volume_goes_before_the_new_recovery_key_is_in_escrow(old: Enrolled) -> None:
+    found = volume(pin=None, header=header(FOREIGN, old), credentials=Credentials(by_unlock_with=True))
+    wanted = replace(WANTED, adopt=True, unlock_with=KEY, unlock=(Recovery(),), certificates=CERTIFICATES)
+    [change] = [step for step in plan(found, wanted).steps if step.keyslots is not None]
+    assert change.keyslots is not None and change.keyslots.adds == (Recovery(),)
+    assert change.keyslots.removes == () and change.retiring == (old,)
+
+
+def test_a_recovery_key_in_escrow_is_not_the_one_that_another_program_put_in_its_place() -> None:
+    replaced = header(FOREIGN, TPM, RECOVERY, fingerprints={1: mark(TPM), 2: "ff" * 32})
+    found = volume(
+        pin=PIN.having(escrow=escrow()), header=replaced, credentials=Credentials(frozenset({1}), True, True)
+    )
+    wanted = replace(BOTH, adopt=True, unlock_with=KEY)
+    assert actions(found, wanted) == "adopt open change-keyslots store ready mount"
 
 
 def test_a_tpm_that_does_not_open_now_is_enrolled_anew_only_when_another_key_is_given() -> None:
