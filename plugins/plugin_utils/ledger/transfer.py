@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from typing import BinaryIO, Iterator, NoReturn, Optional
+from typing import IO, Iterator, NoReturn, Optional
 
 from sqlalchemy import Connection, select
 
@@ -50,7 +50,7 @@ def export_lines(ledger: Ledger) -> Iterator[bytes]:
     yield _line({"head": str(follower.head)})
 
 
-def import_lines(ledger: Ledger, lines: BinaryIO, remembered: Optional[Head] = None) -> Head:
+def import_lines(ledger: Ledger, lines: IO[bytes], remembered: Optional[Head] = None) -> Head:
     """Fill an empty ledger from an export and return its head. All or nothing.
 
     `Refusal` if the chain, a document, or the end is broken, or if it does not contain the remembered head; FdeError if
@@ -74,10 +74,21 @@ def import_lines(ledger: Ledger, lines: BinaryIO, remembered: Optional[Head] = N
     return reader.head
 
 
+def read_lines(name: str, lines: IO[bytes], remembered: Optional[Head] = None) -> Head:
+    """Read an export as an import would, write nothing, and return its head. `Refusal` as for an import."""
+    reader = _Reader(name, lines, remembered)
+    for line in reader.lines():
+        if "document" in line:
+            reader.document(line)
+        else:
+            reader.entry(line)
+    return reader.head
+
+
 class _Reader:
     """Read an export strictly: nothing is left out, nothing is there twice, nothing is of another kind."""
 
-    def __init__(self, name: str, lines: BinaryIO, remembered: Optional[Head]) -> None:
+    def __init__(self, name: str, lines: IO[bytes], remembered: Optional[Head]) -> None:
         self._name = name
         self._lines = lines
         self._number = 0

@@ -278,6 +278,26 @@ def test_a_host_cannot_plant_a_verdict_among_its_facts(fleet: Fleet, attested_be
     assert ("secret of web0" in output) is attested_before
 
 
+def test_a_ledger_is_exported_and_imported_by_tasks(enrolled: Fleet) -> None:
+    path = enrolled.folder / "ledger.jsonl"
+    copy = {"ledger": str(enrolled.folder / "copy.db"), "path": str(path), "state": "imported"}
+    tasks = [
+        {
+            "cvm.fde.ledger_transfer": {"ledger": str(enrolled.path), "path": str(path), "state": "exported"},
+            "run_once": True,
+            "register": "exported",
+        },
+        {"cvm.fde.ledger_transfer": {**copy, "head": "{{ exported.head }}"}, "run_once": True},
+    ]
+    for status, changed in ((0, "changed=2"), (0, "changed=0")):
+        assert (outcome := enrolled.play(*tasks))[0] == status, outcome[1]
+        assert changed in outcome[1]
+    assert Ledger(enrolled.folder / "copy.db").head() == enrolled.ledger.head()
+    status, output = enrolled.play({"cvm.fde.ledger_transfer": {**copy, "ledger": str(enrolled.path), "head": "x"}})
+    assert status != 0
+    assert "a head is the number of the last entry" in " ".join(output.split())
+
+
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "pin without road": ({"pinned_ek": ["00" * 32]}, "roads does not allow"),
     "bad pin": ({"roads": ["pinned-ek"], "pinned_ek": ["{{ 'xyz' }}"]}, "64 hexadecimal digits"),

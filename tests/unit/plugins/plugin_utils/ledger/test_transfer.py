@@ -8,7 +8,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-from typing import Callable
+import stat
+from pathlib import Path
+from typing import Callable, ContextManager
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
@@ -17,7 +19,11 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.chain import EMPTY,
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Ledger
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import Action, Attestation, Decision, Identity
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.transfer import export_lines, import_lines
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.transfer_file import Transferred, export_file, import_file
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.verification import verify
+from sqlalchemy import Connection, text
+
+from .conftest import Postgres, attested
 
 Lines = list[dict]
 
@@ -182,3 +188,81 @@ def test_an_export_cut_off_with_a_forged_end_is_refused_against_a_remembered_hea
     with pytest.raises(Refusal, match="the remembered head is entry 5"):
         imported(another, content, remembered)
     assert imported(another, content).sequence == 4
+
+
+# --- as files
+
+
+def test_a_file_is_written_whole_for_its_owner_once(filled: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    assert export_file(filled, path, write=False) == Transferred(True, None, filled.head())
+    assert list(tmp_path.glob("*.jsonl")) == []
+    assert export_file(filled, path, write=True).changed
+    assert path.read_bytes() == exported(filled)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for write in (True, False):
+        assert not export_file(filled, path, write).changed
+    filled.append(attested(6))
+    assert export_file(filled, path, write=True).changed
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".ledger-")] == []
+
+
+def test_what_cannot_be_exported_leaves_the_file_that_was_there(
+    filled: Ledger, attack: Callable[[Ledger], ContextManager[Connection]], tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.jsonl"
+    export_file(filled, path, write=True)
+    before = path.read_bytes()
+    with attack(filled) as connection:
+        connection.execute(text("UPDATE ledger_entries SET verdict = 'untrusted' WHERE sequence = 3"))
+    with pytest.raises(Refusal):
+        export_file(filled, path, write=True)
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".ledger-")] == []
+    with pytest.raises(FdeError, match="it cannot be written"):
+        export_file(Ledger.create(tmp_path / "sound.db"), tmp_path / "nowhere" / "ledger.jsonl", write=True)
+
+
+def test_a_file_is_imported_once_and_never_over_another_ledger(filled: Ledger, tmp_path: Path) -> None:
+    path, there = tmp_path / "ledger.jsonl", tmp_path / "new.db"
+    export_file(filled, path, write=True)
+    head = filled.head()
+    assert import_file(there, path, head, write=False) == Transferred(True, None, head)
+    assert not there.exists()
+    assert import_file(there, path, head, write=True).changed
+    for write in (True, False):
+        assert not import_file(there, path, head, write).changed
+    Ledger(there).append(attested(6))
+    for write in (True, False):
+        with pytest.raises(FdeError, match="the ledger is not empty"):
+            import_file(there, path, None, write)
+    assert Ledger(there).head().sequence == 6
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_a_file_that_is_cut_off_or_lacks_the_remembered_head_makes_no_ledger(
+    filled: Ledger, tmp_path: Path, write: bool
+) -> None:
+    path, there = tmp_path / "ledger.jsonl", tmp_path / "new.db"
+    export_file(filled, path, write=True)
+    with pytest.raises(Refusal):
+        import_file(there, path, Head(9, "ab" * 32), write)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(Refusal):
+        import_file(there, path, None, write)
+    with pytest.raises(FdeError, match="it cannot be read"):
+        import_file(there, tmp_path / "none.jsonl", None, write)
+    assert not there.exists()
+
+
+def test_files_carry_a_ledger_from_sqlite_to_postgresql_and_back(tmp_path: Path, postgres: Postgres) -> None:
+    file = Ledger.create(tmp_path / "ledger.db")
+    file.append_all([(attested(n), {"quote": b"%d" % n, "log": b"log" * 1000}) for n in range(1, 50)])
+    path, url, back = tmp_path / "ledger.jsonl", postgres.new_schema(), tmp_path / "back.db"
+    export_file(file, path, write=True)
+    head = import_file(url, path, file.head(), write=True).head
+    export_file(Ledger(url), tmp_path / "again.jsonl", write=True)
+    import_file(back, tmp_path / "again.jsonl", head, write=True)
+    assert Ledger(back).head() == Ledger(url).head() == file.head() == head
+    assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes()
+    assert verify(Ledger(back), head).sound and verify(Ledger(url), head).sound
