@@ -64,7 +64,7 @@ options:
         elements: str
         default: []
       journal:
-        description: Whether dm-integrity keeps a journal. With V(auto) not below btrfs, which needs none.
+        description: Whether dm-integrity keeps one, as with V(auto). Without it a power cut can ruin the volume.
         type: str
         choices: [auto, always, never]
         default: auto

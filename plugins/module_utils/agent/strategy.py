@@ -41,7 +41,7 @@ class Root(Protocol):
 
     @property
     def journal(self) -> bool:
-        """Whether dm-integrity keeps a journal; btrfs never overwrites what it still needs, the others do."""
+        """Whether dm-integrity keeps a journal: every file system writes something in place, btrfs its superblock."""
 
     @property
     def device(self) -> Optional[str]:

@@ -3,14 +3,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Strategy ``overlay``: what is written goes to btrfs in the encrypted volume, laid over the verity root.
 
-The volume has no journal of dm-integrity: btrfs never overwrites what it still needs, and its SHA-256 checksums notice
-what a torn write left. systemd mounts the overlay itself (``rootflags=`` on the signed command line); here both layers
-are mounted for it. Hard links and renames of directories of the lower layer behave as overlayfs does by default: no
-feature is on that would tie the upper layer to one image (``index``, ``metacopy``, ``redirect_dir``).
+dm-integrity keeps its journal although btrfs never overwrites what it still needs, because its superblock is the
+exception: a power cut between that sector and its tag would leave it unreadable. Its mirrors are no way out, they are
+written in the same moment, and not at all by ``fsync``. systemd mounts the overlay itself (``rootflags=`` on the signed
+command line); here both layers are mounted for it. Hard links and renames of directories of the lower layer behave as
+overlayfs does by default: no feature is on that would tie the upper layer to one image (``index``, ``metacopy``,
+``redirect_dir``).
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Optional
 
@@ -30,7 +33,7 @@ class Overlaid:
     """Two mounts for an overlay."""
 
     has_volume = True
-    journal = False
+    journal = True
     device: Optional[str] = None
 
     def minimum(self, machine: Machine) -> int:
@@ -48,6 +51,8 @@ class Overlaid:
         self._mount(machine)
         for name in (DATA, WORK):
             (machine.paths.state / UPPER / name).mkdir(mode=0o755)
+        # Before the anchor relies on them: a volume without them can never be mounted.
+        os.sync()
         return True
 
     def later(self, machine: Machine, complete: bool) -> Assembled:

@@ -47,17 +47,8 @@ class Mounted:
     options: tuple[str, ...] = ()
 
 
-def journal_for(kind: FileSystemType, profile: Profile) -> bool:
-    """Return whether dm-integrity needs its journal below a file system.
-
-    Without it a write that a crash tears makes an unreadable sector. btrfs never writes in place, but for its
-    superblocks; ext4 and xfs do. Where nothing is authenticated there is no journal to leave out.
-    """
-    return kind is not FileSystemType.BTRFS or profile.integrity is None
-
-
 def wipe_for(kind: FileSystemType, profile: Profile) -> bool:
-    """Return whether every sector must be written at creation; see above."""
+    """Return whether every sector must be written at creation; one that never was cannot be read."""
     return kind in (FileSystemType.XFS, FileSystemType.NONE) and profile.integrity is not None
 
 

@@ -11,7 +11,7 @@ from typing import Any, Mapping, Optional, Sequence
 from ..errors import FdeError
 from ..luks2.method import Method, Passphrase, Recovery, Tpm2
 from ..luks2.profile import PROFILES
-from .file_system import journal_for, wipe_for
+from .file_system import wipe_for
 from .wanted import FileSystemType, Mount, State, UnlockWith, Wanted
 
 _WHEN = ["auto", "always", "never"]
@@ -105,7 +105,8 @@ def _wanted(volume: Mapping[str, Any], parameters: Mapping[str, Any]) -> Wanted:
         device=volume["device"],
         state=state,
         profile=profile,
-        journal=_when(volume["journal"], journal_for(kind, profile)),
+        # Without it a write that a crash tears makes a sector unreadable, and btrfs too writes its superblock in place.
+        journal=_when(volume["journal"], True),
         wipe=_when(volume["wipe"], wipe_for(kind, profile)),
         file_system=kind,
         label=volume["label"],

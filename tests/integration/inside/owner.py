@@ -18,7 +18,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Tpm2
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import PROFILES
 from ansible_collections.cvm.fde.plugins.module_utils.runner import Runner
 from ansible_collections.cvm.fde.plugins.module_utils.volume.confirmation import confirm
-from ansible_collections.cvm.fde.plugins.module_utils.volume.file_system import journal_for, wipe_for
+from ansible_collections.cvm.fde.plugins.module_utils.volume.file_system import wipe_for
 from ansible_collections.cvm.fde.plugins.module_utils.volume.machine import Machine
 from ansible_collections.cvm.fde.plugins.module_utils.volume.places import Places
 from ansible_collections.cvm.fde.plugins.module_utils.volume.volumes import apply_all, plan_all
@@ -63,7 +63,7 @@ class Owner:
         defaults: dict[str, Any] = {
             "name": NAME,
             "profile": profile,
-            "journal": journal_for(kind, profile),
+            "journal": True,
             "wipe": wipe_for(kind, profile),
             "format_options": older,
             "mount": Mount(str(self.mount_point)) if mounted else None,

@@ -44,15 +44,17 @@ def test_the_defaults_are_an_authenticated_ext4_that_the_tpm_unlocks_at_boot() -
     [
         ({"file_system": "ext4"}, True, False),
         ({"file_system": "xfs"}, True, True),
-        ({"file_system": "btrfs"}, False, False),
+        ({"file_system": "btrfs"}, True, False),
         ({"file_system": "none", "mount": None}, True, True),
-        ({"file_system": "btrfs", "journal": "always", "wipe": "always"}, True, True),
+        ({"file_system": "btrfs", "journal": "never", "wipe": "always"}, False, True),
         ({"file_system": "xfs", "wipe": "never"}, True, False),
         ({"file_system": "btrfs", "profile": "confidential"}, True, False),
         ({"file_system": "xfs", "profile": "confidential"}, True, False),
     ],
 )
-def test_journal_and_wiping_follow_the_file_system(options: dict[str, Any], journal: bool, wipe: bool) -> None:
+def test_volumes_have_a_journal_and_are_wiped_for_some_file_systems(
+    options: dict[str, Any], journal: bool, wipe: bool
+) -> None:
     [one] = wanted({**MOUNT, **options})
     assert (one.journal, one.wipe) == (journal, wipe)
 
