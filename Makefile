@@ -12,7 +12,7 @@ HOST_PYTHON := $(firstword $(foreach name,python3 python3.14 python3.13 python3.
 	$(shell $(name) -c 'import sys; sys.version_info >= (3, 11) and print("$(name)")' 2>/dev/null)))
 
 # What 'make test' is made of, in this order: the quick parts first.
-PARTS := lint sanity unit integration attacks hostile e2e
+PARTS := lint sanity unit integration attacks crash hostile e2e
 
 # The whole boots among them.
 BOOTS := tests/e2e/test_attestation.py

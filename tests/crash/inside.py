@@ -18,14 +18,15 @@ import time
 import traceback
 from pathlib import Path
 
-from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from . import log_writes, scenarios
+from .aftermath import RECOVERY_KEY
 from .machine import STATE, Lab, instance, teardown_at_the_end
+from .user import Outcome
 
-#: What an instance has beside its disk and its TPM.
-_FILES = ("cmdline", "public.pem", "SecureBoot", "signatures.json")
+#: What an instance has beside its disk and its TPM; not every one has a recovery key.
+_FILES = ("cmdline", "public.pem", "SecureBoot", "signatures.json", RECOVERY_KEY)
 
 
 def record(name: str, target: Path) -> None:
@@ -40,13 +41,12 @@ def record(name: str, target: Path) -> None:
         shutil.rmtree(place / "sealed")
         if scenario.prepare is not None:
             scenario.prepare(made.image)
-        if scenario.installed:
-            with made.booting() as machine:
-                boot(machine)
+        if scenario.before is not None:
+            scenario.before(made)
+        if (made.directory / STATE).exists():
             shutil.copyfile(made.directory / STATE, target / "tpm-0")
         _copy(made.image, target / "disk")
-        for each in _FILES:
-            shutil.copyfile(made.directory / each, target / each)
+        _copy_files(made.directory, target)
         (target / "root-hash").write_text(made.root_hash)
         lab = scenario.recorded(made.directory, made.root_hash, recording=target)
         with lab.recorded() as log:
@@ -80,8 +80,7 @@ def replay(name: str, recording: Path, chosen: Path, results: Path) -> None:
 def _instance(scenario: scenarios.Scenario, recording: Path, place: Path, tpm: int) -> Lab:
     """Return the machine of a recording, with the TPM as the power cut left it, and still without a disk."""
     lab = scenario.machine(place, (recording / "root-hash").read_text())
-    for each in _FILES:
-        shutil.copyfile(recording / each, place / each)
+    _copy_files(recording, place)
     state = recording / f"tpm-{tpm}"
     if state.exists():
         shutil.copyfile(state, place / STATE)
@@ -92,7 +91,13 @@ def _one(scenario: scenarios.Scenario, lab: Lab, promised: int, phase: str) -> t
     try:
         return scenario.after(lab, promised, phase).value, ""
     except Exception:  # whatever it is, the machine did not come up
-        return scenarios.Outcome.LOST.value, traceback.format_exc()
+        return Outcome.LOST.value, traceback.format_exc()
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    for each in _FILES:
+        if (source / each).exists():
+            shutil.copyfile(source / each, target / each)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration/inside
 import instance
 import owner
 from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
+from ansible_collections.cvm.fde.plugins.module_utils.runner import Runner
 
 from . import log_writes
 
@@ -134,17 +135,22 @@ def _message(source: socket.socket) -> bytes | None:
     return head + source.recv(size - 6, socket.MSG_WAITALL)
 
 
-class LabellingRunner(SubprocessRunner):
-    """Names each program in the log before it runs."""
+class LabellingRunner:
+    """Names each program in the log before ``inner`` runs it."""
 
-    def __init__(self, log: Log) -> None:
-        super().__init__(environment=ENVIRONMENT)
-        self._written = log
+    def __init__(self, log: Log, inner: Runner | None = None) -> None:
+        self._log = log
+        self._inner = inner or SubprocessRunner(environment=ENVIRONMENT)
 
     def run(self, argv: Any, **options: Any) -> Any:
+        """Run a program; see ``Runner``."""
         words = [os.path.basename(argv[0]), *(word for word in argv[1:] if not word.startswith("-"))]
-        self._written.label(" ".join(words)[:60])
-        return super().run(argv, **options)
+        self._log.label(" ".join(words)[:60])
+        return self._inner.run(argv, **options)
+
+    def find(self, name: str) -> str | None:
+        """Return the path of a program; see ``Runner``."""
+        return self._inner.find(name)
 
 
 @dataclass

@@ -1,38 +1,41 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What is recorded, and what must be true of a machine whose power was cut at some moment of it.
-
-While a scenario runs, a user of the machine writes files and keeps note of those that ``fsync`` has promised. Whatever
-was promised before the cut must be there after it.
-"""
+"""What is recorded: the ways of a machine, while a user of it writes files."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
-import random
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
 from pathlib import Path
 from unittest import mock
 
-from ansible_collections.cvm.fde.plugins.module_utils.agent import commit, upkeep
+from ansible_collections.cvm.fde.plugins.module_utils.agent import commit, masks, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
-from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
+from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Strategy
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
-from ansible_collections.cvm.fde.plugins.module_utils.agent.strategies import ROOTS
-from ansible_collections.cvm.fde.plugins.module_utils.boot.command_line import ROOT_WORDS
+from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.luks2 import keyslots
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import Draft
-from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Tpm2
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.recovery_key import new_recovery_key
 
+from .aftermath import (
+    FIRST,
+    RECOVERY_KEY,
+    SECOND,
+    SIGNATURES,
+    after_the_cut,
+    after_the_cut_with_a_key,
+    data_after_the_cut,
+    mounted,
+    recovered,
+)
 from .machine import (
+    STATE,
     DataMachine,
     Lab,
     LabellingRunner,
@@ -42,125 +45,11 @@ from .machine import (
     RecordedLab,
     instance,
 )
+from .user import FILES, MIB, Outcome, User
 
-MIB = 1 << 20
-_random = random.Random(4)
-#: The files of the image: some of its content must be copied while the scenario runs.
-FILES = {
-    "plaintext": b"this sentence stands in the image " * 64,
-    "counter": b"in the image the counter is at zero".ljust(4096),
-    **{f"payload-{number}": _random.randbytes(2 * MIB) for number in range(5)},
-}
 CONTENT = instance.Content(FILES, disk=560 * MIB, root=24 * MIB)
-
-
-class Outcome(str, Enum):
-    """What a machine did after a power cut."""
-
-    #: It went on with the volume it had, and everything promised was there.
-    CONTINUED = "continued"
-    #: It made its volume anew, and nothing had been promised.
-    RESTARTED = "restarted"
-    LOST = "lost"
-
-
-class Lost(Exception):
-    """Something that was promised is not there, or the machine does not come up."""
-
-
-class User:
-    """Writes to the mounted root: new files, and one file of the image again and again."""
-
-    def __init__(self, root: Path, log: Log, start: int = 0) -> None:
-        self._root, self._log = root, log
-        self.written = start
-
-    def write(self) -> None:
-        """Have one more write promised, and note the promise in the log."""
-        number = self.written + 1
-        for name, content in ((f"promised-{number}", promise(number)), ("counter", counter(number))):
-            descriptor = os.open(self._root / name, os.O_WRONLY | os.O_CREAT)
-            try:
-                os.write(descriptor, content)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        directory = os.open(self._root, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
-        self.written = number
-        self._log.mark(f"promised_{number}")
-
-    @contextlib.contextmanager
-    def busy(self, most: int) -> Iterator[None]:
-        """Write at most ``most`` times beside what the caller does."""
-        stop = threading.Event()
-
-        def work() -> None:
-            # A pause, so that the machine's own work gets its turn between two writes.
-            while not stop.wait(0.05) and self.written < most:
-                self.write()
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
-
-
-def promise(number: int) -> bytes:
-    """Return the content of the file of that number: one block and a half."""
-    return hashlib.sha256(str(number).encode()).digest() * 192
-
-
-def counter(number: int) -> bytes:
-    """Return the one block that the user overwrites in place."""
-    return str(number).encode().ljust(4096)
-
-
-def check(root: Path, promised: int, files: Mapping[str, bytes] = FILES) -> None:
-    """Raise ``Lost`` unless ``files`` and everything promised are in the mounted file system."""
-    for name, content in files.items():
-        if name != "counter" and (root / name).read_bytes() != content:
-            raise Lost(f"the image's file {name} has another content")
-    for number in range(1, promised + 1):
-        path = root / f"promised-{number}"
-        if not path.exists() or path.read_bytes() != promise(number):
-            raise Lost(f"what was promised as {path.name} is not there")
-    content = (root / "counter").read_bytes() if promised else b""
-    if promised and not (content[:20].strip().isdigit() and int(content) >= promised):
-        raise Lost(f"the counter was promised to be at {promised}, it says {content[:40]!r}")
-
-
-@contextlib.contextmanager
-def mounted(machine: Machine, where: str = "/run/crash-root") -> Iterator[Path]:
-    """Mount the root of the boot under way, by the words of the signed command line."""
-    words = dict(word.partition("=")[::2] for word in ROOT_WORDS[machine.configuration.strategy])
-    options = words.get("rootflags", "rw").replace("/run/cvm-fde", str(machine.paths.state))
-    root = Path(where)
-    root.mkdir(exist_ok=True)
-    mount = ["mount", "-t", words.get("rootfstype", "ext4"), "-o", options, words["root"], str(root)]
-    subprocess.run(mount, check=True)
-    try:
-        yield root
-    finally:
-        subprocess.run(["umount", str(root)], check=True)
-
-
-def after_the_cut(lab: Lab, promised: int, _phase: str) -> Outcome:
-    """Boot the machine again and say what became of it. Raises whatever keeps it from coming up, or ``Lost``."""
-    with lab.booting() as machine:
-        action = boot(machine)
-        if action is Action.FIRST_BOOT and promised:
-            raise Lost(f"it made the volume anew although {promised} writes had been promised")
-        with mounted(machine) as root:
-            check(root, promised)
-            (root / "after").write_bytes(b"the machine is used again")
-        if (device := ROOTS[machine.configuration.strategy].device) is not None:
-            subprocess.run(["e2fsck", "-fn", device], check=True, capture_output=True)
-    return Outcome.RESTARTED if action is Action.FIRST_BOOT else Outcome.CONTINUED
+#: Writes that were promised before the recording begins, where an instance was used before.
+BEFORE = 2
 
 
 def life(lab: RecordedLab, log: Log) -> None:
@@ -176,24 +65,30 @@ def life(lab: RecordedLab, log: Log) -> None:
                 upkeep.finish(machine, ears, str(root))
             log.label("phase grown")
             user.write()
-    _second_boot(lab, log, user)
+    _second_boot(lab, log, user.written)
 
 
 def other_life(lab: RecordedLab, log: Log) -> None:
-    """The first boot of a strategy without hydration, and a second boot, with a user in both."""
+    """The first boot of a strategy without hydration, what its service does, and a second boot, with a user in all."""
     with lab.booting() as booted:
         machine = _booted(booted, log, "first-boot")
         with mounted(machine) as root:
             user = User(root, log)
             log.label("phase used")
-            for _number in range(4):
-                user.write()
-    _second_boot(lab, log, user)
+            user.write()
+            lab.start_system()
+            with user.busy(4):
+                if machine.configuration.strategy is Strategy.OVERLAY:
+                    masks.keep(machine, log.label)
+                else:
+                    upkeep.finish(machine, Ears(status=lambda _line: None, log=log.label), str(root))
+            user.write()
+    _second_boot(lab, log, user.written)
 
 
-def _second_boot(lab: RecordedLab, log: Log, before: User) -> None:
+def _second_boot(lab: RecordedLab, log: Log, written: int) -> None:
     with lab.booting() as booted, mounted(_booted(booted, log, "second-boot")) as root:
-        user = User(root, log, before.written)
+        user = User(root, log, written)
         for _number in range(4):
             user.write()
 
@@ -226,20 +121,14 @@ def _named(step: Callable[..., object], log: Log, phase: str) -> Callable[..., o
 def header(lab: RecordedLab, log: Log) -> None:
     """A recovery key is added to the header of the open root, and removed again, while the root is written to."""
 
-    def add(copy: Draft) -> None:
-        unlock = f"--unlock-tpm2-device={lab.tcti}"
-        machine.runner.run(["systemd-cryptenroll", unlock, "--recovery-key", copy.path])
-
     def remove(copy: Draft) -> None:
         machine.runner.run(["systemd-cryptenroll", "--wipe-slot=recovery", copy.path])
 
     with lab.booting() as booted:
-        machine = _booted(booted, log, "open")
-        lab.start_system()
-        shutil.copyfile(machine.paths.signatures, "/run/systemd/tpm2-pcr-signature.json")
+        machine = _running(lab, _booted(booted, log, "open"))
         with mounted(machine) as root:
             user = User(root, log)
-            for name, edit in (("add", add), ("remove", remove)):
+            for name, edit in (("add", lambda copy: _add_recovery_key(lab, machine, copy.path)), ("remove", remove)):
                 user.write()
                 log.label(f"phase {name}-key")
                 with user.busy(user.written + 3):
@@ -247,7 +136,78 @@ def header(lab: RecordedLab, log: Log) -> None:
             user.write()
 
 
-FIRST, SECOND = Tpm2(pcrs=(7,)), Tpm2(pcrs=(7, 12))
+def committed(lab: RecordedLab, log: Log) -> None:
+    """A foreign program changes the header on the disk below the open root; then the change is committed."""
+    log.mark(f"promised_{BEFORE}")
+    with lab.booting() as booted:
+        machine = _running(lab, _booted(booted, log, "open"))
+        with mounted(machine) as root:
+            user = User(root, log, BEFORE)
+            user.write()
+            log.label("phase foreign-change")
+            with user.busy(user.written + 6):
+                _add_recovery_key(lab, machine, lab.partition)
+                log.label("phase commit")
+                commit.commit(machine)
+                log.label("phase committed")
+            user.write()
+    _second_boot(lab, log, user.written)
+
+
+def recovery(lab: RecordedLab, log: Log) -> None:
+    """A volume whose TPM remembers nothing is refused, recovered by the holder of its recovery key, and used again."""
+    log.mark(f"promised_{BEFORE}")
+    with lab.booting() as booted:
+        log.label("phase refused")
+        machine = replace(booted, runner=LabellingRunner(log, instance.PcrRunner(lab)))
+        try:
+            boot(machine)
+        except Refusal as refusal:
+            log.label("phase recovery")
+            recovered(lab, machine, refusal)
+        else:
+            raise AssertionError("it was to be refused")
+    _second_boot(lab, log, BEFORE)
+
+
+def _running(lab: Lab, machine: Machine) -> Machine:
+    """Leave the initrd; systemd-cryptenroll finds the signatures of the phase that was reached."""
+    lab.start_system()
+    shutil.copyfile(machine.paths.signatures, SIGNATURES)
+    return machine
+
+
+def _add_recovery_key(lab: Lab, machine: Machine, device: str) -> None:
+    machine.runner.run(["systemd-cryptenroll", f"--unlock-tpm2-device={lab.tcti}", "--recovery-key", device])
+
+
+def installed(lab: Lab) -> None:
+    """Make the volume."""
+    with lab.booting() as machine:
+        boot(machine)
+
+
+def recoverable(lab: Lab) -> None:
+    """Make the volume of an image that allows recovery, enrol a recovery key, and use it."""
+    line = lab.directory / "cmdline"
+    line.write_text(f"{line.read_text().strip()} fde.recovery=console\n")
+    key = new_recovery_key()
+    (lab.directory / RECOVERY_KEY).write_bytes(key)
+    with lab.booting() as machine:
+        shutil.copyfile(machine.paths.signatures, SIGNATURES)
+        boot(machine)
+        unlock, means = keyslots.ByTpm(lab.tcti), keyslots.Means(recovery=key)
+        commit.change(machine, lambda copy: keyslots.add(machine.runner, copy.path, keyslots.Recovery(), unlock, means))
+        with mounted(machine) as root:
+            user = User(root, None)
+            for _number in range(BEFORE):
+                user.write()
+
+
+def forgotten(lab: Lab) -> None:
+    """Make such a volume, and clear the TPM."""
+    recoverable(lab)
+    (lab.directory / STATE).unlink()
 
 
 def data_volume(lab: RecordedDataMachine, log: Log) -> None:
@@ -266,26 +226,11 @@ def data_volume(lab: RecordedDataMachine, log: Log) -> None:
         owner.run(owner.wants(lab.data, unlock=(SECOND,), state="closed"))
 
 
-def data_after_the_cut(lab: Lab, promised: int, phase: str) -> Outcome:
-    """Ask for the data volume again, as whoever was cut short would, and say what became of it."""
-    assert isinstance(lab, DataMachine)
-    with lab.booting() as machine:
-        owner = Owner(machine.runner, lab.root, lab.tcti)
-        wanted = owner.wants(lab.data, unlock=(FIRST if phase == "create" else SECOND,))
-        steps = [step["action"] for step in owner.run(wanted)["steps"]]
-        if "format" in steps and promised:
-            raise Lost(f"it made the volume anew although {promised} writes had been promised")
-        check(owner.mount_point, promised, {})
-        (owner.mount_point / "after").write_bytes(b"the volume is used again")
-        owner.run(owner.wants(lab.data, unlock=wanted.unlock, state="closed"))
-    return Outcome.RESTARTED if "format" in steps else Outcome.CONTINUED
-
-
 def data_disk(image: Path) -> None:
     """Make the disk of a machine with a data disk in place of ``image``."""
-    places = {"system": (1, 40), "data": (41, 80)}
+    places = {"system": (1, 40), "data": (41, 48)}
     with image.open("wb") as file:
-        file.truncate(128 * MIB)
+        file.truncate(96 * MIB)
     rows = [f"start={start}MiB, size={size}MiB" for start, size in places.values()]
     subprocess.run(["sfdisk", "--quiet", str(image)], input="label: gpt\n" + "\n".join(rows), text=True, check=True)
     start, size = places["system"]
@@ -294,11 +239,11 @@ def data_disk(image: Path) -> None:
 
 @dataclass(frozen=True)
 class Scenario:
-    """``run`` is recorded; ``after`` is done after each cut. ``installed`` says that a first boot comes before it."""
+    """``run`` is recorded; ``after`` is done after each cut. ``before`` is what the instance has behind it."""
 
     run: Callable[..., None]
     after: Callable[[Lab, int, str], Outcome] = after_the_cut
-    installed: bool = False
+    before: Callable[[Lab], None] | None = None
     strategy: str = "clone"
     machine: type[Lab] = Lab
     recorded: type[RecordedLab] = RecordedLab
@@ -309,7 +254,9 @@ SCENARIOS: dict[str, Scenario] = {
     "life": Scenario(life),
     "copy": Scenario(other_life, strategy="copy"),
     "overlay": Scenario(other_life, strategy="overlay"),
-    "header": Scenario(header, installed=True),
+    "header": Scenario(header, before=installed),
+    "commit": Scenario(committed, after_the_cut_with_a_key({"foreign-change", "commit"}), before=recoverable),
+    "recovery": Scenario(recovery, after_the_cut_with_a_key({"", "refused", "recovery"}), before=forgotten),
     "data-volume": Scenario(
         data_volume, data_after_the_cut, machine=DataMachine, recorded=RecordedDataMachine, prepare=data_disk
     ),

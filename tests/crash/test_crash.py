@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +16,8 @@ import pytest
 from ansible_collections.cvm.fde.tests.crash import log_writes, matrix
 from ansible_collections.cvm.fde.tests.integration import uml
 
-#: Cuts of these scenarios; the limit is the time that all tests may take.
-SAMPLE = {"life": 6, "header": 2, "data-volume": 2}
+#: Cuts of each scenario; the limit is the time that all tests may take.
+SAMPLE = {"life": 6, "copy": 2, "overlay": 3, "header": 2, "commit": 3, "recovery": 2, "data-volume": 2}
 
 
 def write_log(path: Path, *entries: tuple[int, bytes, int, str]) -> None:
@@ -96,7 +97,18 @@ def test_the_names_of_the_scenarios_are_those_that_the_guest_knows() -> None:
         if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "SCENARIOS"
     )
     assert isinstance(table, ast.Dict)
-    assert tuple(ast.literal_eval(key) for key in table.keys if key) == matrix.SCENARIOS
+    assert tuple(ast.literal_eval(key) for key in table.keys if key) == matrix.SCENARIOS == tuple(SAMPLE)
+
+
+@pytest.mark.parametrize(("cuts", "words", "status"), [(500, [], 0), (499, [], 2), (9, ["--sample", "9"], 0)])
+def test_a_whole_matrix_has_cuts_enough(
+    cuts: int, words: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(uml, "missing", lambda: None)
+    counted = {"cut_points": cuts, "continued": cuts, "restarted": 0, "lost": 0}
+    monkeypatch.setattr(matrix, "run", lambda _options, _directory: {**counted, "failures": []})
+    assert matrix.main(words) == status
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]).items() >= counted.items()
 
 
 @pytest.fixture(scope="module")
