@@ -62,7 +62,12 @@ def public(data: bytes) -> None:
 
 def firmware_log(data: bytes) -> None:
     """Read, replay, and look for the state of Secure Boot."""
-    log = event_log.parse(data)
+    try:
+        log = event_log.parse(data)
+    except AppraisalError as error:
+        if error.code != "not-a-tpm-log":
+            raise
+        log = event_log.parse_confidential(data)
     if log is None:
         return
     for bank in log.banks:

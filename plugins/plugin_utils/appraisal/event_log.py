@@ -110,14 +110,34 @@ def initial_value(bank: str, pcr: int, startup_locality: int = 0) -> bytes:
 
 
 def parse(raw: bytes) -> Optional[FirmwareLog]:
-    """Read a firmware log, or return None for one of no bytes: some platforms really have none.
+    """Read the log of a firmware with a TPM, or return None for one of no bytes: some platforms really have none.
 
-    Handles SHA-1-only logs, crypto-agile logs and the padded buffer of a confidential VM. Raises ``AppraisalError``
-    for anything else, and for logs that are well-formed but cannot be honest: a second startup locality, a second
-    separator.
+    Handles SHA-1-only and crypto-agile logs. Raises ``AppraisalError`` for anything else, for logs that are well-formed
+    but cannot be honest (a second startup locality, a second separator), and for that of a confidential VM, whose
+    registers are no PCRs.
     """
     if not raw:
         return None
+    log = _parse(raw)
+    if log.confidential:
+        raise AppraisalError("not-a-tpm-log", "the log is of a confidential VM's registers, not of a TPM's PCRs")
+    return log
+
+
+def parse_confidential(raw: bytes) -> Optional[FirmwareLog]:
+    """Read the log of a confidential VM (CCEL), which may fill a buffer, or return None for one of no bytes.
+
+    Raises ``AppraisalError`` as `parse` does, and for the log of a TPM.
+    """
+    if not raw:
+        return None
+    log = _parse(raw)
+    if not log.confidential:
+        raise AppraisalError("not-a-confidential-log", "the log is of a TPM's PCRs, not of a confidential VM")
+    return log
+
+
+def _parse(raw: bytes) -> FirmwareLog:
     if len(raw) > LOG_LIMIT:
         raise AppraisalError("malformed", f"the firmware's log is longer than {LOG_LIMIT} bytes")
     reader = _Reader(raw)
@@ -126,10 +146,10 @@ def parse(raw: bytes) -> Optional[FirmwareLog]:
         sizes = _algorithms(first.data)
         found = _agile_events(reader, sizes)
         banks = tuple(HASHES[number] for number in sizes if number in HASHES)
-    else:
-        found = _legacy_events(reader, first)
-        banks = ("sha1",)
-    return _checked(banks, list(found), confidential=first.pcr == 1)
+        if first.pcr not in (0, 1):
+            raise AppraisalError("malformed", "the header of the firmware's log is of a register that has none")
+        return _checked(banks, list(found), confidential=first.pcr == 1)
+    return _checked(("sha1",), list(_legacy_events(reader, first)), confidential=False)
 
 
 def _checked(banks: tuple[str, ...], found: list[Event], confidential: bool) -> FirmwareLog:

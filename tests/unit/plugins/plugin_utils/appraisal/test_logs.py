@@ -9,6 +9,7 @@ import hashlib
 import json
 import struct
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any, Optional
 
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import event_log, secure_boot, userspace_log
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.event_log import FirmwareLog, parse
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.event_log import FirmwareLog, parse, parse_confidential
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.replay import LogCache, replay
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,16 +95,50 @@ def test_a_log_without_the_end_of_the_boot_services_has_no_boundary(vectors: Pat
             _ = some(parse(load(vectors, name))).boundary
 
 
-def test_the_boundary_of_a_confidential_vms_log_is_in_its_own_register(vectors: Path) -> None:
+def mended(vectors: Path) -> bytes:
+    """Return the captured log of a confidential VM with its second separator in the register that lacks one."""
     raw = load(vectors, "ccel-dupe-separator.bin")
     place = raw.index(struct.pack("<III", 1, 4, 1), raw.index(b"Calling EFI Application"))
-    mended = raw[:place] + struct.pack("<I", 2) + raw[place + 4 :]
-    for padded in (mended, mended + b"\xff" * (65536 - len(mended)), mended + bytes(65536 - len(mended))):
-        log = some(parse(padded))
+    return raw[:place] + struct.pack("<I", 2) + raw[place + 4 :]
+
+
+def test_the_captured_log_of_a_confidential_vm_has_a_separator_twice(vectors: Path) -> None:
+    with pytest.raises(AppraisalError, match="second-separator"):
+        parse_confidential(load(vectors, "ccel-dupe-separator.bin"))
+
+
+def test_the_boundary_of_a_confidential_vms_log_is_in_its_own_register(vectors: Path) -> None:
+    raw = mended(vectors)
+    for padded in (raw, raw + b"\xff" * (65536 - len(raw)), raw + bytes(65536 - len(raw))):
+        log = some(parse_confidential(padded))
         assert log.confidential
         assert log.boundary == 42
     with pytest.raises(AppraisalError, match="malformed"):
-        parse(mended + b"\xff" * 64 + b"\0")
+        parse_confidential(raw + b"\xff" * 64 + b"\0")
+
+
+def test_the_log_of_a_confidential_vm_says_nothing_about_a_tpm(vectors: Path) -> None:
+    """Its registers are others: what stands for the end of the firmware there is a PCR of option ROMs in a TPM."""
+    for raw in (mended(vectors), header(pcr=1) + SEPARATOR + event(2, 0x80000007, b"Exit Boot Services Invocation")):
+        assert some(parse_confidential(raw)).confidential
+        with pytest.raises(AppraisalError, match="not-a-tpm-log"):
+            parse(raw)
+        with pytest.raises(AppraisalError, match="not-a-tpm-log"):
+            LogCache().replay(raw, b"", "sha256")
+
+
+@pytest.mark.parametrize("pcr", [2, 5, 24, 0xFFFFFFFF])
+def test_a_header_of_another_register_is_of_no_log(pcr: int) -> None:
+    for read in (parse, parse_confidential):
+        with pytest.raises(AppraisalError, match="malformed"):
+            read(header(pcr=pcr) + SEPARATOR)
+
+
+def test_the_log_of_a_tpm_is_not_that_of_a_confidential_vm(vectors: Path) -> None:
+    for name in ("glinux-alex.bin", "debian-10.bin"):
+        with pytest.raises(AppraisalError, match="not-a-confidential-log"):
+            parse_confidential(load(vectors, name))
+    assert parse_confidential(b"") is None
 
 
 def test_startup_locality_is_where_pcr_0_begins(vectors: Path) -> None:
@@ -139,11 +174,11 @@ def test_a_log_cut_at_any_byte_is_refused_or_leads_elsewhere(vectors: Path, name
 
 
 def header(
-    banks: tuple[tuple[int, int], ...] = ((0xB, 32),), vendor: bytes = b"", count: Optional[int] = None
+    banks: tuple[tuple[int, int], ...] = ((0xB, 32),), vendor: bytes = b"", count: Optional[int] = None, pcr: int = 0
 ) -> bytes:
     body = b"Spec ID Event03\0" + struct.pack("<IBBBBI", 0, 0, 2, 0, 2, len(banks) if count is None else count)
     body += b"".join(struct.pack("<HH", *bank) for bank in banks) + struct.pack("<B", len(vendor)) + vendor
-    return struct.pack("<II20sI", 0, 3, b"", len(body)) + body
+    return struct.pack("<II20sI", pcr, 3, b"", len(body)) + body
 
 
 def event(
@@ -264,13 +299,81 @@ def test_a_pcr_7_of_another_form_says_nothing_about_secure_boot(name: str) -> No
         secure_boot.judge(some(parse(header() + b"".join(DISHONEST[name]))), "sha256")
 
 
-def test_a_certificate_counts_as_authority_only_under_the_name_db() -> None:
-    authorities = [
-        event(7, 0x800000E0, variable(SECURITY, "db", bytes(16) + b"certificate")),
-        event(7, 0x800000E0, variable(SECURITY, "MokList", bytes(16) + b"other")),
-    ]
-    found = secure_boot.judge(some(parse(header() + b"".join([*VARIABLES, END, *authorities, EXIT]))), "sha256")
-    assert found == secure_boot.SecureBoot(True, frozenset((hashlib.sha256(b"certificate").hexdigest(),)))
+OWNER = bytes(range(16))
+#: DER of a length that its first bytes state, as every certificate is.
+CERTIFICATE = b"\x30\x82\x00\x04abcd"
+SHIM = bytes.fromhex("50ab5d6046e00043abb63dd810dd8b23")
+
+
+def booted(*authorities: bytes) -> secure_boot.SecureBoot:
+    """Judge a log in which Secure Boot is on and these authorities were used."""
+    return secure_boot.judge(some(parse(header() + b"".join([*VARIABLES, END, *authorities, EXIT]))), "sha256")
+
+
+def authority(owner: bytes, name: str, data: bytes, behind: bytes = b"", logged: bytes = b"") -> bytes:
+    """Return an event of an authority; what is ``behind`` was measured too, what is ``logged`` was not."""
+    measured = variable(owner, name, data) + behind
+    return event(7, 0x800000E0, measured + logged, hashlib.sha256(measured).digest())
+
+
+def digest(*certificates: bytes) -> frozenset[str]:
+    return frozenset(hashlib.sha256(one).hexdigest() for one in certificates)
+
+
+def test_every_certificate_that_admitted_something_is_an_authority() -> None:
+    used = [authority(SECURITY, "db", OWNER + CERTIFICATE)]
+    assert booted(*used) == secure_boot.SecureBoot(True, digest(CERTIFICATE))
+    for owner, name in ((SECURITY, "vendor_db"), (SHIM, "MokList"), (SHIM, "Shim"), (GLOBAL, "db"), (SECURITY, "dbt")):
+        used = [authority(SECURITY, "db", OWNER + CERTIFICATE), authority(owner, name, OWNER + b"other")]
+        assert booted(*used).authorities == digest(CERTIFICATE, b"other"), name
+
+
+def test_what_shim_says_of_its_own_state_is_no_authority() -> None:
+    used = [authority(SHIM, name, b"sbat,1,2021030218\n") for name in ("SbatLevel", "MokListTrusted")]
+    assert booted(*used).authorities == frozenset()
+    # Under another owner anyone may have said it.
+    assert booted(authority(SECURITY, "SbatLevel", b"sbat,1,2021030218\n")).authorities
+
+
+def test_a_certificate_without_its_owner_is_the_same_authority() -> None:
+    """Shim measures the certificate alone, firmware the owner's GUID before it."""
+    used = [authority(SECURITY, "db", OWNER + CERTIFICATE), authority(SECURITY, "db", CERTIFICATE)]
+    assert booted(*used).authorities == digest(CERTIFICATE)
+
+
+def test_the_authorities_of_old_shim_are_believed(vectors: Path) -> None:
+    """Its events have one byte more than was measured, and five zeroes that were."""
+    assert booted(authority(SECURITY, "db", CERTIFICATE, bytes(5), b"\xaf")).authorities == digest(CERTIFICATE)
+    assert booted(authority(SECURITY, "db", CERTIFICATE, bytes(5))).authorities == digest(CERTIFICATE)
+    found = secure_boot.judge(some(parse(load(vectors, "cos-85-amd-sev.bin"))), "sha256")
+    assert found.enabled
+    # Firmware's event and shim's two are of one certificate.
+    assert len(found.authorities) == 1
+
+
+@pytest.mark.parametrize(
+    ("behind", "logged"),
+    [
+        (b"", b"\xaf"),
+        (bytes(5), b"\xaf\xaf"),
+        (bytes(4), b"\xaf"),
+        (bytes(6), b"\xaf"),
+        (bytes(4) + b"\1", b"\xaf"),
+        (bytes(4) + b"\1", b""),
+        (bytes(6), b""),
+    ],
+)
+def test_what_is_only_nearly_an_event_of_old_shim_is_not_believed(behind: bytes, logged: bytes) -> None:
+    with pytest.raises(AppraisalError):
+        booted(authority(SECURITY, "db", CERTIFICATE, behind, logged))
+
+
+def test_the_rule_for_old_shim_is_for_authorities_only() -> None:
+    """A byte behind a variable of the firmware's configuration was never measured by anybody."""
+    measured = variable(GLOBAL, "SecureBoot", b"\1")
+    longer = event(7, 0x80000001, measured + b"\xaf", hashlib.sha256(measured).digest())
+    with pytest.raises(AppraisalError, match="unbound-event"):
+        secure_boot.judge(some(parse(header() + b"".join([longer, *VARIABLES[1:], END, EXIT]))), "sha256")
 
 
 def test_logs_are_remembered_by_their_digest_up_to_a_limit(vectors: Path) -> None:
@@ -280,6 +383,50 @@ def test_logs_are_remembered_by_their_digest_up_to_a_limit(vectors: Path) -> Non
     assert cache.replay(raw, b"", "sha256") is first
     assert cache.replay(raw, b"", "sha1") is not first
     assert cache.replay(raw, b"", "sha256") is not first
+
+
+def test_what_is_remembered_is_bounded_by_its_size() -> None:
+    """Whether logs have few large events or many small ones, of many machines no more are kept than fit."""
+    limit = 1_000_000
+    for body in (event(1, 0xD, bytes(90_000)), event(1, 0xD, b"") * 800):
+        cache = LogCache(size_limit=limit)
+        tracemalloc.start()
+        try:
+            for turn in range(60):
+                cache.replay(header() + SEPARATOR + body + event(2, 0xD, struct.pack("<I", turn)), b"", "sha256")
+            used, _peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert limit / 4 < used < limit
+
+
+def test_what_is_asked_for_often_is_remembered_longest() -> None:
+    cache = LogCache(size_limit=20_000)
+    often, rarely = (header() + SEPARATOR + event(1, 0xD, bytes([number]) * 100) for number in range(2))
+    kept, gone = cache.firmware(often), cache.firmware(rarely)
+    for turn in range(40):
+        assert cache.firmware(often) is kept
+        cache.firmware(header() + SEPARATOR + event(2, 0xD, struct.pack("<I", turn)))
+    assert cache.firmware(often) is kept
+    assert cache.firmware(rarely) is not gone
+
+
+def test_a_log_that_is_larger_than_the_cache_is_read_and_not_remembered() -> None:
+    cache = LogCache(size_limit=20_000)
+    small, large = (header() + SEPARATOR + event(1, 0xD, bytes(size)) for size in (1, 20_000))
+    first = cache.firmware(small)
+    assert some(cache.firmware(large)) == some(parse(large))
+    assert cache.firmware(large) is not cache.firmware(large)
+    assert cache.firmware(small) is first
+
+
+def test_a_replay_that_is_remembered_is_that_of_its_logs() -> None:
+    cache = LogCache()
+    for data in (b"one", b"other", b"one"):
+        raw = header() + event(1, 0xD, data)
+        found = cache.replay(raw, text(record()), "sha256")
+        assert found is not None
+        assert found.values == replay(some(parse(raw)), userspace_log.parse(text(record())), "sha256").values
 
 
 @settings(max_examples=300, deadline=None)
