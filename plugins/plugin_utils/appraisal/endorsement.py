@@ -12,6 +12,7 @@ Source: TCG EK Credential Profile 2.5, section 3 (fields of an EK certificate); 
 from __future__ import annotations
 
 import datetime
+import warnings
 from typing import Callable, Optional, Sequence, TypeVar
 
 from cryptography import x509
@@ -54,7 +55,11 @@ def parse_certificate(der: bytes) -> x509.Certificate:
     if len(der) > CERTIFICATE_LIMIT:
         raise AppraisalError("malformed", f"the certificate is longer than {CERTIFICATE_LIMIT} bytes")
     try:
-        certificate = x509.load_der_x509_certificate(der)
+        # The library warns of what is unusual, as the serial number 0 that AMD gives all its chips. What a stranger
+        # sends shall not write to the operator's terminal.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            certificate = x509.load_der_x509_certificate(der)
         # The library parses lazily; what cannot be read shall fail here and not in the middle of a judgement.
         _tried = (certificate.extensions, certificate.public_key(), certificate.issuer, certificate.subject)
     except (

@@ -18,6 +18,8 @@ from .secure_boot import judge as judge_secure_boot
 from .userspace_log import UserspaceLog
 
 _T = TypeVar("_T")
+#: What an event's objects take in CPython, at most, without its payload.
+_EVENT_SIZE = 768
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,31 @@ def unexplained(replayed: Mapping[int, bytes], quoted: Mapping[int, bytes]) -> t
     return tuple(pcr for pcr in sorted(quoted) if not hmac.compare_digest(replayed.get(pcr, b""), quoted[pcr]))
 
 
-class LogCache:
-    """Remembers parsed logs and their replay by digest: machines of one image and platform share a firmware log."""
+def _weight(made: object) -> int:
+    """Return how much memory (bytes) a parsed log takes beside its payloads; those of small events take far less.
 
-    def __init__(self, limit: int = 256) -> None:
-        self._limit = limit
+    A replay keeps both of its logs alive, also when their own entries are gone: it counts as much as they do.
+    """
+    if isinstance(made, Replay):
+        return _weight(made.firmware) + _weight(made.userspace)
+    if isinstance(made, FirmwareLog):
+        return _EVENT_SIZE * len(made.events)
+    return _EVENT_SIZE * len(made.records) if isinstance(made, UserspaceLog) else 0
+
+
+class LogCache:
+    """Remembers parsed logs and their replay by digest: machines of one image and platform share a firmware log.
+
+    What is kept is bounded by the number of entries and by ``size_limit``, in bytes of memory by `_weight`. One
+    cache may serve any number of appraisals after one another: nothing in it belongs to a machine, and nothing in it is
+    changed.
+    """
+
+    def __init__(self, limit: int = 256, size_limit: int = 32 * 1024 * 1024) -> None:
+        self._limit, self._size_limit = limit, size_limit
         self._known: OrderedDict[bytes, object] = OrderedDict()
+        self._sizes: dict[bytes, int] = {}
+        self._size = 0
 
     def firmware(self, raw: bytes) -> Optional[FirmwareLog]:
         """Parse a firmware log, or return None when it has no bytes. Raises ``AppraisalError``."""
@@ -78,9 +99,19 @@ class LogCache:
 
     def _remembered(self, kind: bytes, parts: tuple[bytes, ...], make: Callable[[], _T]) -> _T:
         key = kind + b"".join(hashlib.sha256(part).digest() for part in parts)
-        if key not in self._known:
-            self._known[key] = make()
-            if len(self._known) > self._limit:
-                self._known.popitem(last=False)
-        self._known.move_to_end(key)
-        return cast(_T, self._known[key])
+        if key in self._known:
+            self._known.move_to_end(key)
+            return cast(_T, self._known[key])
+        made = make()
+        self._keep(key, made, sum(map(len, parts)) + _weight(made))
+        return made
+
+    def _keep(self, key: bytes, made: object, size: int) -> None:
+        """Keep an entry, and forget those that were not asked for the longest until all fit."""
+        if size > self._size_limit:
+            return
+        self._known[key], self._sizes[key] = made, size
+        self._size += size
+        while len(self._known) > self._limit or self._size > self._size_limit:
+            oldest, _forgotten = self._known.popitem(last=False)
+            self._size -= self._sizes.pop(oldest)

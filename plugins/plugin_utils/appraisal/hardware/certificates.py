@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
@@ -21,11 +19,7 @@ def read_certificate(der: bytes) -> x509.Certificate:
     error for a version that does not exist is of a kind of its own.
     """
     try:
-        # The library warns of what is unusual, as the serial number 0 that AMD gives all its chips. What a stranger
-        # sends shall not write to the operator's terminal.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            certificate = parse_certificate(der)
+        certificate = parse_certificate(der)
         _tried = (certificate.signature_hash_algorithm, certificate.signature_algorithm_parameters)
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise AppraisalError(
