@@ -8,8 +8,11 @@ The others may be more lenient: what we refuse is tested elsewhere. Where both r
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import socket
 import subprocess
+import time
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -21,9 +24,12 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import Ap
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.quote import verify_quote
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import (
     HASH_IDS,
+    parse_creation,
     parse_public,
     parse_quote,
     parse_signature,
+    qualified_name,
+    verify_by,
 )
 from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captured import SAMPLES
 from hypothesis import HealthCheck, given, settings
@@ -138,10 +144,105 @@ def test_every_log_leads_to_the_pcrs_that_tpm2_eventlog_computes(vectors: Path, 
     assert log is not None
     for bank, pcrs in expected.items():
         ours = {pcr: int.from_bytes(value, "big") for pcr, value in log.values(bank).items()}
-        if log.startup_locality:
-            # Releases before 5.5 begin PCR 0 at zero whatever the locality.
-            ours.pop(0), pcrs.pop(0)
+        if log.startup_locality and pcrs[0] == with_the_locality_as_an_event(log, bank):
+            pcrs[0] = ours[0]
         assert ours == {int(pcr): value for pcr, value in pcrs.items()}, bank
+
+
+def with_the_locality_as_an_event(log: event_log.FirmwareLog, bank: str) -> int:
+    """Return what releases before 5.5 make of PCR 0: they begin at zero and extend what the event does not extend."""
+    value = hashlib.new(bank, bytes(2 * hashlib.new(bank).digest_size)).digest()
+    for event in log.events:
+        value = hashlib.new(bank, value + event.digests[bank]).digest() if event.pcr == 0 else value
+    return int.from_bytes(value, "big")
+
+
+@pytss
+@pytest.mark.skipif(not shutil.which("swtpm_ioctl"), reason="swtpm_ioctl is not installed")
+@pytest.mark.parametrize("locality", [0, 3])
+def test_a_tpm_that_was_started_from_a_locality_holds_what_its_log_leads_to(
+    vectors: Path, tmp_path: Path, locality: int
+) -> None:
+    """A firmware that starts the TPM from locality 3 says so in its log, and PCR 0 begins with that number."""
+    raw = (vectors / "eventlogs/glinux-alex.bin").read_bytes()
+    assert raw.count(b"StartupLocality\0\3") == 1
+    log = event_log.parse(raw.replace(b"StartupLocality\0\3", b"StartupLocality\0" + bytes([locality])))
+    assert log is not None and log.startup_locality == locality
+    sockets = [f"type=unixio,path={tmp_path}/{name}" for name in ("tpm", "control")]
+    words = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={tmp_path}", "--flags", "not-need-init"]
+    words += ["--server", sockets[0], "--ctrl", sockets[1], "--pid", f"file={tmp_path}/pid"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            started_from(tmp_path, locality)
+            assert read_pcr(tmp_path, []) == event_log.initial_value("sha256", 0, locality)
+            digests = [event.digests["sha256"] for event in log.events if event.pcr == 0]
+            assert read_pcr(tmp_path, digests) == log.values("sha256")[0]
+        finally:
+            process.kill()
+
+
+def started_from(folder: Path, locality: int) -> None:
+    """Send TPM2_Startup(CLEAR) from a locality."""
+    while not (folder / "pid").exists() or not (folder / "pid").read_text().strip():
+        time.sleep(0.01)
+    subprocess.run(["swtpm_ioctl", "--unix", folder / "control", "-l", str(locality)], check=True)
+    with socket.socket(socket.AF_UNIX) as tpm:
+        tpm.connect(str(folder / "tpm"))
+        tpm.sendall(bytes.fromhex("80010000000c000001440000"))
+        assert tpm.recv(64) == bytes.fromhex("80010000000a00000000")
+    subprocess.run(["swtpm_ioctl", "--unix", folder / "control", "-l", "0"], check=True)
+
+
+def read_pcr(folder: Path, digests: list[bytes]) -> bytes:
+    """Extend PCR 0 by digests and return what it holds."""
+    # TPM2_PCR_Extend of PCR 0 with an empty password, TPM2_PCR_Read of it.
+    extend = bytes.fromhex("8002 00000041 00000182 00000000 00000009 40000009 0000 00 0000 00000001 000b")
+    read = bytes.fromhex("8001 00000014 0000017e 00000001 000b 03 010000")
+    with socket.socket(socket.AF_UNIX) as tpm:
+        tpm.connect(str(folder / "tpm"))
+        for command in (*(extend + digest for digest in digests), read):
+            tpm.sendall(command)
+            answer = tpm.recv(4096)
+            assert answer[6:10] == bytes(4)
+    return answer[-32:]
+
+
+@pytss
+@pytest.mark.parametrize("primary", [True, False], ids=["of the hierarchy", "below another key"])
+def test_a_tpms_word_on_the_creation_of_a_key_is_read(machine: Any, primary: bool) -> None:
+    """TPM2_CertifyCreation: which key it was, and the digest of what it was made with."""
+    from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
+    from ansible_collections.cvm.fde.plugins.module_utils.tpm.keys import attestation_key
+
+    outside, nonce = tss.TPM2B_DATA(b"outside"), tss.TPM2B_DATA(b"nonce")
+    pcrs = tss.TPML_PCR_SELECTION.parse("sha256:7")
+    with opened(machine.tcti) as esys, attestation_key(esys) as signer:
+        flags = tss.TPMA_OBJECT.FIXEDTPM | tss.TPMA_OBJECT.FIXEDPARENT | tss.TPMA_OBJECT.SENSITIVEDATAORIGIN
+        flags |= tss.TPMA_OBJECT.USERWITHAUTH | tss.TPMA_OBJECT.RESTRICTED | tss.TPMA_OBJECT.DECRYPT
+        storage = tss.TPM2B_PUBLIC.parse("ecc256:aes128cfb", objectAttributes=flags)
+        sensitive = tss.TPM2B_SENSITIVE_CREATE()
+        parent, public, data, digest, ticket = esys.create_primary(sensitive, storage, tss.ESYS_TR.OWNER, outside, pcrs)
+        made = parent
+        if not primary:
+            signs = flags & ~(tss.TPMA_OBJECT.RESTRICTED | tss.TPMA_OBJECT.DECRYPT) | tss.TPMA_OBJECT.SIGN_ENCRYPT
+            below = tss.TPM2B_PUBLIC.parse("ecc256:ecdsa-sha256:null", objectAttributes=signs)
+            private, public, data, digest, ticket = esys.create(parent, sensitive, below, outside, pcrs)
+            made = esys.load(parent, private, public)
+        scheme = tss.TPMT_SIG_SCHEME(scheme=tss.TPM2_ALG.NULL)
+        attest, signature = esys.certify_creation(signer.handle, made, nonce, digest, scheme, ticket)
+        for handle in {made, parent}:
+            esys.flush_context(handle)
+    found, key = parse_creation(bytes(attest)), parse_public(signer.public)
+    verify_by(key, bytes(signature.marshal()), found.raw)
+    assert found.qualified_signer == qualified_name(key)
+    assert found.extra_data == b"nonce"
+    assert found.object_name == bytes(public.get_name())
+    assert found.creation_hash == bytes(digest) == hashlib.sha256(data.creationData.marshal()).digest()
+    for length in range(len(found.raw)):
+        with pytest.raises(AppraisalError, match="malformed"):
+            parse_creation(found.raw[:length])
+    with pytest.raises(AppraisalError, match="other-attestation"):
+        parse_quote(found.raw)
 
 
 @pytss

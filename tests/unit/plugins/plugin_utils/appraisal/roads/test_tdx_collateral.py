@@ -153,16 +153,16 @@ def test_the_operators_collateral_reaches_the_road_and_is_kept(machine, intel, h
         None,
         Platform(azure=ParavisorReport(report, td_quote=machine.quote(bound))),
     )
-    authorities = [machine.root.certificate]
-    allowed = Allowed((RoadName.AZURE_TDX,), "web1", collateral=intel.collateral())
-    kept = policy_document(Grounds((), authorities, now, allowed=allowed))["tdx_collateral"]
+    authorities = {RoadName.AZURE_TDX: [machine.root.certificate]}
+    allowed = Allowed((RoadName.AZURE_TDX,), "web1", collateral=intel.collateral(), authorities=authorities)
+    kept = policy_document(Grounds((), (), now, allowed=allowed))["tdx_collateral"]
     again = dataclasses.replace(allowed, collateral=TdxCollateral.from_document(json.loads(json.dumps(kept))))
     for choice in (allowed, again):
-        trust = walk(choice, shown, authorities, now)
+        trust = walk(choice, shown, (), now)
         assert trust.hardware is not None and trust.hardware.status == "UpToDate"
     foreign = dataclasses.replace(allowed, collateral=intel.collateral(tcb_info(fmspc="00906f050000")))
     with refused("other-collateral"):
-        walk(foreign, shown, authorities, now)
+        walk(foreign, shown, (), now)
 
 
 @pytest.mark.parametrize(
