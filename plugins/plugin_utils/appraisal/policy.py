@@ -95,6 +95,8 @@ class Policy:
     maximum_age: int = 300
     #: Seconds for which a verdict counts.
     valid_for: int = 86400
+    #: Whether the TPM must know that its clock has not gone back.
+    safe_clock: bool = False
     freshness: Freshness = Freshness.HEADER
     volume: VolumeTerms = field(default_factory=VolumeTerms)
 
@@ -126,7 +128,11 @@ class Policy:
                 "measurements": sorted(hardware.measurements),
                 "minimum_tpm_firmware": self.minimum_tpm_firmware,
             },
-            "evidence": {"maximum_age": self.maximum_age, "valid_for": self.valid_for},
+            "evidence": {
+                "maximum_age": self.maximum_age,
+                "valid_for": self.valid_for,
+                "safe_clock": self.safe_clock,
+            },
             "freshness": self.freshness.value,
             "volume": {
                 "authenticated": volume.authenticated,
@@ -170,7 +176,7 @@ def parse_policy(found: Any) -> Policy:
     if top.number("version", -1) != VERSION:
         top.wrong("version", f"must be {VERSION}")
     hardware, evidence, volume = top.inner("hardware"), top.inner("evidence"), top.inner("volume")
-    evidence.only("maximum_age", "valid_for")
+    evidence.only("maximum_age", "valid_for", "safe_clock")
     return Policy(
         name=top.text("name", "policy"),
         waived_checks=frozenset(top.words("waived_checks", (), WAIVABLE)),
@@ -180,6 +186,7 @@ def parse_policy(found: Any) -> Policy:
         minimum_tpm_firmware=hardware.number("minimum_tpm_firmware", 0),
         maximum_age=evidence.number("maximum_age", 300, least=1),
         valid_for=evidence.number("valid_for", 86400, least=1),
+        safe_clock=evidence.truth("safe_clock", False),
         freshness=Freshness(top.word("freshness", Freshness.HEADER.value, [level.value for level in Freshness])),
         volume=_volume(volume),
     )

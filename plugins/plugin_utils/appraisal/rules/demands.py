@@ -23,6 +23,12 @@ def _evidence_age(case: Case) -> str:
     age = (now - made).total_seconds()
     if not 0 <= age <= case.grounds.policy.maximum_age:
         raise AppraisalError("stale", f"the answer came after more than {case.grounds.policy.maximum_age} seconds")
+    # That an answer is new is known by its nonce and our clock. The TPM's says "unsafe" for an hour after every loss of
+    # power, so it is judged only where somebody wants that.
+    if case.grounds.policy.safe_clock and not case.quote.clock.safe:
+        raise AppraisalError(
+            "unsafe-clock", "the TPM lost power, and does not know yet that its clock has not gone back"
+        )
     return "the answer came in time"
 
 

@@ -37,7 +37,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import (
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import Reference, parse_manifest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import digest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS, PARTS, RULES
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public, parse_quote
 
 NONCE = bytes(range(32))
 SECRET = bytes(range(32, 64))
@@ -585,6 +585,19 @@ def test_an_answer_that_came_late_is_refused(good: Answers) -> None:
     assert failed(replace(good, challenge=asked).appraise()) == {"evidence_age"}
     early = replace(good.challenge, made=NOW + datetime.timedelta(seconds=1))
     assert failed(replace(good, challenge=early).appraise()) == {"evidence_age"}
+
+
+def test_a_tpm_that_lost_power_is_trusted_unless_a_policy_wants_its_clock(
+    make_machine: Callable[..., Any], grounds: Grounds, image: Any
+) -> None:
+    machine = make_machine("power-cut")
+    machine.boot(image, first=False)
+    after = ask(machine, grounds)
+    assert not parse_quote(base64.b64decode(after.evidence["quote"]["attest"])).clock.safe
+    assert after.appraise().verdict is Verdict.TRUSTED
+    result = judged_by(after, Policy(safe_clock=True))
+    assert failed(result) == {"evidence_age"}
+    assert reason(result, "evidence_age").startswith("the TPM lost power")
 
 
 def test_a_policy_that_demands_hardware_trusts_nothing_without_a_report(good: Answers) -> None:

@@ -54,6 +54,15 @@ def test_an_empty_policy_is_the_default_one() -> None:
     assert replace(load_policy(b"version: 1"), name="default") == Policy()
 
 
+def test_a_demand_on_the_clock_is_read_and_kept() -> None:
+    found = load_policy(b"version: 1\nevidence: {safe_clock: true}")
+    assert found.safe_clock and not Policy().safe_clock
+    assert parse_policy(found.document()) == found
+    assert found.digest != replace(found, safe_clock=False).digest
+    with pytest.raises(AppraisalError, match="neither true nor false"):
+        load_policy(b"version: 1\nevidence: {safe_clock: 1}")
+
+
 def test_the_default_waives_nothing_and_takes_no_road_but_certificates() -> None:
     assert Policy().waived == frozenset()
     assert Policy().roads == (RoadName.EK_CERTIFICATE,)
