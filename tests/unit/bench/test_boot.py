@@ -1,0 +1,34 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a first boot costs is judged by the budgets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible_collections.cvm.fde.tests.bench.boot import budget
+
+QEMU = {
+    "first_boot": {"cpu": 1.01, "memory": 64.0, "kernel": 2.0, "initrd": 13.0, "wall": 9.0},
+    "without_agent": {"kernel": 1.5, "initrd": 3.4},
+    "initrd": {"with": 30.0, "without": 19.9, "agent": 10.1},
+}
+
+
+def met(result: dict[str, Any]) -> dict[str, bool]:
+    return {name: one["met"] for name, one in budget(result).items()}
+
+
+def test_a_budget_is_met_up_to_its_limit() -> None:
+    assert met(QEMU) == {"cpu": False, "memory": True, "initrd": False, "added": False}
+
+
+def test_the_added_time_is_what_the_boot_takes_more_until_its_root_is_usable() -> None:
+    found = budget(QEMU)["added"]
+    assert (found["limit"], found["measured"]) == (10.0, 10.1)
+
+
+def test_where_nothing_but_the_agent_boots_its_own_time_is_what_it_adds() -> None:
+    alone = {"first_boot": QEMU["first_boot"]}
+    assert budget(alone)["added"]["measured"] == 9.0 and "initrd" not in budget(alone)
