@@ -39,6 +39,7 @@ class AskingAction(ActionBase):  # type: ignore[misc]
     #: The beginning of what was printed in place of an answer that can be read.
     printed: Optional[str] = None
     _room = ANSWER_LIMIT
+    _found: Optional[dict[str, Any]] = None
 
     def ask(self, module: str, arguments: Mapping[str, Any], variables: dict[str, Any]) -> Any:
         """Return the ``answer`` of a module.
@@ -54,9 +55,11 @@ class AskingAction(ActionBase):  # type: ignore[misc]
     def _bounded(self, module: str, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
         # Raised only after the handlers are left: an exception keeps alive what was allocated below it.
         failure: Exception
+        self._found = None
         try:
             with memory_limit(MEMORY_LIMIT), time_limit(self.deadline - time.monotonic()):
-                return dict(self._execute_module(module_name=module, module_args=arguments, task_vars=variables))
+                result = self._execute_module(module_name=module, module_args=arguments, task_vars=variables)
+                return dict(result) if self._found is None else self._found
         except Late:
             failure = Unanswered("it took longer than it was given")
         except (TooMuch, MemoryError, RecursionError):
@@ -86,16 +89,19 @@ class AskingAction(ActionBase):  # type: ignore[misc]
             raise TooMuch
         return result
 
-    def _parse_returned_data(self, res: Mapping[str, Any], *_more: Any) -> dict[str, Any]:
-        """Read a module's output strictly, in place of Ansible's reader, which repeats what surrounds the JSON as
-        warnings and makes objects of its own from it.
+    def _parse_returned_data(self, res: Mapping[str, Any], *more: Any) -> Any:
+        """Read a module's output strictly, and keep what was found to ourselves.
+
+        Ansible's reader repeats what surrounds the JSON as warnings and makes objects of its own from it, and what it
+        returns differs between its versions. It is given an empty result to read, whatever the host printed.
         """
         printed = str(res.get("stdout", ""))
         try:
-            return read_result(printed, str(res.get("stderr", "")))
+            self._found = read_result(printed, str(res.get("stderr", "")))
         except AppraisalError:
             self.printed = printed[:PRINTED_LIMIT]
             raise
+        return super()._parse_returned_data({**res, "stdout": "{}", "stderr": ""}, *more)
 
     def cleanup(self, force: bool = False) -> None:
         """Remove what the module left on the host, in bounded time: the host may not want to."""
