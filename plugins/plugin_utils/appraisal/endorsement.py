@@ -60,8 +60,8 @@ def parse_certificate(der: bytes) -> x509.Certificate:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             certificate = x509.load_der_x509_certificate(der)
-        # The library parses lazily; what cannot be read shall fail here and not in the middle of a judgement.
-        _tried = (certificate.extensions, certificate.public_key(), certificate.issuer, certificate.subject)
+            # It parses lazily; what cannot be read shall fail here and not in the middle of a judgement.
+            _tried = (certificate.extensions, certificate.public_key(), certificate.issuer, certificate.subject)
     except (
         ValueError,
         TypeError,

@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The report that Azure's paravisor (HCL) leaves in the virtual TPM: a hardware report that vouches for its keys.
 
-Layout: 32 bytes of header, 1184 of hardware report, 20 that describe what follows, JSON, zeros. The hardware report's
-own data begins with the JSON's digest.
-Source: the layout as az-cvm-vtpm (azure-cvm-tooling) and the Azure guest attestation SDK read it; RFC 7517 (keys).
+Layout: 32 bytes of header, 1184 of hardware report, 20 that describe what follows (24 in version 2), JSON, zeros. The
+hardware report's own data begins with the JSON's digest; what is around the two is measured by nobody.
+Source: the layout as openvmm writes it (``openhcl_attestation_protocol``, ``IgvmAttestRequestBase``) and az-cvm-vtpm
+(azure-cvm-tooling) reads it; RFC 7517 (keys).
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from .fields import Fields
 REPORT_LIMIT = 16384
 _JSON_LIMIT = 12288
 _HARDWARE_SIZE = 1184
+#: Bytes with what the paravisor wants of its host, by the version of the request that the report is.
+_CAPABILITIES_SIZE = {1: 0, 2: 4}
 _HASHES = {1: "sha256", 2: "sha384", 3: "sha512"}
+_KEYS = ("HCLAkPub", "HCLEkPub")
 _UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
@@ -81,9 +85,10 @@ def parse_hcl(data: bytes) -> HclReport:
     reader.zeros(16)
     hardware = reader.take(_HARDWARE_SIZE)
     data_size, version, kind, hash_kind, claims_size = (reader.u32() for _field in range(5))
-    if version != 1 or kind not in _KINDS or hash_kind not in _HASHES:
-        raise AppraisalError("unsupported", "the HCL report is not one of version 1 over SNP or TDX")
-    if data_size != claims_size + 20 or size != reader.position + claims_size:
+    if version not in _CAPABILITIES_SIZE or kind not in _KINDS or hash_kind not in _HASHES:
+        raise AppraisalError("unsupported", "the HCL report is not one of version 1 or 2 over SNP or TDX")
+    reader.take(_CAPABILITIES_SIZE[version])
+    if data_size != claims_size + 20 + _CAPABILITIES_SIZE[version] or size != reader.position + claims_size:
         raise AppraisalError("malformed", "the sizes in the HCL report contradict each other")
     raw = reader.take(claims_size)
     reader.zeros(len(data) - reader.position)
@@ -117,10 +122,14 @@ def _keys(listed: Any) -> dict[str, rsa.RSAPublicKey]:
     if not isinstance(listed, list) or len(listed) > 8:
         raise _malformed("no list of keys")
     found: dict[str, rsa.RSAPublicKey] = {}
+    names: set[str] = set()
     for key in listed:
         name = key.get("kid") if isinstance(key, dict) else None
-        if not isinstance(name, str) or name in found:
+        if not isinstance(name, str) or name in names:
             raise _malformed("a key without a name of its own")
+        names.add(name)
+        if name not in _KEYS:
+            continue
         if key.get("kty") != "RSA":
             raise _malformed("a key that is not RSA")
         modulus, exponent = (int.from_bytes(_base64(key.get(part)), "big") for part in ("n", "e"))

@@ -485,6 +485,17 @@ def test_systemds_log_continues_the_firmwares() -> None:
     assert replayed[17] == b"\xff" * 32
 
 
+def test_digests_of_banks_that_nobody_judges_by_are_left_out() -> None:
+    """A TPM with a bank of SM3 or SHA-3 gets records with one digest more, which say nothing about the others."""
+    known = record()["digests"]
+    for more in ({"hashAlg": "sm3_256", "digest": "00" * 32}, {"hashAlg": "sha3_512", "digest": "00" * 64}):
+        log = userspace_log.parse(text(record(digests=[more, *known])))
+        assert log == userspace_log.parse(text(record()))
+    alone = userspace_log.parse(text(record(digests=[{"hashAlg": "sm3_256", "digest": "00" * 32}])))
+    with pytest.raises(AppraisalError, match="bank-not-logged"):
+        replay(some(parse(header() + SEPARATOR)), alone, "sha256")
+
+
 def test_records_of_nv_indexes_are_left_out() -> None:
     other = record()
     other["nv_index"] = other.pop("pcr") + 0x01D10200
@@ -537,7 +548,13 @@ BAD_RECORDS: dict[str, bytes] = {
     "digests of text": text(record(digests="sha256")),
     "a digest that is too short": text(record(digests=[{"hashAlg": "sha256", "digest": "00"}])),
     "a digest in upper case": text(record(digests=[{"hashAlg": "sha256", "digest": "AA" * 32}])),
-    "a digest of an unknown algorithm": text(record(digests=[{"hashAlg": "md5", "digest": "00" * 16}])),
+    "a digest of an algorithm that has no name": text(record(digests=[{"hashAlg": "", "digest": "00" * 16}])),
+    "a digest of an algorithm that is a path": text(record(digests=[{"hashAlg": "../sm3", "digest": "00" * 16}])),
+    "a digest of an unknown algorithm, half a byte": text(record(digests=[{"hashAlg": "sm3_256", "digest": "0"}])),
+    "a digest of an unknown algorithm that is too long": text(
+        record(digests=[{"hashAlg": "sm3_256", "digest": "00" * 65}])
+    ),
+    "a digest of an unknown algorithm twice": text(record(digests=[{"hashAlg": "sm3_256", "digest": "00" * 32}] * 2)),
     "a digest twice": text(record(digests=[{"hashAlg": "sha256", "digest": "00" * 32}] * 2)),
     "content of text": text(record(content="phase")),
     "a string that is none": text(record(content={"string": 1})),

@@ -370,9 +370,11 @@ class HclMaker:
         machine = {"secure-boot": True, "vmUniqueId": "6332533D-5649-4D02-8AA7-8F64B7C3EE21", **machine}
         return json.dumps({"keys": listed, "vm-configuration": machine, "user-data": "ab" * 64}).encode()
 
-    def report(self, hardware: bytes, claims: bytes, kind: int = 2) -> bytes:
-        head = b"HCLA" + struct.pack("<III", 2, 1236 + len(claims), 2) + bytes(16)
-        middle = struct.pack("<IIIII", 20 + len(claims), 1, kind, 1, len(claims))
+    def report(self, hardware: bytes, claims: bytes, kind: int = 2, version: int = 1) -> bytes:
+        capabilities = struct.pack("<I", 3) if version == 2 else b""
+        size = 20 + len(capabilities) + len(claims)
+        head = b"HCLA" + struct.pack("<III", 2, 1216 + size, 2) + bytes(16)
+        middle = struct.pack("<IIIII", size, version, kind, 1, len(claims)) + capabilities
         return (head + hardware.ljust(1184, b"\0") + middle + claims).ljust(2600, b"\0")
 
     def attestation_area(self) -> PublicArea:

@@ -415,3 +415,35 @@ def test_the_digest_of_the_claims_is_by_the_hash_that_the_report_names(hcl) -> N
         struct.pack_into("<I", raw, 1228, number)
         report = parse_hcl(bytes(raw))
         assert len(report.digest) == size and report.kind is HardwareReport.SNP
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_report_of_either_version_is_read(snp_machine, hcl, attester, now, version) -> None:
+    machine, claims = snp_machine(), hcl.claims()
+    bound = parse_hcl(hcl.report(bytes(1184), claims, version=version)).digest
+    report = hcl.report(machine.report(bound), claims, version=version)
+    road = AzureSnp(report, machine.vcek.der, [machine.ark.certificate], [machine.ask.der])
+    assert road.establish(attester(hcl.attestation_area()), now).road is RoadName.AZURE_SNP
+
+
+def test_a_report_does_not_pass_for_one_of_the_other_version(hcl, refused) -> None:
+    for version, other in ((1, 2), (2, 1)):
+        raw = bytearray(hcl.report(bytes(1184), hcl.claims(), version=version))
+        struct.pack_into("<I", raw, 1220, other)
+        with refused("malformed"):
+            parse_hcl(bytes(raw))
+
+
+def test_keys_of_other_names_and_kinds_are_passed_over(hcl, refused) -> None:
+    """The paravisor may name keys that nobody here asks for; each has a name of its own."""
+
+    def with_keys(*more):
+        return edited(hcl, lambda found: found["keys"].extend(more))
+
+    other = {"kid": "HCLOther", "kty": "EC", "crv": "P-384", "x": "AQ", "y": "AQ"}
+    claims = parse_hcl(hcl.report(bytes(1184), with_keys(other, {"kid": "HCLTransferKey", "kty": "RSA"}))).claims
+    assert claims.attestation_key.public_numbers() == hcl.ak.public_key().public_numbers()
+    with refused("malformed"):
+        parse_hcl(hcl.report(bytes(1184), with_keys(other, other)))
+    with refused("malformed"):
+        parse_hcl(hcl.report(bytes(1184), edited(hcl, lambda found: found["keys"][0].update(kty="EC"))))

@@ -54,8 +54,12 @@ def test_another_key_signer_time_chain_and_root_are_refused(real, attester, auth
         road.establish(shown, now.replace(year=2025))
     with refused("expired"):
         road.establish(shown, now.replace(year=2057))
-    with refused("no-chain"):
+    with pytest.raises(AppraisalError, match="no-chain: .*: give Google's intermediate"):
         dataclasses.replace(road, intermediates=[]).establish(shown, now)
+    # What a machine collects is the certificate alone; the intermediate comes from the operator, beside the root.
+    between = [x509.load_der_x509_certificate(raw) for raw in road.intermediates]
+    alone = dataclasses.replace(road, intermediates=[], authorities=[*road.authorities, *between])
+    assert len(alone.establish(shown, now).certificates) == 2
     with refused("no-chain"):
         dataclasses.replace(road, authorities=[authority.root("EK/AK CA Root").certificate]).establish(shown, now)
     with refused("other-key"):
