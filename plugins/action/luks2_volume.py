@@ -61,8 +61,10 @@ class ActionModule(ActionBase):
         result.update(told)
         _check_silent(result, secrets_of(args["volumes"]))
         if failures:
+            # Said in the result itself: from ansible-core 2.20 on the result that an exception brings along counts more
+            # than the exception.
             said = [str(result["msg"])] if result.get("failed") else []
-            raise AnsibleActionFail(" ".join([*said, *failures]), result=result)
+            result.update(failed=True, msg=" ".join([*said, *failures]))
         return result
 
     def _keep_all(
@@ -119,7 +121,7 @@ class ActionModule(ActionBase):
         arguments = {**brought, "volumes": volumes, "escrowed": kept}
         told = self._execute_module("cvm.fde.luks2_volume", arguments, task_vars=task_vars)
         if told.get("failed"):
-            raise AnsibleActionFail(str(told.get("msg")), result=told)
+            raise AnsibleActionFail(str(told.get("msg")))
 
 
 def _certificates(escrow: Optional[dict[str, Any]]) -> list[str]:

@@ -62,7 +62,7 @@ class ActionModule(ActionBase):
             kept, digest = self._keep(args["escrow"], host, str(told.get("luks_uuid")), handover, variables)
             said = self._execute_module(_MODULE, {"round": "confirm", "digest": digest}, task_vars=task_vars)
             if said.get("failed"):
-                raise AnsibleActionFail(f"{host}: {said.get('msg')}", result=said)
+                raise AnsibleActionFail(f"{host}: {said.get('msg')}")
             result["escrow"] = {"digest": digest, "place": kept.place}
         return result
 
