@@ -158,7 +158,7 @@ options:
     type: str
     choices: [clone, overlay, copy, ephemeral]
   pcrs:
-    description: The PCRs to ask for. 4, 7, 11, 12, 13 and 15 must be among them; 16 and 23 must not, as anyone can
+    description: The PCRs to ask for. 4, 7, 9 and 11 to 15 must be among them; 16 and 23 must not, as anyone can
       reset them.
     type: list
     elements: int

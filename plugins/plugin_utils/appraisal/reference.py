@@ -36,8 +36,9 @@ _T = TypeVar("_T")
 class Reference:
     """The values that machines of one sealed image may show.
 
-    ``pcr_7`` is None where the sealer did not know the variables; ``pcr_13`` is the value without any system extension
-    where the manifest lists none.
+    ``pcr_7`` is None where the sealer did not know the variables. ``pcr_9`` is what the kernel was handed, before the
+    system measured more; None where the manifest lists none. ``pcr_13`` and ``pcr_14`` are then the values without any
+    system extension and without a shim.
     """
 
     name: str
@@ -47,9 +48,11 @@ class Reference:
     policy_key: PolicyKey
     pcr_4: frozenset[bytes]
     pcr_7: Optional[frozenset[bytes]]
+    pcr_9: Optional[frozenset[bytes]]
     pcr_11: Mapping[str, bytes]
     pcr_12: frozenset[bytes]
     pcr_13: frozenset[bytes]
+    pcr_14: frozenset[bytes]
     #: Legal values of the SHA-384 bank, for platforms that vouch for that one only: PCR → values, 11 as of `ready`.
     sha384: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
     not_before: Optional[datetime.datetime] = None
@@ -105,9 +108,11 @@ def parse_manifest(manifest: bytes) -> Reference:
         policy_key=key,
         pcr_4=pcrs.digests("4"),
         pcr_7=pcrs.digests("7") if pcrs.has("7") else None,
+        pcr_9=pcrs.digests("9") if pcrs.has("9") else None,
         pcr_11={phase: bytes.fromhex(phases.digest(phase)) for phase in (PHASE_INITRD, PHASE_READY)},
         pcr_12=pcrs.digests("12"),
         pcr_13=pcrs.digests("13") if pcrs.has("13") else frozenset(with_os_separator(ZERO)),
+        pcr_14=pcrs.digests("14") if pcrs.has("14") else frozenset(with_os_separator(ZERO)),
         sha384=_sha384(banks.inner("sha384")) if banks.has("sha384") else {},
         not_before=validity.moment("not_before"),
         not_after=validity.moment("not_after"),

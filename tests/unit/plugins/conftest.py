@@ -41,7 +41,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-EV_NO_ACTION, EV_SEPARATOR, EV_S_CRTM_VERSION, EV_IPL = 3, 4, 8, 0xD
+EV_NO_ACTION, EV_SEPARATOR, EV_EVENT_TAG, EV_S_CRTM_VERSION, EV_IPL = 3, 4, 6, 8, 0xD
 EV_VARIABLE, EV_BOOT_APPLICATION, EV_ACTION, EV_AUTHORITY = 0x80000001, 0x80000003, 0x80000007, 0x800000E0
 GLOBAL = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
 SECURITY = bytes.fromhex("cbb219d73a3d9645a3bcdad00e67656f")
@@ -51,6 +51,7 @@ UUID = "0d8f5c4c-3c8e-4c0e-9d69-4c8f3a1f6a01"
 SEPARATED = (0, 1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14)
 #: What a kernel image has measured of itself; images differ in it.
 SECTIONS = (b".linux\0", b".initrd\0", b".cmdline\0")
+INITRD = b"the image's initrd"
 PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready")
 CREATION = {"sha256": (0, 1, 2, 3, 4, 5, 7, 9, 11, 12)}
 
@@ -72,7 +73,9 @@ def variable(owner: bytes, name: str, data: bytes) -> bytes:
 class FirmwareEvents:
     """A crypto-agile log with one bank, and the digests to extend a TPM with."""
 
-    def __init__(self, secure_boot: bool = True, sections: tuple[bytes, ...] = SECTIONS) -> None:
+    def __init__(
+        self, secure_boot: bool = True, sections: tuple[bytes, ...] = SECTIONS, initrd: bytes = INITRD
+    ) -> None:
         self.events: list[tuple[int, int, bytes, bytes]] = []
         self.add(0, EV_S_CRTM_VERSION, b"1\0")
         state = b"\1" if secure_boot else b"\0"
@@ -91,6 +94,8 @@ class FirmwareEvents:
         self.add(4, EV_BOOT_APPLICATION, b"a device path", sha256(b"the unified kernel image"))
         for section in sections:
             self.add(11, EV_IPL, section)
+        self.add(9, EV_EVENT_TAG, b"LOADED_IMAGE::LoadOptions\0", sha256(b"the image's command line"))
+        self.add(9, EV_EVENT_TAG, b"Linux initrd\0", sha256(initrd))
         self.add(5, EV_ACTION, b"Exit Boot Services Invocation")
         self.add(5, EV_ACTION, b"Exit Boot Services Returned with Success")
 
@@ -125,7 +130,9 @@ def record(pcr: int, kind: str, string: str, digest: Optional[bytes] = None) -> 
 class Machine:
     """One machine; ``folder`` holds its TPM state and its logs."""
 
-    def __init__(self, folder: Path, authority: Path, secure_boot: bool = True, name: str = "machine") -> None:
+    def __init__(
+        self, folder: Path, authority: Path, secure_boot: bool = True, name: str = "machine", initrd: bytes = INITRD
+    ) -> None:
         self.folder = folder
         self.tcti = f"swtpm:path={folder}/tpm.sock"
         self.firmware_log = folder / "firmware.log"
@@ -135,6 +142,7 @@ class Machine:
         self.volume_key = os.urandom(64)
         self._authority = authority
         self._secure_boot = secure_boot
+        self._initrd_handed = initrd
         subprocess.run(
             [
                 "swtpm_setup",
@@ -201,7 +209,7 @@ class Machine:
     def _initrd(self, image: Image) -> Iterator[Any]:
         """Boot as far as the initrd."""
         self.start()
-        firmware = FirmwareEvents(self._secure_boot, image.sections)
+        firmware = FirmwareEvents(self._secure_boot, image.sections, self._initrd_handed)
         self.firmware_log.write_bytes(firmware.log())
         self.userspace_log.write_bytes(b"")
         with opened(self.tcti) as esys:
@@ -290,7 +298,7 @@ class Image:
             value = sha256(value + sha256(phase.encode()))
             self.pcr_11[":".join(PHASES[: place + 1])] = value
         self.policies = tuple(self._sign(self.pcr_11[phase]) for phase in (PHASES[0], ":".join(PHASES)))
-        self.pcr_4, self.pcr_7 = values[4], values[7]
+        self.pcr_4, self.pcr_7, self.pcr_9 = values[4], values[7], values[9]
 
     def _sign(self, value: bytes) -> SignedPolicy:
         policy = pcr_policy(11, value)
@@ -324,6 +332,7 @@ class Image:
                 "sha256": {
                     "4": with_separator(self.pcr_4),
                     "7": with_separator(self.pcr_7),
+                    "9": with_separator(self.pcr_9),
                     "11": {phase: value.hex() for phase, value in self.pcr_11.items()},
                     "12": with_separator(bytes(32)),
                 }

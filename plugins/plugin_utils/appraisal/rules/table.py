@@ -20,7 +20,7 @@ from .volume import NO_VOLUME
 #: Quoted unless the operator says otherwise: everything but IMA's PCR 10 and the resettable 16 and 23.
 DEFAULT_PCRS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15)
 #: Without these there is nothing to judge.
-REQUIRED_PCRS = (4, 7, 11, 12, 13, 15)
+REQUIRED_PCRS = (4, 7, 9, 11, 12, 13, 14, 15)
 
 RULES: tuple[Rule, ...] = (
     *keys.RULES,

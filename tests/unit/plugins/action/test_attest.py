@@ -195,7 +195,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "key": ({"attest_manifest_key": "{CA}"}, "the manifest was not signed by the given key"),
     "manifest": ({"attest_manifest": "/nonexistent"}, "/nonexistent: it cannot be read"),
     "authority": ({"attest_endorsement_ca": ["{KEY}"]}, "the file holds no certificate in PEM form"),
-    "pcrs": ({"attest_pcrs": [0, 4, 7, 11, 12, 13]}, "PCR 15 must be among them"),
+    "pcrs": ({"attest_pcrs": [0, 4, 7, 9, 11, 12, 13, 14]}, "PCR 15 must be among them"),
 }
 
 

@@ -25,6 +25,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Chal
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential import make_credential
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.ear import attestation_result
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.event_log import parse as parse_log
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import parse_evidence, parse_identity
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Status, Verdict
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import (
@@ -354,12 +355,12 @@ def test_a_pcr_without_any_event_that_is_not_zero_is_named(make_machine: Callabl
     machine = make_machine("ima")
     with opened(machine.tcti) as esys:
         machine_log = machine.userspace_log.read_bytes()
-        machine.measure(esys, 14, "silent", "unseen")
+        machine.measure(esys, 8, "silent", "unseen")
         machine.userspace_log.write_bytes(machine_log)
     result = ask(machine, grounds).appraise()
     assert result.verdict is Verdict.UNEXPLAINED
     assert {check.reason for check in result.checks if check.status is Status.FAILED} == {
-        "the logs do not lead to PCR 14"
+        "the logs do not lead to PCR 8"
     }
 
 
@@ -390,14 +391,62 @@ def test_without_a_reference_for_pcr_7_the_signers_certificate_decides(good: Ans
     assert "pcr_7" in failed(replace(good, grounds=replace(good.grounds, references=(other,))).appraise())
 
 
-@pytest.mark.parametrize("pcr", ["4", "7", "12", "13"])
+@pytest.mark.parametrize("pcr", ["4", "7", "9", "12", "13", "14"])
 def test_a_pcr_value_that_the_manifest_does_not_list_is_refused(good: Answers, image: Any, pcr: str) -> None:
     manifest = copy.deepcopy(image.manifest())
     manifest["pcrs"]["sha256"][pcr] = ["11" * 32]
     reference = parse_manifest(json.dumps(manifest).encode())
     result = replace(good, grounds=replace(good.grounds, references=(reference,))).appraise()
-    # The quote of the volume's creation does not cover PCR 13.
-    assert failed(result) == {f"pcr_{pcr}"} | ({"evidence_boot"} if pcr != "13" else set())
+    # The quote of the volume's creation does not cover PCR 13 and 14.
+    assert failed(result) == {f"pcr_{pcr}"} | ({"evidence_boot"} if pcr not in ("13", "14") else set())
+
+
+def test_a_manifest_without_pcr_9_leaves_open_what_the_kernel_was_handed(good: Answers, image: Any) -> None:
+    manifest = copy.deepcopy(image.manifest())
+    del manifest["pcrs"]["sha256"]["9"]
+    reference = parse_manifest(json.dumps(manifest).encode())
+    result = replace(good, grounds=replace(good.grounds, references=(reference,))).appraise()
+    assert result.verdict is Verdict.UNKNOWN
+    unknown = {check.name for check in result.checks if check.status is Status.UNKNOWN}
+    assert unknown == {"pcr_9", "evidence_boot"}
+
+
+def test_another_initrd_than_the_images_is_refused_whatever_the_logs_say(
+    make_machine: Callable[..., Any], grounds: Grounds, request: Any
+) -> None:
+    conftest = request.config.pluginmanager.getplugin(str(Path(__file__).parents[2] / "conftest.py"))
+    machine = make_machine("handed", initrd=b"the image's initrd and one more archive")
+    answers = ask(machine, grounds)
+    result = answers.appraise()
+    assert failed(result) == {"pcr_9", "evidence_boot"}
+    assert "initrd" in reason(result, "pcr_9")
+    # A firmware log that tells of the image's initrd does not lead to what was quoted.
+    honest, genuine = machine.firmware_log.read_bytes(), conftest.FirmwareEvents().log()
+    assert "log_replay" in failed(logs(answers, firmware=genuine).appraise())
+    # One that leaves the initrd to systemd's log leads there, but ends before the initrd.
+    (event,) = [event for event in parse_log(honest).events if event.data == b"Linux initrd\0"]
+    digest_of_initrd = event.digests["sha256"]
+    start = honest.index(struct.pack("<II", 9, event.kind), honest.index(b"LOADED_IMAGE"))
+    end = honest.index(event.data, start) + len(event.data)
+    later = conftest.record(9, "initrd", "", digest_of_initrd) + machine.userspace_log.read_bytes()
+    result = logs(answers, firmware=honest[:start] + honest[end:], userspace=later).appraise()
+    assert "log_replay" not in failed(result) and "pcr_9" in failed(result)
+
+
+def test_the_keys_of_a_shim_are_refused_unless_the_manifest_lists_them(
+    make_machine: Callable[..., Any], grounds: Grounds, image: Any
+) -> None:
+    machine = make_machine("shim")
+    with opened(machine.tcti) as esys:
+        machine.measure(esys, 14, "shim", "MokList")
+    answers = ask(machine, grounds)
+    result = answers.appraise()
+    assert failed(result) == {"pcr_14"}
+    assert "machine owner keys" in next(check for check in result.checks if check.name == "pcr_14").reason
+    manifest = copy.deepcopy(image.manifest())
+    manifest["pcrs"]["sha256"]["14"] = [answers.evidence["pcrs"]["sha256"]["14"]]
+    reference = parse_manifest(json.dumps(manifest).encode())
+    assert replace(answers, grounds=replace(grounds, references=(reference,))).appraise().verdict is Verdict.TRUSTED
 
 
 def test_a_system_extension_is_refused_unless_the_manifest_lists_it(
@@ -567,7 +616,7 @@ def test_what_rests_on_a_waived_check_is_not_judged(good: Answers) -> None:
 
 
 def test_a_machine_without_a_firmware_log_is_judged_by_values_alone_where_a_policy_says_so(good: Answers) -> None:
-    names = ("firmware_log", "log_replay", "secure_boot", "volume_key")
+    names = ("firmware_log", "log_replay", "secure_boot", "pcr_9", "volume_key")
     result = judged_by(logs(good, firmware=b""), Policy(waived_checks=frozenset(names)))
     assert result.verdict is Verdict.TRUSTED
     assert {check.name for check in result.checks if check.status is Status.WAIVED} == set(names)
