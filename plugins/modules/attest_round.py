@@ -151,7 +151,7 @@ def _is_of_recovery(token: dict[str, Any]) -> bool:
     try:
         claims = json.loads(base64.b64decode(token["claims"], validate=True))
         return bool(claims["purpose"] == RECOVERY)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return False
 
 

@@ -81,6 +81,11 @@ def _is_bytes(length: int) -> Check:
     return lambda value: _is_base64(value) and len(base64.b64decode(value)) == length
 
 
+def _is_structure(value: Any) -> bool:
+    """A marshalled TPM structure: the largest that systemd stores here is a key with its private part."""
+    return _is_base64(value) and len(value) <= 8192
+
+
 def _is_salt(value: Any) -> bool:
     return _is_base64(value) and 16 <= len(base64.b64decode(value)) <= 64
 
@@ -141,7 +146,7 @@ TPM2_TOKEN = Shape(
     {
         "type": _is_text,
         "keyslots": _is_texts,
-        "tpm2-blob": _one_or_more(_is_base64),
+        "tpm2-blob": _one_or_more(_is_structure),
         "tpm2-pcrs": _is_pcrs,
         "tpm2-policy-hash": _one_or_more(_is_hex),
     },
@@ -151,9 +156,9 @@ TPM2_TOKEN = Shape(
         "tpm2-pin": _is_boolean,
         "tpm2_pcrlock": _is_boolean,
         "tpm2_pubkey_pcrs": _is_pcrs,
-        "tpm2_pubkey": _is_base64,
-        "tpm2_srk": _is_base64,
-        "tpm2_pcrlock_nv": _is_base64,
+        "tpm2_pubkey": _is_structure,
+        "tpm2_srk": _is_structure,
+        "tpm2_pcrlock_nv": _is_structure,
     },
 )
 RECOVERY_TOKEN = Shape({"type": _is_text, "keyslots": _is_texts})

@@ -105,9 +105,10 @@ def test_another_tpm_costs_a_recovery_key_and_nothing_else(
         assert [step["action"] for step in owner.run(wanted)["steps"]] == ["open", "mount"]
 
 
-def test_no_flipped_bit_becomes_other_data(owner: Owner, disk: Callable[..., str]) -> None:
+@pytest.mark.parametrize("profile", [name for name, profile in PROFILES.items() if profile.integrity is not None])
+def test_no_flipped_bit_becomes_other_data(owner: Owner, disk: Callable[..., str], profile: str) -> None:
     device = disk(SIZES["none"])
-    wanted = recoverable(owner, device, file_system="none")
+    wanted = recoverable(owner, device, profile=profile, file_system="none")
     owner.run(wanted)
     with open(owner.mapped, "r+b", buffering=0) as file:
         size = os.lseek(file.fileno(), 0, os.SEEK_END) // BLOCK * BLOCK

@@ -23,6 +23,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2.policy import (
     judge,
 )
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import (
+    AEGIS,
     AUTHENTICATED,
     LAYOUT,
     PROFILES,
@@ -112,11 +113,12 @@ def test_a_new_volume_has_the_header_and_the_mapping_of_its_profile(
     assert b"keptkept" not in Path(device).read_bytes()
 
 
+@pytest.mark.parametrize("profile", [AUTHENTICATED, AEGIS], ids=lambda profile: profile.name)
 def test_a_flipped_bit_in_the_data_is_an_error_and_not_other_data(
-    runner: Runner, mapper: DeviceMapper, disk: Callable[..., str], tmp_path: Path
+    runner: Runner, mapper: DeviceMapper, disk: Callable[..., str], profile: Profile, tmp_path: Path
 ) -> None:
     device = disk(SIZE)
-    volume_key, _temporary = _format(runner, device)
+    volume_key, _temporary = _format(runner, device, profile)
     header = str(tmp_path / "header")
     read_area(device).store(header)
     attach_with_key(runner, "volume", device, header=header, volume_key=volume_key)

@@ -426,6 +426,12 @@ for pcrs in ([7, 7, 12], [12, 7], [7, 24], [-1, 7], [7, True], ["7"], [[7]], {"7
         lambda m, pcrs=pcrs: _tpm2(m).update({"tpm2-pcrs": pcrs}),
         [Reason.MALFORMED_FIELD],
     )
+for field in ("tpm2-blob", "tpm2_srk", "tpm2_pubkey", "tpm2_pcrlock_nv"):
+    for value in ("A" * 8196, "AB==", "AA", "A A=", "", 1, {}, "\u0410A=="):
+        ATTACKS[f"a TPM token whose {field} is {str(value)[:5]!r}"] = (
+            lambda m, field=field, value=value: _tpm2(m).update({field: value}),
+            [Reason.MALFORMED_FIELD],
+        )
 ATTACKS |= {
     "an area far beyond the device": (
         lambda m: _slot(m)["area"].update(offset="9223372036854775808"),
