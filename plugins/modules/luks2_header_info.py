@@ -41,7 +41,8 @@ options:
       - V(root) expects the root volume of an instance, with a TPM keyslot bound to PCR 7 and 12 and to signed values of
         PCR 11, and with the evidence of its creation. While one TPM keyslot replaces another there may be two, after a
         recovery its evidence is there too, and there may be a recovery key.
-      - V(data) accepts any number of TPM keyslots, recovery keys and passphrases.
+      - V(data) accepts any number of TPM keyslots, recovery keys and passphrases. A TPM keyslot must be bound to
+        something, since one with an empty policy opens for every system on that TPM.
     type: str
     choices: [root, data]
     default: data

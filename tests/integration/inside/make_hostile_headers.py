@@ -5,9 +5,9 @@
 
     python -m tests.integration.uml --share DIR -- python3 tests/integration/inside/make_hostile_headers.py DIR
 
-DIR is tests/unit/plugins/module_utils/luks2/fixtures/hostile as an absolute path. cryptsetup itself makes them all: a
-volume that encrypts nothing (CVE-2025-59054, CVE-2025-58356), and the three kinds of an interrupted reencryption, by
-which CVE-2021-4122 had a volume decrypt itself.
+DIR is tests/unit/plugins/module_utils/luks2/fixtures/hostile as an absolute path. cryptsetup itself makes a volume that
+encrypts nothing (CVE-2025-59054, CVE-2025-58356), and the three kinds of an interrupted reencryption, by which
+CVE-2021-4122 had a volume decrypt itself; systemd-cryptenroll, as it does by default, a TPM keyslot without conditions.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from make_headers import UUID, new_disk
+from software_tpm import Tpm
 
 METADATA = 256 << 10
 KEY = Path("/run/passphrase")
@@ -58,6 +59,12 @@ def main(fixtures: Path) -> None:
         os.close(descriptor)
         options = ["--type", "luks2", "--uuid", UUID, "--reduce-device-size", "16M", *PLACES, *STRETCHING, *AES]
         cryptsetup("reencrypt", "--encrypt", "--init-only", *options, made["encrypting"])
+        made["unbound"] = formatted(directory, *AES, "--integrity", "hmac-sha256", "--integrity-no-wipe")
+        with Tpm.start(directory / "tpm") as tpm:
+            enrolment = ["--tpm2-public-key=", "--tpm2-pcrlock=", f"--unlock-key-file={KEY}"]
+            subprocess.run(
+                ["systemd-cryptenroll", f"--tpm2-device={tpm.tcti}", *enrolment, made["unbound"]], check=True
+            )
         for kind, path in made.items():
             with open(path, "rb") as file:
                 (fixtures / f"{kind}.xz").write_bytes(lzma.compress(file.read(2 * METADATA)))

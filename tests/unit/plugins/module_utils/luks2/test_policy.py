@@ -505,9 +505,10 @@ def test_an_attack_is_refused_for_its_own_reasons(forger, expected, name):
         ("reencrypting", {Reason.REQUIREMENTS, Reason.REENCRYPTION, Reason.SEGMENT_FLAGS, Reason.DIGEST_COUNT}),
         ("decrypting", {Reason.REQUIREMENTS, Reason.REENCRYPTION, Reason.SEGMENT_BOUNDS, Reason.SEGMENT_TYPE}),
         ("encrypting", {Reason.REQUIREMENTS, Reason.REENCRYPTION, Reason.SEGMENT_TYPE, Reason.SEGMENT_COUNT}),
+        ("unbound", {Reason.TOKEN_UNBOUND}),
     ],
 )
-def test_what_cryptsetup_makes_and_opens_is_refused_all_the_same(forger, expected, name, reasons):
+def test_what_native_tools_make_and_open_is_refused_all_the_same(forger, expected, name, reasons):
     header = Header.parse(forger.hostile(name))
     for expectation in (expected, *(data_volume(profile=profile) for profile in PROFILES.values())):
         assert reasons <= set(judge(header, expectation).reasons) | {Reason.KEYSLOT_KEY_SIZE}
@@ -515,7 +516,11 @@ def test_what_cryptsetup_makes_and_opens_is_refused_all_the_same(forger, expecte
 
 def test_every_hostile_header_has_its_test(request):
     names = {path.stem for path in (request.path.parent / "fixtures/hostile").glob("*.xz")}
-    assert names == {"null-cipher", "reencrypting", "decrypting", "encrypting"}
+    assert names == {"null-cipher", "reencrypting", "decrypting", "encrypting", "unbound"}
+
+
+def test_what_systemd_enrols_by_default_is_refused_for_that_and_nothing_else(forger):
+    assert judge(Header.parse(forger.hostile("unbound")), data_volume()).reasons == (Reason.TOKEN_UNBOUND,)
 
 
 def test_every_reason_has_an_attack():
@@ -784,3 +789,41 @@ def test_any_value_at_any_place_is_judged_without_a_crash(forger, expected, path
     if changed:
         judgement = judge(header, expected)
         assert all(violation.found.isprintable() for violation in judgement.violations)
+
+
+_TOKEN_FIELDS = st.sampled_from(
+    [
+        *("tpm2-pcrs", "tpm2_pubkey_pcrs", "tpm2_pubkey", "tpm2-pcr-bank", "tpm2-policy-hash", "tpm2_pcrlock"),
+        *("tpm2-pin", "tpm2_srk", "tpm2-blob", "tpm2-primary-alg", "keyslots", "type"),
+    ]
+)
+_TOKEN_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.lists(st.integers(-1, 25), max_size=4),
+    st.lists(st.sampled_from(["0", "1", "2", "3", "4", "00"]), max_size=2),
+    st.sampled_from(["", "AAAA", "sha256", "sha1", "ecc", "0" * 64, "f" * 64, _GARBAGE, _PRIVATE]),
+    st.sampled_from(["systemd-tpm2", "systemd-recovery"]),
+    st.text(alphabet="aA0=+/ \x1b", max_size=10),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(changes=st.dictionaries(_TOKEN_FIELDS, _TOKEN_VALUES, max_size=4), token=st.sampled_from(["0", "1", "2"]))
+def test_whatever_is_accepted_of_a_token_can_be_read_and_binds(forger, changes, token):
+    def edit(metadata):
+        for field, value in changes.items():
+            metadata["tokens"][token].pop(field, None)
+            if value is not None:
+                metadata["tokens"][token][field] = value
+
+    try:
+        header = Header.parse(forger.edited(edit, forger.genuine("2.8.8-data")))
+    except HeaderError:
+        # A token without a type is none.
+        assert "type" in changes
+        return
+    if judge(header, data_volume()).accepted:
+        methods = [slot.method for slot in enrolled(header)]
+        assert len(methods) == 4
+        assert all(method.bound for method in methods if isinstance(method, Tpm2))
