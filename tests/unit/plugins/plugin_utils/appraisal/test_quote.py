@@ -35,6 +35,8 @@ from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captu
     rsa_area,
 )
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 
 @pytest.fixture(params=SAMPLES)
@@ -356,3 +358,27 @@ def test_what_was_verified_cannot_be_changed(vectors: Path) -> None:
     found = SAMPLES["gcp-sev"](vectors).verify()
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.values = {}  # type: ignore[misc]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_is_damaged_is_refused_and_nothing_else_happens(vectors: Path, data: Any) -> None:
+    """Bytes of statement, signature, nonce and values are changed, cut and added at random places."""
+    sample = SAMPLES[data.draw(st.sampled_from(sorted(SAMPLES)))](vectors)
+    bank, values = only(sample)
+    parts = {"attest": sample.attest, "signature": signed(sample).value, "nonce": sample.nonce}
+    parts.update({str(pcr): value for pcr, value in values.items()})
+    name = data.draw(st.sampled_from(sorted(parts)))
+    raw = parts[name]
+    start = data.draw(st.integers(0, len(raw)))
+    damaged = raw[:start] + data.draw(st.binary(max_size=3)) + raw[start + data.draw(st.integers(0, 3)) :]
+    if damaged == raw or (name == "nonce" and not damaged):
+        return
+    if name == "signature":
+        damaged_sample = with_signature(sample, value=damaged)
+    elif name in ("attest", "nonce"):
+        damaged_sample = replace(sample, **{name: damaged})
+    else:
+        damaged_sample = replace(sample, values={bank: {**values, int(name): damaged}})
+    with pytest.raises(AppraisalError):
+        damaged_sample.verify()
