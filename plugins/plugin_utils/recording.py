@@ -22,6 +22,9 @@ from .ledger.ledger import Conclusion, Ledger, Past
 from .ledger.records import TEXT_LIMIT, Anchor, Attestation, Identity
 from .ledger_checks import proved_anchor, shown_identity, with_past
 
+#: Compressed bytes that a host which is not trusted may add within a day, before its documents are only named. What
+#: trust rests on is always kept.
+DAILY_LIMIT = 32 * 1024 * 1024
 #: What must be all that is missing for a host's first key to be recorded before an operator approves it.
 _APPROVABLE = frozenset(("road",))
 _NONE: Mapping[str, bytes] = MappingProxyType({})
@@ -56,7 +59,10 @@ class Recorder:
             known = shown is not None and (named is not None or (past.enrolled and not past.new))
             anchor = proved_anchor(result) if known and not past.conflicts else None
             return Conclusion(
-                self._attestation(final, anchor, documents), {"result": result_document(final, self.policy)}, named
+                self._attestation(final, anchor, documents),
+                {"result": result_document(final, self.policy)},
+                named,
+                None if final.verdict is Verdict.TRUSTED else DAILY_LIMIT,
             )
 
         key = _text(result.claims.get("volume_key_id"))
@@ -67,7 +73,8 @@ class Recorder:
         """Record the verdict on a host whose answers could not be judged, with what is left of them."""
         attestation = Attestation(self.host, str(report["verdict"]), "none", volume=VOLUME)
         if self.write:
-            self.ledger.append(attestation, {**documents, "result": canonical({"version": 1, **report})})
+            result = {"result": canonical({"version": 1, **report})}
+            self.ledger.append_within(attestation, documents, result, DAILY_LIMIT)
 
     def _may_record(self, past: Past, shown: Identity, result: Result) -> bool:
         """Tell whether a new key goes into the ledger: of a known host always, since it is what shall be noticed; of

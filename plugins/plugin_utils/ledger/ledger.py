@@ -9,8 +9,9 @@ It only grows. Whoever can write to its database can still damage it; `Ledger.ve
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -39,6 +40,8 @@ from .records import (
 )
 from .schema import documents, entries
 
+#: The document that names those which were not kept, by their digests.
+OMITTED = "omitted"
 _PAGE = 500
 #: A sequence beyond every entry: what is asked for "before" it is asked for as of now.
 _NEVER = (1 << 63) - 1
@@ -75,6 +78,8 @@ class Conclusion:
     attestation: Attestation
     documents: Mapping[str, bytes]
     identity: Optional[Identity] = None
+    #: Compressed bytes of documents of this host within a day from which on what was seen is named and not kept.
+    daily: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,17 @@ class Ledger:
     def append(self, record: Record, documents: Mapping[str, bytes] = _NONE) -> Entry:
         """Add a record and the documents it rests on."""
         (entry,) = self.append_all([(record, documents)])
+        return entry
+
+    def append_within(
+        self, record: Record, documents: Mapping[str, bytes], more: Mapping[str, bytes], daily: int
+    ) -> Entry:
+        """Add a record with ``documents``, and with ``more`` that are always kept; see `Conclusion.daily`."""
+        names, packed = _pack_documents(documents)
+        others, small = _pack_documents(more)
+        with self.database.writing() as connection:
+            names, packed = self._within(connection, record.host, daily, names, packed)
+            (entry,) = self._write(connection, [(record, {**names, **others}, {**packed, **small})])
         return entry
 
     def append_all(self, submissions: Sequence[Submission]) -> tuple[Entry, ...]:
@@ -149,6 +165,8 @@ class Ledger:
             concluded = judge(past)
             if record:
                 more, small = _pack_documents(concluded.documents)
+                if concluded.daily is not None:
+                    names, packed = self._within(connection, host, concluded.daily, names, packed)
                 identity = concluded.identity
                 known: list[_Packed] = [(identity, {}, {})] if identity is not None and past.new else []
                 self._write(connection, [*known, (concluded.attestation, {**names, **more}, {**packed, **small})])
@@ -373,6 +391,25 @@ class Ledger:
         if rows:
             connection.execute(entries.insert(), rows)
         return tuple(entry_of(row) for row in rows)
+
+    def _within(
+        self, connection: Connection, host: str, daily: int, names: dict[str, str], packed: dict[str, bytes]
+    ) -> tuple[dict[str, str], dict[str, bytes]]:
+        """Return documents as they are, or in their place one that says what they were, when a host has had its share
+        of a day.
+        """
+        columns, day = entries.c, text_of(datetime.now(timezone.utc) - timedelta(days=1))
+        recent = connection.scalars(select(columns.documents).where(columns.host == host, columns.recorded >= day))
+        digests = sorted({digest for text in recent for digest in json.loads(text).values()})
+        size = func.coalesce(func.sum(func.length(documents.c.content)), 0)
+        kept = sum(
+            connection.scalar(select(size).where(documents.c.digest.in_(digests[start : start + _PAGE]))) or 0
+            for start in range(0, len(digests), _PAGE)
+        )
+        if kept < daily or not names:
+            return names, packed
+        told = json.dumps({"version": 1, "documents": names}, sort_keys=True, separators=(",", ":"))
+        return _pack_documents({OMITTED: told.encode()})
 
     def _sound_head(self, connection: Connection) -> Head:
         """Return the head to continue from, and refuse to build on a last entry that was edited."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import base64
 import datetime
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
+from ansible_collections.cvm.fde.plugins.plugin_utils import recording
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
@@ -34,6 +36,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.auditing import Doubt, aud
 from ansible_collections.cvm.fde.plugins.plugin_utils.case_file import MALFORMED_LIMIT, Today, judge_again
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Ledger
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import Action, Decision, Identity, Kind
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.verification import verify
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger_checks import FRESHNESS, IDENTITY
 from ansible_collections.cvm.fde.plugins.plugin_utils.recording import Recorder
 from ansible_collections.cvm.fde.plugins.plugin_utils.report import unjudged
@@ -463,6 +466,40 @@ def test_answers_that_cannot_be_read_are_kept_within_bounds(
     if judged:
         with pytest.raises(AppraisalError, match=error.code):
             judge_again(documents, today)
+
+
+def test_a_host_that_is_not_trusted_fills_no_ledger(
+    machine: Any, grounds: Grounds, ledger: Ledger, today: Today, record: Callable[..., Result], monkeypatch: Any
+) -> None:
+    limit = 300_000
+    monkeypatch.setattr(recording, "DAILY_LIMIT", limit)
+
+    for number in range(40):
+        attestation, error = malformed(machine, grounds, {"quote": random.Random(number).randbytes(50_000).hex()})
+        documents = attestation.documents_of_unreadable(attestation.unreadable())
+        Recorder(ledger, "web1").unjudged(unjudged("web1", Status.FAILED, error.reason), documents)
+    entries = list(ledger.entries())
+    assert len(entries) == 40
+    kept = [entry for entry in entries if "answers" in entry.documents]
+    assert 3 < len(kept) < 10
+    left = ledger.documents(entries[-1])
+    assert set(left) == {"omitted", "result"}
+    assert set(json.loads(left["omitted"])["documents"]) >= {"answers", "challenge"}
+    assert verify(ledger).sound
+    found = audit(ledger, today, whole_history=True)
+    assert (found.judged, found.unjudged) == (len(kept), 40 - len(kept))
+    # Another host has its own share, a verdict that was reached is treated alike, and one of trust is always kept.
+    lying = attest(machine, replace(grounds, authorities=()))
+    record(lying, "web1")
+    record(lying, "web2")
+    assert [set(entry.documents) & {"omitted", "evidence"} for entry in list(ledger.entries())[-2:]] == [
+        {"omitted"},
+        {"evidence"},
+    ]
+    record(attest(machine, grounds), "web1", enrol=True)
+    latest = ledger.latest("web1")
+    assert latest is not None
+    assert (latest.record.verdict, "evidence" in latest.documents) == ("trusted", True)
 
 
 def test_an_answer_that_was_no_json_is_kept_as_it_was_printed(grounds: Grounds, today: Today) -> None:
