@@ -9,16 +9,18 @@ import datetime
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from typing import Any, Optional
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+from ..plugin_utils.registered import registered
 from ..plugin_utils.report import fleet, missing, table, trusted
 
 ARGUMENTS = {
     "hosts": {"type": "list", "elements": "str", "required": True},
-    "variable": {"type": "str", "default": "fde_attestation"},
+    "variable": {"type": "str", "default": "attest_result"},
     "path": {"type": "path"},
     "require": {"type": "str", "choices": ["trusted", "nothing"], "default": "trusted"},
 }
@@ -35,8 +37,8 @@ class ActionModule(ActionBase):
         super().run(tmp, task_vars)
         del tmp
         _validation, args = self.validate_argument_spec(argument_spec=ARGUMENTS)
-        hostvars = (task_vars or {})["hostvars"]
-        entries = {str(host): _registered(hostvars.get(host), str(args["variable"])) for host in args["hosts"]}
+        hostvars, variable = (task_vars or {})["hostvars"], str(args["variable"])
+        entries = {str(host): _entry(registered(hostvars, str(host), variable)) for host in args["hosts"]}
         report = fleet(list(missing(entries)), datetime.datetime.now(datetime.timezone.utc))
         result: dict[str, Any] = {"changed": False, "report": report}
         if args["path"] is not None:
@@ -55,10 +57,9 @@ class ActionModule(ActionBase):
         return result
 
 
-def _registered(variables: Any, name: str) -> Optional[dict[str, Any]]:
-    """Return a host's entry from the result that the task of ``cvm.fde.attest`` registered."""
-    registered = variables.get(name) if variables is not None else None
-    return registered.get("report") if registered is not None else None
+def _entry(found: Any) -> Optional[dict[str, Any]]:
+    """Return a host's entry in the result that the task of ``cvm.fde.attest`` registered."""
+    return found.get("report") if isinstance(found, Mapping) else None
 
 
 def _write(path: str, report: dict[str, Any]) -> None:

@@ -17,14 +17,16 @@ description:
   - It runs on the control node only and needs no connection to any host. Use it with C(run_once).
 options:
   hosts:
-    description: The hosts to report on. One without a registered result is reported as V(unknown).
+    description: The hosts to report on. One without a registered result, or that sent a fact of that name, is reported as
+      V(unknown).
     type: list
     elements: str
     required: true
   variable:
-    description: Name of the variable in which the task of M(cvm.fde.attest) was registered.
+    description: Name of the variable in which the task of M(cvm.fde.attest) was registered. By default that of the
+      role.
     type: str
-    default: fde_attestation
+    default: attest_result
   path:
     description: File for the report, on the control node. Without it nothing is written.
     type: path
@@ -62,7 +64,7 @@ EXAMPLES = r"""
     endorsement_ca:
       - authorities/vtpm-ca.pem
     require: nothing
-  register: fde_attestation
+  register: attest_result
 
 - name: Report on all of them
   cvm.fde.fleet_report:

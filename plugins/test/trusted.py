@@ -11,6 +11,8 @@ from typing import Callable, Optional
 
 from jinja2 import pass_context
 
+from ..plugin_utils.registered import registered
+
 DOCUMENTATION = r"""
 name: trusted
 short_description: Tell whether a host was attested and found trusted
@@ -106,23 +108,12 @@ def trusted(
 ) -> bool:
     """Tell whether a host, named or known from its own result, is trusted."""
     if isinstance(found, str):
-        return _host_is_trusted(found, _registered(context, found) if attested is None else attested, max_age)
+        known = registered(context.get("hostvars"), found, RESULT) if attested is None else attested
+        return _host_is_trusted(found, known, max_age)
     if attested is not None or max_age is not None:
         return False
     entry = _entry_of_result(found)
     return entry is not None and _entry_is_trusted(entry)
-
-
-def _registered(context: Mapping[str, object], host: str) -> object:
-    """Return what the role registered for a host, or None. A fact of that name is the host's own word: whatever else
-    is there, a host that sent one is not believed.
-    """
-    hosts = context.get("hostvars")
-    variables = hosts.get(host) if isinstance(hosts, Mapping) else None
-    if not isinstance(variables, Mapping):
-        return None
-    facts = variables.get("ansible_facts")
-    return None if isinstance(facts, Mapping) and RESULT in facts else variables.get(RESULT)
 
 
 def _host_is_trusted(host: str, attested: object, max_age: Optional[float]) -> bool:

@@ -270,9 +270,20 @@ def test_a_host_cannot_plant_a_verdict_among_its_facts(fleet: Fleet, attested_be
         {"ansible.builtin.ping": {}},
         saying("it came through for", "ansible_facts.attest_result is defined and attest_result.verdict is defined"),
         saying("secret of", "inventory_hostname is cvm.fde.trusted"),
+        {
+            "cvm.fde.fleet_report": {
+                "hosts": ["web0", "web1"],
+                "variable": "attest_result",
+                "path": fleet.values["fde_report_path"],
+                "require": "nothing",
+            },
+            "run_once": True,
+        },
         authorities=dict.fromkeys(fleet.hosts, fleet.values["fde_endorsement_ca"]),
     )
     assert status == 0, output
+    assert fleet.report()["web1"]["verdict"] == "unknown"
+    assert fleet.report()["web0"]["verdict"] == ("trusted" if attested_before else "unknown")
     assert "it came through for web1" in output
     assert "secret of web1" not in output
     assert ("secret of web0" in output) is attested_before
