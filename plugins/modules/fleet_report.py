@@ -17,8 +17,8 @@ description:
   - It runs on the control node only and needs no connection to any host. Use it with C(run_once).
 options:
   hosts:
-    description: The hosts to report on. One without a registered result, or that sent a fact of that name, is reported as
-      V(unknown).
+    description: The hosts to report on. One without a registered result, or that sent a fact of that name, is reported
+      as V(unknown).
     type: list
     elements: str
     required: true

@@ -164,7 +164,8 @@ def table(found: dict[str, Any]) -> str:
         "of that the main process": "main_mib",
     }
     lines = [
-        f"{found['hosts']} hosts ({found['by_hand_hosts']} by hand), {found['forks']} forks (goal {GOAL} hosts/min on two cores, one stock task: {STOCK})",
+        f"{found['hosts']} hosts ({found['by_hand_hosts']} by hand), {found['forks']} forks "
+        f"(goal {GOAL} hosts/min on two cores, one stock task: {STOCK})",
         f"{'':44}{'attest.yml':>12}{'ten tasks':>12}",
     ]
     for text, name in rows.items():
