@@ -33,6 +33,7 @@ class Disk:
 
     name: str
     table: Table
+    read_only: bool = False
 
     @property
     def device(self) -> str:
@@ -60,6 +61,7 @@ class Bare:
     name: str
     blank: bool
     damage: str = ""
+    read_only: bool = False
 
     @property
     def device(self) -> str:
@@ -95,6 +97,9 @@ def choose(configuration: Configuration, survey: Survey) -> Union[Choice, Refusa
     Refused are: no disk with the image, or several; a partition table that is damaged where that disk should be; and a
     second disk that shows one of the ids of the first, be it of the image or of the volume. Which disk holds the volume
     was decided when the image was sealed: it must be there, once, and have nothing on it that is not ours.
+
+    The host says whether a disk is read-only. One that is is never chosen, but its ids count like those of any other:
+    udev's links may lead to it.
     """
     sealed = (configuration.data_partition, configuration.hash_partition)
     carriers = [disk for disk in survey.disks if disk.holds(sealed)]
@@ -104,6 +109,8 @@ def choose(configuration: Configuration, survey: Survey) -> Union[Choice, Refusa
         names = ", ".join(disk.device for disk in carriers)
         return refuse(Code.DISK_AMBIGUOUS, names or "no disk", f"{len(carriers)} found")
     image = carriers[0]
+    if image.read_only:
+        return refuse(Code.DISK_AMBIGUOUS, image.device, "it is read-only")
     volume = _volume_disk(configuration, survey, image)
     if isinstance(volume, Refusal):
         return volume
@@ -122,7 +129,7 @@ def _volume_disk(configuration: Configuration, survey: Survey, image: Disk) -> U
     if wanted.place is Place.ROOT:
         return image
     found: list[Union[Disk, Bare]] = [*survey.disks, *survey.bare]
-    others = [disk for disk in found if disk.name != image.name]
+    others = [disk for disk in found if disk.name != image.name and not disk.read_only]
     if wanted.place is Place.SERIAL:
         others = [disk for disk in others if survey.serials.get(disk.name) == wanted.serial]
     if len(others) != 1:
@@ -158,7 +165,8 @@ def reread(name: str, sysfs: Path = SYSFS) -> Disk:
     """Return a disk as it is now. Raises ``GptError`` when its table is unreadable."""
     directory, device = sysfs / "block" / name, str(DEVICES / name)
     with open(device, "rb") as opened:
-        return Disk(name, read_live_table(opened, _size(directory), device, sector_size=_sector_size(directory)))
+        table = read_live_table(opened, _size(directory), device, sector_size=_sector_size(directory))
+    return Disk(name, table, _is_read_only(directory))
 
 
 def partition_device(disk: Disk, partition: Partition, sysfs: Path = SYSFS) -> str:
@@ -179,11 +187,17 @@ def partition_device(disk: Disk, partition: Partition, sysfs: Path = SYSFS) -> s
 
 
 def _whole_disks(sysfs: Path) -> Iterator[str]:
-    """Yield what can be a disk: writable, not empty, not optical, not stacked on others (dm, md, zram)."""
+    """Yield what can be a disk: not empty, not optical, not stacked on others (dm, md, zram).
+
+    The head of an NVMe disk with native multipath is a virtual device, and is the disk; the paths below it are hidden,
+    have no device node, and are not (Linux drivers/nvme/host/multipath.c).
+    """
     for directory in sorted((sysfs / "block").iterdir()):
         optical = directory.name.startswith(("sr", "fd"))
-        virtual = "/devices/virtual/" in os.path.realpath(directory) and not directory.name.startswith("loop")
-        if not (virtual or optical) and _size(directory) > 0 and not _number(directory / "ro"):
+        place = os.path.realpath(directory)
+        virtual = "/devices/virtual/" in place and "/devices/virtual/nvme-subsystem/" not in place
+        stacked = virtual and not directory.name.startswith("loop")
+        if not (stacked or optical or _number(directory / "hidden")) and _size(directory) > 0:
             yield directory.name
 
 
@@ -194,10 +208,11 @@ def _disk(name: str, sysfs: Path) -> Union[Disk, Bare]:
     except GptError as error:
         with open(DEVICES / name, "rb") as opened:
             had_one = has_signature(opened, _size(directory), _sector_size(directory))
-        return Bare(name, _is_blank(DEVICES / name, _size(directory)), error.cause if had_one else "")
+        blank = _is_blank(DEVICES / name, _size(directory))
+        return Bare(name, blank, error.cause if had_one else "", _is_read_only(directory))
     except OSError as error:
         # A drive without a medium, or one that does not answer.
-        return Bare(name, False, error.strerror or "it cannot be read")
+        return Bare(name, False, error.strerror or "it cannot be read", _is_read_only(directory))
 
 
 def _is_blank(device: Path, size: int) -> bool:
@@ -224,6 +239,10 @@ def _serial(directory: Path) -> str:
 
 def _sector_size(directory: Path) -> int:
     return _number(directory / "queue/logical_block_size") or SECTOR
+
+
+def _is_read_only(directory: Path) -> bool:
+    return bool(_number(directory / "ro"))
 
 
 def _size(directory: Path) -> int:

@@ -25,9 +25,9 @@ DATA, HASHES = uuid.UUID(bytes=HASH[:16]), uuid.UUID(bytes=HASH[16:])
 ESP, VOLUME = uuid.UUID(int=1), uuid.UUID(int=2)
 
 
-def disk(name: str, *ids: uuid.UUID, kind: uuid.UUID = gpt.LINUX_GENERIC) -> Disk:
+def disk(name: str, *ids: uuid.UUID, kind: uuid.UUID = gpt.LINUX_GENERIC, read_only: bool = False) -> Disk:
     partitions = [gpt.Partition(n, kind, one, n * MIB, MIB) for n, one in enumerate(ids, 1)]
-    return Disk(name, gpt.new_table(uuid.uuid4(), SIZE, partitions))
+    return Disk(name, gpt.new_table(uuid.uuid4(), SIZE, partitions), read_only)
 
 
 IMAGE = disk("vda", ESP, DATA, HASHES)
@@ -73,6 +73,18 @@ def outcome(where: str, *found: object, serials: Optional[dict[str, str]] = None
         ("other", (IMAGE, DAMAGED), Code.DISK_FOREIGN),
         ("other", (IMAGE, disk("vdb", DATA)), Code.DISK_AMBIGUOUS),
         ("other", (BLANK,), Code.DISK_AMBIGUOUS),
+        # The host says which disk is read-only: it is looked at like any other, and never chosen.
+        ("root", (IMAGE, disk("vdb", ESP, DATA, HASHES, read_only=True)), Code.DISK_AMBIGUOUS),
+        ("root", (disk("vda", ESP, DATA, HASHES, read_only=True),), Code.DISK_AMBIGUOUS),
+        ("root", (IMAGE, disk("vdb", HASHES, read_only=True)), Code.DISK_AMBIGUOUS),
+        ("root", (WITH_VOLUME, disk("vdb", VOLUME, read_only=True)), Code.DISK_AMBIGUOUS),
+        ("root", (IMAGE, disk("vdb", uuid.UUID(int=9), read_only=True)), ("vda", "vda")),
+        ("root", (Bare("vda", False, "damage", read_only=True),), Code.DISK_DAMAGED),
+        ("other", (disk("vda", ESP, DATA, HASHES, read_only=True), BLANK), Code.DISK_AMBIGUOUS),
+        ("other", (IMAGE, Bare("vdb", True, read_only=True)), Code.VOLUME_DISK),
+        ("other", (IMAGE, BLANK, Bare("vdc", False, read_only=True)), ("vda", "vdb")),
+        ("other", (IMAGE, APART, disk("vdc", uuid.UUID(int=9), read_only=True)), ("vda", "vdb")),
+        ("other", (IMAGE, APART, disk("vdc", VOLUME, read_only=True)), Code.DISK_AMBIGUOUS),
     ],
 )
 def test_the_disks_are_chosen_or_refused_by_name(where: str, found: tuple[object, ...], expected: object) -> None:
@@ -141,11 +153,41 @@ def test_a_table_that_the_firmware_would_not_find_is_none(machine: Machine, tabl
 def test_what_is_no_disk_is_left_out(machine: Machine) -> None:
     machine.add_image("dm-0", 512, under="virtual")
     machine.add_image("zram0", 512, under="virtual")
+    machine.add_image("nvme1n1", 512, under="virtual/block")
     machine.add_image("sr0", 512)
-    machine.add_image("vdb", 512, ro="1")
     machine.add_image("vdc", 512, size="0")
     found = survey(machine.sysfs)
     assert (found.disks, found.bare) == ((), ())
+
+
+def test_a_read_only_disk_is_looked_at_and_told_apart(machine: Machine) -> None:
+    machine.add_image("vda", 512, ro="0")
+    machine.add_image("vdb", 512, ro="1")
+    machine.add("vdc", ro="1")
+    found = survey(machine.sysfs)
+    assert [(one.name, one.read_only) for one in found.disks] == [("vda", False), ("vdb", True)]
+    assert found.bare == (Bare("vdc", True, read_only=True),)
+    assert outcome("root", *found.disks) == Code.DISK_AMBIGUOUS
+
+
+NVME_HEAD, NVME_PATH = "virtual/nvme-subsystem/nvme-subsys0", "pci0000:00/0000:00:04.0/nvme/nvme0"
+
+
+@pytest.mark.parametrize("where", ["root", "other"])
+def test_an_nvme_disk_of_several_paths_is_one_disk(machine: Machine, where: str) -> None:
+    # Native multipath (nvme_core.multipath): the head is a virtual device, its paths are hidden and have no node.
+    machine.add_image("nvme0n1", 512, under=NVME_HEAD, hidden="0", **{"device/serial": "image"})
+    for path in ("nvme0c0n1", "nvme0c1n1"):
+        machine.add(path, under=NVME_PATH, hidden="1")
+        (machine.devices / path).unlink()
+    machine.add("nvme1n1", under=NVME_HEAD.replace("0", "1"), hidden="0")
+    machine.add("nvme1c2n1", under=NVME_PATH, hidden="1")
+    (machine.devices / "nvme1c2n1").unlink()
+    found = survey(machine.sysfs)
+    assert [one.name for one in (*found.disks, *found.bare)] == ["nvme0n1", "nvme1n1"]
+    assert found.serials == {"nvme0n1": "image"}
+    expected = {"root": ("nvme0n1", "nvme0n1"), "other": ("nvme0n1", "nvme1n1")}
+    assert outcome(where, *found.disks, *found.bare) == expected[where]
 
 
 def test_blank_full_and_damaged_disks_are_told_apart(machine: Machine) -> None:
