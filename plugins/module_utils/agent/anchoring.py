@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Callable, Iterator
 
+from ..codes import Code, refuse
 from ..tpm import anchor as anchors
 from ..tpm.anchor import Anchor, AnchorError, Found, Obstacle, Standing, State
 from ..tpm.esys import opened
 from ..tpm.policy import PolicyError
-from .decision import Code, refuse
 from .machine import Machine
 
 _CODES = {

@@ -13,7 +13,7 @@ from typing import Iterator, Mapping
 PACKAGE = "cvm_fde"
 #: The parts of the core that the agent imports.
 PARTS = ("agent", "disk", "dm", "escrow", "luks2", "tpm", "volume")
-FILES = ("errors.py", "runner.py")
+FILES = ("codes.py", "errors.py", "runner.py")
 _MAIN = f"""\
 import sys
 

@@ -9,6 +9,7 @@ import hashlib
 import os
 from typing import Optional
 
+from ..codes import Code, refuse
 from ..dm.table import Other
 from ..errors import Refusal
 from ..tpm.anchor import Anchor
@@ -16,7 +17,7 @@ from ..tpm.esys import opened
 from ..tpm.quote import read_pcrs
 from . import anchoring, capability, commit, disks, partition, probe
 from .console import say
-from .decision import Action, Code, Decision, decide, refuse
+from .decision import Action, Decision, decide
 from .first_boot import first_boot
 from .machine import IMAGE, Machine
 from .opening import open_volume
@@ -31,7 +32,9 @@ UNCONFIGURED = (bytes(32), hashlib.sha256(bytes(32) + hashlib.sha256(b"os-separa
 def boot(machine: Machine) -> Action:
     """Make or open the root device and return which it was. Raises ``Refusal`` or ``FdeError``; nothing is mounted."""
     root = ROOTS[machine.configuration.strategy]
-    check_environment(machine)
+    # In the order of ``Code``, as everything that follows.
+    check_secure_boot(machine)
+    check_configuration(machine)
     capability.require(machine.runner, machine.configuration.strategy)
     partition.settle(machine.runner)
     check_image(machine)
@@ -71,11 +74,10 @@ def later_boot(machine: Machine, look: probe.Look, decision: Decision, anchor: O
         anchoring.mark_complete(machine)
 
 
-def check_environment(machine: Machine) -> None:
-    """Raise ``Refusal`` unless Secure Boot is on and nothing but the signed image configured this boot.
+def check_secure_boot(machine: Machine) -> None:
+    """Raise ``Refusal`` unless Secure Boot is on.
 
-    Without Secure Boot PCR 7 is the same for every system, and a first boot would bind the volume to nothing. What the
-    stub took from the host is in PCR 12 (words for the command line, credentials, add-ons) and 13 (system extensions).
+    Without it PCR 7 is the same for every system, and a first boot would bind the volume to nothing.
     """
     try:
         with open(machine.paths.secure_boot, "rb") as file:
@@ -85,6 +87,14 @@ def check_environment(machine: Machine) -> None:
     # Four bytes of attributes, then the value (UEFI 2.10, section 3.3).
     if secure_boot[4:] != b"\x01":
         raise refuse(Code.SECURE_BOOT_OFF, "the firmware")
+
+
+def check_configuration(machine: Machine) -> None:
+    """Raise ``Refusal`` unless nothing but the signed image configured this boot.
+
+    What the stub took from the host is in PCR 12 (words for the command line, credentials, add-ons) and 13 (system
+    extensions).
+    """
     with opened(machine.tcti) as esys:
         values = read_pcrs(esys, {"sha256": CONFIGURATION_PCRS})["sha256"]
     for pcr, value in values.items():
@@ -93,7 +103,11 @@ def check_environment(machine: Machine) -> None:
 
 
 def check_image(machine: Machine) -> None:
-    """Raise ``Refusal`` unless the device ``root`` is verified by the root hash of the signed command line."""
+    """Raise ``Refusal`` unless the device ``root`` is verified by the root hash of the signed command line.
+
+    Also for a volume that needs nothing of the image any more: the length of this device, which nobody but the builder
+    chose, says where in the volume a clone's root begins.
+    """
     if machine.mapper.find(IMAGE) is None:
         raise refuse(Code.VERITY_MISSING, f"/dev/mapper/{IMAGE}", "it was not set up")
     root_hash = machine.configuration.root_hash.hex()

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Iterable, Mapping
 
+from ..codes import Code, refuse
 from ..runner import Runner
 from .configuration import Strategy
-from .decision import Code, refuse
 
 #: Where a prepared system says which strategy it was prepared for.
 STRATEGY_FILE = "/usr/lib/cvm-fde/strategy"

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Callable
 
+from ..codes import Code
 from ..errors import FdeError, Refusal
 from ..runner import Runner
 
@@ -19,7 +20,7 @@ KERNEL_LOG = "/dev/kmsg"
 STATE_DIRECTORY = Path("/run/cvm-fde")
 REFUSAL_FILE = "refusal.json"
 #: The code of a failure that is not a sign of tampering by itself.
-FAILED = "failed"
+FAILED = Code.FAILED.value
 
 
 def say(text: str) -> None:

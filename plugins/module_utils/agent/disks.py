@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterable, Iterator, Mapping, Optional, Sequence, Union
 
+from ..codes import Code, refuse
 from ..disk.gpt import ESP, GptError, Partition, Table, has_signature, read_live_table
 from ..errors import FdeError, Refusal
 from .configuration import Configuration, Place
-from .decision import Code, refuse
 
 SYSFS = Path("/sys")
 DEVICES = Path("/dev")
@@ -111,17 +111,23 @@ def choose(configuration: Configuration, survey: Survey) -> Union[Choice, Refusa
     image = carriers[0]
     if image.read_only:
         return refuse(Code.DISK_AMBIGUOUS, image.device, "it is read-only")
+    if twins := _twins(survey, image):
+        return twins
     volume = _volume_disk(configuration, survey, image)
     if isinstance(volume, Refusal):
         return volume
-    ids = {partition.id for disk in (image, volume) if isinstance(disk, Disk) for partition in disk.table.partitions}
-    others = [disk for disk in survey.disks if disk.name not in (image.name, volume.name)]
-    twins = [disk.device for disk in others if disk.shows(ids)]
-    if isinstance(volume, Disk) and volume.name != image.name:
-        twins += [volume.device] if volume.shows(partition.id for partition in image.table.partitions) else []
-    if twins:
-        return refuse(Code.DISK_AMBIGUOUS, ", ".join([image.device, *twins]), "they show the same partition ids")
+    if isinstance(volume, Disk) and (twins := _twins(survey, volume)):
+        return twins
     return Choice(image, volume)
+
+
+def _twins(survey: Survey, disk: Disk) -> Optional[Refusal]:
+    """Refuse other disks that show one of a disk's ids."""
+    ids = {partition.id for partition in disk.table.partitions}
+    found = [other.device for other in survey.disks if other.name != disk.name and other.shows(ids)]
+    if found:
+        return refuse(Code.DISK_AMBIGUOUS, ", ".join([disk.device, *found]), "they show the same partition ids")
+    return None
 
 
 def _volume_disk(configuration: Configuration, survey: Survey, image: Disk) -> Union[Disk, Bare, Refusal]:
@@ -137,7 +143,9 @@ def _volume_disk(configuration: Configuration, survey: Survey, image: Disk) -> U
         return refuse(Code.VOLUME_DISK, names or "no disk", f"{len(others)} are '{wanted}'")
     disk = others[0]
     if isinstance(disk, Bare) and not disk.blank:
-        return refuse(Code.DISK_FOREIGN, disk.device, disk.damage or "there is something on it")
+        if disk.damage:
+            return refuse(Code.DISK_DAMAGED, disk.device, disk.damage)
+        return refuse(Code.DISK_FOREIGN, disk.device, "there is something on it")
     return disk
 
 
@@ -167,6 +175,11 @@ def reread(name: str, sysfs: Path = SYSFS) -> Disk:
     with open(device, "rb") as opened:
         table = read_live_table(opened, _size(directory), device, sector_size=_sector_size(directory))
     return Disk(name, table, _is_read_only(directory))
+
+
+def size_of(name: str, sysfs: Path = SYSFS) -> int:
+    """Return the size of a disk in bytes."""
+    return _size(sysfs / "block" / name)
 
 
 def partition_device(disk: Disk, partition: Partition, sysfs: Path = SYSFS) -> str:

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Optional, Sequence
 
+from ..codes import Code, refuse
 from ..errors import FdeError, Refusal
 from ..volume import command as volume_command
 from . import commit, console, dialogue, initrd, recovery, refusals, upkeep
 from .boot import boot
-from .decision import Code, refuse
 from .machine import Machine, this_machine
 from .process import SubprocessRunner
 from .status import status

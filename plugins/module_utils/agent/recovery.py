@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Optional
 
+from ..codes import Code
 from ..dm import clone
 from ..errors import FdeError, Refusal
 from ..luks2 import keyslots
@@ -36,7 +37,7 @@ from ..tpm.keys import attestation_key
 from ..tpm.policy import BOUND_PCRS, bound_values
 from . import anchoring, commit, disks, evidence, probe
 from . import configuration as configurations
-from .decision import Code, decide
+from .decision import decide
 from .dialogue import Dialogue
 from .differences import contents
 from .esp import efi_partition

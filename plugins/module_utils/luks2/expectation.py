@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Iterable, Mapping, Optional, Sequence
 
-from ..errors import Refusal
+from ..codes import Code, refuse
 from ..tpm.policy import BOUND_PCRS
 from .method import Method, Passphrase, Recovery, Tpm2
 from .profile import AUTHENTICATED, LAYOUT, Layout, Profile
@@ -203,12 +203,7 @@ class Judgement:
             named = ", ".join(f"{violation.reason.value} at {violation.where}" for violation in told)
             more = len(self.violations) - len(told) + self.more
             named += f", and {more} more" if more else ""
-            raise Refusal(
-                "luks2-policy",
-                subject,
-                f"its LUKS2 header is not one this collection makes: {named}",
-                "Somebody changed it, or another program made it; do not open it",
-            )
+            raise refuse(Code.LUKS2_POLICY, subject, named)
 
 
 def _some(found: Sequence[Violation], most: int) -> tuple[Violation, ...]:

@@ -13,9 +13,10 @@ import json
 import re
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
+from ..codes import Code, refuse
 from ..dm.device import DeviceMapper
 from ..dm.table import Other
-from ..errors import FdeError, Refusal
+from ..errors import FdeError
 from ..runner import MissingProgram, Runner
 from .profile import AUTHENTICATED, LAYOUT, Layout, Profile
 from .secret import descriptor_path, memory_file
@@ -231,10 +232,7 @@ def check_active(
     """
     problems = list(_table_problems(mapper, name, profile, layout, journal))
     if problems:
-        raise Refusal(
-            "active-table", name, "the kernel maps it otherwise than its profile says: " + "; ".join(problems),
-            "Close the volume; recover it with its recovery key",
-        )  # fmt: skip
+        raise refuse(Code.ACTIVE_TABLE, name, "; ".join(problems))
 
 
 def _table_problems(mapper: DeviceMapper, name: str, profile: Profile, layout: Layout, journal: bool) -> Iterable[str]:
@@ -282,5 +280,5 @@ def _only_target(mapper: DeviceMapper, name: str, kind: str) -> Other:
     table = mapper.table(name)
     if len(table) != 1 or not isinstance(table[0], Other) or table[0].kind != kind or table[0].start != 0:
         found = "+".join(target.kind for target in table)
-        raise Refusal("active-table", name, f"it is '{found}' instead of '{kind}'", "Close the volume")
+        raise refuse(Code.ACTIVE_TABLE, name, f"it is '{found}' instead of '{kind}'")
     return table[0]

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent.console import FAILED
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import (
     Action,
-    Code,
     Decision,
     Probed,
     Volume,
     decide,
 )
 from ansible_collections.cvm.fde.plugins.module_utils.agent.recovery import RECOVERABLE
+from ansible_collections.cvm.fde.plugins.module_utils.codes import Code
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.expectation import Reason
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import Defect
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
@@ -95,18 +94,28 @@ def test_the_codes_that_can_be_recovered_are_listed() -> None:
     assert listed == {code.value for code in RECOVERABLE}
 
 
+def test_only_what_can_be_recovered_is_said_to_be() -> None:
+    assert {code for code in BOOT if "with its recovery key" in code.remedy} == set(RECOVERABLE)
+
+
 def test_the_anchor_is_as_long_as_its_table() -> None:
     assert sum(int(row[0]) for row in table("how-it-works.md", "bytes")) == anchors.SIZE
 
 
-def test_every_refusal_code_is_explained_in_its_own_words() -> None:
-    expected = [(f"`{code.value}`", code.sentence, code.remedy) for code in Code]
+#: The codes of a boot, in their order, and those that only data volumes have.
+BOOT = list(Code)[: list(Code).index(Code.FAILED) + 1]
+FURTHER = [code for code in Code if code not in BOOT]
+
+
+@pytest.mark.parametrize(("heading", "codes"), [("code", BOOT), ("further code", FURTHER)])
+def test_every_refusal_code_is_explained_in_its_own_words_and_its_order(heading: str, codes: list[Code]) -> None:
+    expected = [(f"`{code.value}`", code.sentence, code.remedy) for code in codes]
     lines = "\n".join(f"| {' | '.join(row)} |" for row in expected)
-    assert table("refusal-codes.md", "code") == expected, f"docs/refusal-codes.md should hold:\n{lines}"
+    assert table("refusal-codes.md", heading) == expected, f"docs/refusal-codes.md should hold:\n{lines}"
 
 
 def raised_codes() -> set[str]:
-    """Return the codes that the core gives to ``Refusal`` as literals; those of ``Code`` never are."""
+    """Return the codes that the core gives to ``Refusal`` with words of the moment."""
     calls = (
         node
         for path in (CHECKOUT / "plugins/module_utils").rglob("*.py")
@@ -116,9 +125,19 @@ def raised_codes() -> set[str]:
     return {call.args[0].value for call in calls if isinstance(call.args[0], ast.Constant)}
 
 
-def test_every_further_code_is_explained() -> None:
-    explained = {row[0].strip("`") for row in table("refusal-codes.md", "further code")}
-    assert explained == raised_codes() | {FAILED}
+def test_no_refusal_has_a_code_of_its_own() -> None:
+    raised = raised_codes()
+    assert "header-changed" in raised, "or none was found at all"
+    assert raised - {code.value for code in Code} == set()
+
+
+def test_a_refusal_of_a_boot_has_the_words_of_its_code() -> None:
+    # What a data volume may say beside them is what only its owner can do: set an option, attach the right disk.
+    places = [
+        path for part in ("agent", "dm", "luks2") for path in (CHECKOUT / "plugins/module_utils" / part).iterdir()
+    ]
+    sources = {path.name: path.read_text() for path in places if path.suffix == ".py"}
+    assert [name for name, source in sources.items() if re.search(r"(?<!def )\bRefusal\(", source)] == []
 
 
 @pytest.mark.parametrize(("heading", "words"), [("defect", Defect), ("reason", Reason)])

@@ -10,13 +10,12 @@ from typing import Any, Optional
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import (
     Action,
-    Code,
     Decision,
     Probed,
     Volume,
     decide,
-    refuse,
 )
+from ansible_collections.cvm.fde.plugins.module_utils.codes import Code, refuse
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Anchor, Found, Standing, State
 
@@ -211,9 +210,10 @@ def test_of_each_pair_of_anomalies_the_first_of_the_table_is_named(one: str, oth
 
 
 def test_every_code_of_the_decision_is_among_the_anomalies() -> None:
-    # Which disks count is settled before anything is decided about them: see test_disks.py.
-    codes = [code for code in Code if code not in (Code.DISK_DAMAGED, Code.VOLUME_DISK, Code.DISK_FOREIGN)]
-    assert {code for _part, code, _change in WRONG.values()} == set(codes[: codes.index(Code.ROLLED_BACK) + 1])
+    # Which disks count is settled before anything is decided about them: see test_disks.py. That all of it comes in the
+    # order of the codes, and behind what a boot looks at before any disk, is tried in whole boots: see test_refused.py.
+    codes = list(Code)[list(Code).index(Code.PARTITION_FOREIGN) : list(Code).index(Code.ROLLED_BACK) + 1]
+    assert {code for _part, code, _change in WRONG.values()} == {Code.DISK_AMBIGUOUS, *codes}
 
 
 def test_a_decision_names_the_volume_to_open_or_to_replace() -> None:

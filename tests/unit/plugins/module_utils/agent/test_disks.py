@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import uuid
+from dataclasses import replace
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent import disks
 from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Configuration, Strategy, VolumeDisk
-from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Code
 from ansible_collections.cvm.fde.plugins.module_utils.agent.disks import Bare, Choice, Disk, Survey, choose, survey
+from ansible_collections.cvm.fde.plugins.module_utils.codes import Code
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 
@@ -70,7 +72,7 @@ def outcome(where: str, *found: object, serials: Optional[dict[str, str]] = None
         ("other", (IMAGE, BLANK, Bare("vdc", True)), Code.VOLUME_DISK),
         ("other", (IMAGE, BLANK, disk("vdc")), Code.VOLUME_DISK),
         ("other", (IMAGE, FULL), Code.DISK_FOREIGN),
-        ("other", (IMAGE, DAMAGED), Code.DISK_FOREIGN),
+        ("other", (IMAGE, DAMAGED), Code.DISK_DAMAGED),
         ("other", (IMAGE, disk("vdb", DATA)), Code.DISK_AMBIGUOUS),
         ("other", (BLANK,), Code.DISK_AMBIGUOUS),
         # The host says which disk is read-only: it is looked at like any other, and never chosen.
@@ -89,6 +91,73 @@ def outcome(where: str, *found: object, serials: Optional[dict[str, str]] = None
 )
 def test_the_disks_are_chosen_or_refused_by_name(where: str, found: tuple[object, ...], expected: object) -> None:
     assert outcome(where, *found) == expected
+
+
+#: What can be wrong with the disks of a machine whose volume is on a disk of its own, by the part it is wrong with.
+WRONG: dict[str, tuple[str, Code, dict[str, object]]] = {
+    "no image": ("image", Code.DISK_AMBIGUOUS, {"image": replace(OTHER, name="vda")}),
+    "a damaged image": ("image", Code.DISK_DAMAGED, {"image": replace(DAMAGED, name="vda")}),
+    "a read-only image": ("image", Code.DISK_AMBIGUOUS, {"image": replace(IMAGE, read_only=True)}),
+    "a copy of the image": ("copy", Code.DISK_AMBIGUOUS, {"copy": replace(IMAGE, name="vdc")}),
+    "a read-only copy": ("copy", Code.DISK_AMBIGUOUS, {"copy": replace(IMAGE, name="vdc", read_only=True)}),
+    "a disk with one id of the image": ("copy", Code.DISK_AMBIGUOUS, {"copy": disk("vdc", DATA)}),
+    "a disk with the volume's id": ("copy", Code.DISK_AMBIGUOUS, {"copy": disk("vdc", VOLUME)}),
+    "no second disk": ("volume", Code.VOLUME_DISK, {"volume": None}),
+    "a read-only second disk": ("volume", Code.VOLUME_DISK, {"volume": replace(APART, read_only=True)}),
+    "a damaged second disk": ("volume", Code.DISK_DAMAGED, {"volume": DAMAGED}),
+    "a second disk in use": ("volume", Code.DISK_FOREIGN, {"volume": FULL}),
+    "two second disks": ("number", Code.VOLUME_DISK, {"serials": {"vdb": "mine", "vdd": "mine"}}),
+}
+PAIRS = [pair for pair in itertools.combinations(WRONG, 2) if WRONG[pair[0]][0] != WRONG[pair[1]][0]]
+
+
+def chosen(*changes: dict[str, object]) -> object:
+    """Choose among the disks of a machine that is as it should be, but for these changes."""
+    told: dict[str, Any] = {"image": IMAGE, "volume": APART, "copy": None, "serials": {"vdb": "mine"}}
+    for one in changes:
+        told |= one
+    spare = Bare("vdd", True)
+    found = [one for one in (told["image"], told["volume"], told["copy"], spare) if one is not None]
+    return outcome("serial:mine", *found, serials=told["serials"])
+
+
+def expected_of(one: str, other: str) -> object:
+    """Return the code that the documentation promises: the first of the table, but for what cannot be told at all."""
+    pair = {one, other}
+    image = pair & {name for name, (part, _code, _change) in WRONG.items() if part == "image"}
+    if "a copy of the image" in pair and image & {"no image", "a damaged image"}:
+        # The copy is the image then, and nothing is wrong with it.
+        return ("vdc", "vdb")
+    if pair == {"no image", "a damaged second disk"}:
+        # It may have been the image.
+        return Code.DISK_DAMAGED
+    if image:
+        # As long as the image is not found, nothing can be said of the other disks.
+        return WRONG[image.pop()][1] if "a read-only copy" not in pair else Code.DISK_AMBIGUOUS
+    if "a disk with the volume's id" in pair and WRONG[one][0] in ("volume", "number"):
+        return WRONG[one][1]
+    if "a disk with the volume's id" in pair and WRONG[other][0] in ("volume", "number"):
+        # There is no volume that it could be a copy of, or it is not clear which one it is.
+        return WRONG[other][1]
+    if "two second disks" in pair and pair & {"no second disk", "a read-only second disk"}:
+        # The spare one is the only one of that number.
+        return ("vda", "vdd")
+    return min((WRONG[name][1] for name in pair), key=list(Code).index)
+
+
+def test_nothing_is_wrong_with_the_disks_as_they_should_be() -> None:
+    assert chosen() == ("vda", "vdb")
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_each_anomaly_of_the_disks_is_named(name: str) -> None:
+    _part, code, change = WRONG[name]
+    assert chosen(change) == code
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_of_each_pair_of_anomalies_the_first_of_the_table_is_named(one: str, other: str) -> None:
+    assert chosen(WRONG[one][2], WRONG[other][2]) == expected_of(one, other)
 
 
 def test_a_disk_is_chosen_by_its_serial_number() -> None:
