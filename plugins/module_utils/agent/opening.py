@@ -10,14 +10,21 @@ be the one the anchor names, it must have been measured, and the kernel must run
 from __future__ import annotations
 
 import json
+import os
 from typing import Iterator
 
+from ..codes import Code, refuse
+from ..dm import integrity
+from ..dm.table import SECTOR
+from ..errors import FdeError
 from ..luks2.area import HeaderArea
+from ..luks2.change import draft
 from ..luks2.expectation import Expectation, root_volume
+from ..luks2.keyslots import Means, Tpm2, enrolled, proves
 from ..luks2.policy import judge
+from ..luks2.profile import LAYOUT
 from ..luks2.volume import attach, check_active
 from ..runner import CommandError
-from .decision import Code, refuse
 from .machine import VOLUME, Machine
 from .strategies import ROOTS
 
@@ -36,10 +43,12 @@ def open_volume(machine: Machine, area: HeaderArea, volume_key_id: bytes, *, jou
 
     ``journal`` says whether its dm-integrity has one.
 
-    Raises ``Refusal`` when the header asks for what is not allowed, the TPM does not give the key, the key is another
-    one or was not measured, or the kernel's tables differ from the profile.
+    Raises ``Refusal`` when the header asks for what is not allowed, the device has become too small, the TPM does not
+    give the key, the volume does not open with it or with another one than ``volume_key_id`` names, the key was not
+    measured, or the kernel's tables differ from the profile.
     """
     judge(area.header(), expected(machine)).require(area.device)
+    check_length(area.device)
     machine.paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     machine.paths.header.unlink(missing_ok=True)
     area.store(str(machine.paths.header))
@@ -54,9 +63,38 @@ def open_volume(machine: Machine, area: HeaderArea, volume_key_id: bytes, *, jou
             volume_key_id=volume_key_id.hex(),
         )
     except CommandError as error:
-        raise refuse(Code.KEY_UNAVAILABLE, area.device, error.cause) from error
+        # One program gets the key and opens the volume, and its exit status does not tell which of them failed.
+        code = Code.NOT_ACTIVATED if released(machine, area) else Code.KEY_UNAVAILABLE
+        raise refuse(code, area.device, error.cause) from error
     check_active(machine.mapper, VOLUME, journal=journal)
     check_measured(machine, volume_key_id)
+
+
+def check_length(device: str) -> None:
+    """Raise ``Refusal`` when a device is too small for the volume on it: it was cut off.
+
+    How long it must be is only known from a place that the host can write to; a host that lies gets another refusal.
+    """
+    with open(device, "rb", buffering=0) as opened:
+        length = opened.seek(0, os.SEEK_END) - LAYOUT.offset
+        opened.seek(LAYOUT.offset)
+        needed = integrity.needed(opened.read(integrity.SUPERBLOCK_SIZE))
+    if needed is not None and length < needed * SECTOR:
+        raise refuse(
+            Code.DEVICE_SHRUNK,
+            device,
+            f"the volume needs {LAYOUT.offset + needed * SECTOR} bytes, the device has {LAYOUT.offset + length}",
+        )
+
+
+def released(machine: Machine, area: HeaderArea) -> bool:
+    """Tell whether the TPM gives the key of a keyslot of the header; what keeps it from being found out is a no."""
+    try:
+        with draft(area, str(machine.paths.state)) as copy:
+            slots = [slot for slot in enrolled(area.header()) if isinstance(slot.method, Tpm2)]
+            return any(proves(machine.runner, copy.path, slot, Means(tpm2_device=machine.tcti)) for slot in slots)
+    except FdeError:
+        return False
 
 
 def check_measured(machine: Machine, volume_key_id: bytes) -> None:

@@ -1,0 +1,214 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Boots that are refused: each by its own name, and of many reasons by the first one of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
+from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
+from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
+from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
+from ansible_collections.cvm.fde.plugins.module_utils.codes import Code
+from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
+from ansible_collections.cvm.fde.plugins.module_utils.dm import integrity
+from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT
+from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
+from cryptography.hazmat.primitives.asymmetric import rsa
+from instance import MIB, Content, Lab, add_partition, change, extend, make_lab, make_sealed, refused, run
+
+#: Where systemd's own programs look for the signatures of PCR 11.
+SIGNATURES = Path("/run/systemd/tpm2-pcr-signature.json")
+
+
+@pytest.fixture(autouse=True)
+def signatures(lab: Lab) -> Any:
+    """Have the signatures where systemd-stub leaves them."""
+    SIGNATURES.write_text(Path(lab.machine.paths.signatures).read_text())
+    yield
+    SIGNATURES.unlink()
+    (lab.directory / "spare").unlink(missing_ok=True)
+
+
+class PoorRunner(SubprocessRunner):
+    """A kernel without dm-clone."""
+
+    def run(self, argv: Any, **options: Any) -> Any:
+        if argv[0] == "modprobe" and argv[-1] == "dm-clone":
+            return Completed(tuple(argv), 1, b"", b"")
+        return super().run(argv, **options)
+
+
+def copied(lab: Lab) -> None:
+    lab.spare = lab.directory / "spare"
+    run("cp", "--sparse=always", str(lab.image), str(lab.spare))
+
+
+def shrink(lab: Lab, file: Path | None = None, by: int = MIB) -> None:
+    """Make the entry of the volume's partition smaller, from the host's side."""
+    path = file or lab.image
+    with path.open("r+b") as disk:
+        table = gpt.read_table(disk, path.stat().st_size, "disk")
+        parts = [replace(one, size=one.size - by) if one.type == gpt.FDE else one for one in table.partitions]
+        for offset, block in gpt.encode_table(replace(table, partitions=tuple(parts))):
+            disk.seek(offset)
+            disk.write(block)
+
+
+def widen(lab: Lab, by: int = 512 * MIB) -> None:
+    """Give the disk more room behind the volume."""
+    size = lab.image.stat().st_size
+    with lab.image.open("r+b") as disk:
+        table = gpt.read_table(disk, size, "disk")
+        disk.truncate(size + by)
+        for offset, block in gpt.encode_table(gpt.new_table(table.disk_id, size + by, table.partitions)):
+            disk.seek(offset)
+            disk.write(block)
+
+
+def spoil_integrity(lab: Lab) -> None:
+    """Give dm-integrity's superblock a version that no kernel knows."""
+    with lab.image.open("r+b") as disk:
+        volume = gpt.read_table(disk, lab.image.stat().st_size, "disk").of_type(gpt.FDE)[0]
+        disk.seek(volume.offset + LAYOUT.offset + 8)
+        disk.write(b"\x63")
+
+
+def extended(pcr: int) -> Callable[[Lab, Machine], Machine]:
+    def extend_it(lab: Lab, machine: Machine) -> Machine:
+        with opened(lab.tcti) as esys:
+            extend(esys, b"something else", pcr)
+        return machine
+
+    return extend_it
+
+
+def without_verity(_lab: Lab, machine: Machine) -> Machine:
+    machine.mapper.remove("root")
+    return machine
+
+
+def without_dm_clone(_lab: Lab, machine: Machine) -> Machine:
+    environment = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}
+    return replace(machine, runner=PoorRunner(environment=environment))
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """A thing that is wrong: what it does to the machine that is off, and to the one that boots."""
+
+    code: Code
+    off: Callable[[Lab], object] = lambda _lab: None
+    booting: Callable[[Lab, Machine], Machine] = lambda _lab, machine: machine
+
+
+#: All of it can be wrong at once.
+WRONG = (
+    Wrong(Code.SECURE_BOOT_OFF, off=lambda lab: (lab.directory / "SecureBoot").write_bytes(b"\x06\0\0\0\0")),
+    Wrong(Code.CONFIGURATION_ADDED, booting=extended(12)),
+    Wrong(Code.STRATEGY_UNSUPPORTED, booting=without_dm_clone),
+    Wrong(Code.VERITY_MISSING, booting=without_verity),
+    Wrong(Code.DISK_AMBIGUOUS, off=copied),
+    Wrong(Code.PARTITION_FOREIGN, off=lambda lab: add_partition(lab, gpt.LINUX_GENERIC)),
+    Wrong(Code.VOLUME_DUPLICATE, off=lambda lab: add_partition(lab, gpt.FDE)),
+    Wrong(Code.HEADER_MISMATCH, off=lambda lab: change(lab, LAYOUT.offset - 1)),
+    Wrong(Code.DEVICE_SHRUNK, off=shrink),
+    Wrong(Code.KEY_UNAVAILABLE, booting=extended(11)),
+    Wrong(Code.NOT_ACTIVATED, off=spoil_integrity),
+)
+
+
+def test_of_all_that_is_wrong_the_first_of_the_table_is_named(installed: Lab) -> None:
+    widen(installed)
+    pristine = installed.directory / "pristine"
+    installed.image.rename(pristine)
+    found = []
+    for number in range(len(WRONG) + 1):
+        run("cp", "--sparse=always", str(pristine), str(installed.image))
+        (installed.directory / "SecureBoot").write_bytes(b"\x06\0\0\0\x01")
+        installed.spare = None
+        # The volume's own partition is changed before another one of its type is added.
+        for wrong in reversed(WRONG[number:]):
+            wrong.off(installed)
+        with installed.booting() as machine:
+            for wrong in WRONG[number:]:
+                machine = wrong.booting(installed, machine)
+            if number == len(WRONG):
+                assert boot(machine) is Action.OPEN
+                break
+            with pytest.raises(Refusal) as caught:
+                boot(machine)
+            found.append(caught.value.code)
+    pristine.unlink()
+    assert found == [wrong.code.value for wrong in WRONG]
+    assert found == [code.value for code in Code if code.value in found], "and that is the order of the table"
+
+
+def test_a_device_needs_all_but_the_last_few_blocks_of_its_length(installed: Lab) -> None:
+    with installed.booting(), open(installed.partition, "rb") as device:
+        length = device.seek(0, 2) - LAYOUT.offset
+        device.seek(LAYOUT.offset)
+        needed = integrity.needed(device.read(integrity.SUPERBLOCK_SIZE))
+    assert needed is not None
+    assert 0 <= length - needed * 512 < MIB // 2
+
+
+def test_a_volume_on_a_second_disk_that_was_cut_off_is_refused_by_name(
+    tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
+) -> None:
+    lab = make_lab(tmp_path, sealed, signer, "overlay")
+    line = lab.directory / "cmdline"
+    line.write_text(f"{line.read_text().strip()} fde.disk=other\n")
+    lab.spare = tmp_path / "spare"
+    with lab.spare.open("wb") as file:
+        file.truncate(640 * MIB)
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+    whole = tmp_path / "whole"
+    run("cp", "--sparse=always", str(lab.spare), str(whole))
+    with lab.spare.open("r+b") as file:
+        file.truncate(600 * MIB)
+    assert refused(lab) == "disk-damaged"
+    run("cp", "--sparse=always", str(whole), str(lab.spare))
+    shrink(lab, lab.spare, 40 * MIB)
+    assert refused(lab) == "device-shrunk"
+    run("cp", "--sparse=always", str(whole), str(lab.spare))
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
+    for path in (whole, lab.image):
+        path.unlink()
+
+
+def test_a_disk_without_room_for_the_volume_is_refused_before_anything_is_made(
+    tmp_path: Path, signer: rsa.RSAPrivateKey
+) -> None:
+    (tmp_path / "small").mkdir()
+    lab = make_lab(tmp_path, make_sealed(tmp_path / "small", Content(disk=192 * MIB)), signer)
+    with lab.booting() as machine:
+        with pytest.raises(Refusal) as caught:
+            boot(machine)
+        assert caught.value.code == "disk-too-small" and "MiB are free in one piece" in caught.value.cause
+        assert lab.anchor().standing is Standing.ABSENT
+        assert not Path(lab.partition).exists()
+
+
+def test_a_read_only_copy_of_the_root_disk_is_a_copy(installed: Lab) -> None:
+    copied(installed)
+    twin, installed.spare = installed.spare, None
+    with installed.booting() as machine:
+        loop = run("losetup", "--find", "--show", "--partscan", "--read-only", str(twin)).decode().strip()
+        try:
+            with pytest.raises(Refusal) as caught:
+                boot(machine)
+            assert caught.value.code == "disk-ambiguous" and loop in caught.value.subject
+        finally:
+            run("losetup", "--detach", loop)
