@@ -34,10 +34,12 @@ from .strategies import ROOTS
 
 def first_boot(machine: Machine, disk: Union[Disk, Bare], decision: Decision) -> None:
     """Make the volume on ``disk``, open it, put the root together and anchor it. Raises ``FdeError``."""
-    anchoring.start(machine, Anchor(State.INITIALIZING))
     root = ROOTS[machine.configuration.strategy]
+    minimum, replace = root.minimum(machine), decision.volume is not None
+    partition.require_room(disk, minimum, replace=replace)
+    anchoring.start(machine, Anchor(State.INITIALIZING))
     say("first boot: making the encrypted volume of this instance")
-    made, device = partition.create(machine.runner, disk, root.minimum(machine), replace=decision.volume is not None)
+    made, device = partition.create(machine.runner, disk, minimum, replace=replace)
     key_id = _make_volume(machine, made, device, journal=root.journal)
     area = read_area(device)
     open_volume(machine, area, key_id, journal=root.journal)

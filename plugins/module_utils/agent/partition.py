@@ -10,10 +10,11 @@ import uuid
 from pathlib import Path
 from typing import Sequence, Union
 
+from ..codes import Code, refuse
 from ..disk.gpt import FDE, Partition
 from ..errors import FdeError
 from ..runner import Runner
-from .disks import Bare, Disk, partition_device, reread
+from .disks import Bare, Disk, partition_device, reread, size_of
 
 LABEL = "fde"
 _DEFINITION = """\
@@ -24,6 +25,34 @@ UUID={id}
 SizeMinBytes={size}
 FactoryReset=yes
 """
+
+
+#: systemd-repart begins and ends partitions at multiples of 4096 bytes. On a blank disk it leaves so many bytes before
+#: the first partition, and the second copy of the table takes up so many at the end.
+_GRAIN, _START, _END = 4096, 1 << 20, 5 * 4096
+
+
+def room(disk: Union[Disk, Bare], *, replace: bool) -> int:
+    """Return the largest size in bytes that a new partition on ``disk`` can have.
+
+    With ``replace`` the partitions of our type go first.
+    """
+    if isinstance(disk, Bare):
+        return max(0, (size_of(disk.name) - _START) // _GRAIN * _GRAIN - _END)
+    kept = sorted(
+        (one for one in disk.table.partitions if not (replace and one.type == FDE)), key=lambda one: one.offset
+    )
+    starts = [disk.table.first_usable, *(one.end for one in kept)]
+    ends = [*(one.offset for one in kept), disk.table.end_usable]
+    return max(max(0, end // _GRAIN * _GRAIN - -(-start // _GRAIN) * _GRAIN) for start, end in zip(starts, ends))
+
+
+def require_room(disk: Union[Disk, Bare], minimum: int, *, replace: bool) -> None:
+    """Raise ``Refusal`` unless a partition of ``minimum`` bytes fits on ``disk``."""
+    free = room(disk, replace=replace)
+    if free < minimum:
+        wanted = -(-minimum >> 20)
+        raise refuse(Code.DISK_TOO_SMALL, disk.device, f"{free >> 20} MiB are free in one piece, {wanted} are needed")
 
 
 def create(runner: Runner, disk: Union[Disk, Bare], minimum: int, *, replace: bool) -> tuple[Partition, str]:

@@ -14,6 +14,7 @@ import hashlib
 import os
 from typing import Callable, Optional, Sequence
 
+from ..codes import Code, refuse
 from ..disk.allocation import Extent, used_extents
 from ..dm import clone, edges
 from ..dm.table import SECTOR, Linear
@@ -70,15 +71,14 @@ def _map(machine: Machine) -> int:
 def copy_verified(source: str, target: str, room: int, tell: Callable[[str], None]) -> None:
     """Copy the blocks that the file system on ``source`` uses to ``target`` and compare them with what is on the disk.
 
-    Raises ``FdeError`` when the source does not fit into ``room`` bytes or the target reads back otherwise.
+    Raises ``Refusal`` when the source does not fit into ``room`` bytes, ``FdeError`` when the target reads back
+    otherwise.
     """
     with open(source, "rb", buffering=0) as image:
         size = image.seek(0, os.SEEK_END)
         if size > room:
-            raise FdeError(
-                "encrypted volume",
-                f"the image's root of {size} bytes does not fit into {room} bytes",
-                "Deploy the image to a larger disk",
+            raise refuse(
+                Code.DISK_TOO_SMALL, "encrypted volume", f"the image's root has {size} bytes, there is room for {room}"
             )
         extents = used_extents(image.fileno(), size)
         with open(target, "r+b", buffering=0) as volume:

@@ -21,6 +21,7 @@ import os
 from dataclasses import dataclass
 from enum import Enum
 
+from ..codes import Code, refuse
 from ..errors import FdeError, Refusal
 from . import edges
 from .device import DeviceMapper
@@ -132,15 +133,15 @@ def metadata_sectors(size: int, region: int = REGION) -> int:
 def slices(size: int, source: int) -> Slices:
     """Cut an encrypted device of ``size`` sectors for a source of ``source`` sectors.
 
-    Raises ``FdeError`` when the source does not fit.
+    Raises ``Refusal`` when the source does not fit.
     """
     metadata = metadata_sectors(source, tuning(source).region)
     destination = (size - metadata) // 8 * 8
     if source <= 0 or source > destination:
-        raise FdeError(
+        raise refuse(
+            Code.DISK_TOO_SMALL,
             "encrypted volume",
-            f"the image's root of {source * SECTOR} bytes does not fit into {max(0, destination) * SECTOR} bytes",
-            "Deploy the image to a larger disk",
+            f"the image's root has {source * SECTOR} bytes, there is room for {max(0, destination) * SECTOR}",
         )
     return Slices(metadata, destination)
 
@@ -291,12 +292,7 @@ def _length(mapper: DeviceMapper, name: str) -> int:
 
 
 def _unusable(names: Names, why: str) -> Refusal:
-    return Refusal(
-        "clone-metadata",
-        names.root,
-        f"the record of what was copied cannot be used: {why}",
-        "Recover the volume with its recovery key, or deploy the image again",
-    )
+    return refuse(Code.CLONE_METADATA, names.root, why)
 
 
 def _is_empty(path: str) -> bool:
