@@ -70,7 +70,7 @@ root:
       description:
         - With the strategy V(overlay), how many files of the image are hidden by the instance's own (C(masked)), and
           those of them that an update of the image made outdated (C(outdated)), by path, with the reason V(changed),
-          V(added) or V(unrecorded).
+          V(added), V(unrecorded) or V(uncompared).
         - Null with other strategies.
       type: dict
       returned: always

@@ -39,6 +39,8 @@ class Why(str, Enum):
     ADDED = "added"
     #: The instance made its own from the image's file, but when that was is not known: the machine lost power.
     UNRECORDED = "unrecorded"
+    #: The instance hides the image's file, and of which image it once knew is not known: the record is gone.
+    UNCOMPARED = "uncompared"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Record:
 
     @classmethod
     def unmarshal(cls, content: bytes) -> Optional[Record]:
-        """Read a record, None when it is not one of this version: then nothing is known."""
+        """Read a record, None when it is not one of this version: then nothing can be compared."""
         try:
             document = json.loads(content)
             if document["version"] != VERSION:
@@ -76,12 +78,20 @@ class Record:
             reported = {str(path): Why(why) for path, why in document["reported"].items()}
             known = {str(path): str(identity) for path, identity in document["known"].items()}
             return cls(str(document["root_hash"]), known, reported)
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
 
-def compare(record: Optional[Record], root_hash: str, masked: Mapping[str, Entry]) -> Record:
-    """Return the record after a look at all masked files, with everything that is to be reported in it."""
+def compare(
+    record: Optional[Record], root_hash: str, masked: Mapping[str, Entry], *, unreadable: bool = False
+) -> Record:
+    """Return the record after a look at all masked files, with everything that is to be reported in it.
+
+    Where the record is ``unreadable``, every masked file is reported: each may hide one that an update changed.
+    """
+    if unreadable:
+        differing = {path: Why.UNCOMPARED for path, entry in masked.items() if entry.upper != entry.lower}
+        return Record(root_hash, {path: entry.lower for path, entry in masked.items()}, differing)
     if record is None:
         record = Record("")
     updated = record.root_hash != root_hash
@@ -108,9 +118,12 @@ def keep(machine: Machine, tell: Callable[[str], None]) -> Record:
     state = machine.paths.state
     place = state / UPPER / RECORD
     root_hash = machine.configuration.root_hash.hex()
-    before = _read(place)
+    before, unreadable = _read(place)
     known = before.known if before is not None and before.root_hash == root_hash else {}
-    after = compare(before, root_hash, dict(masked(state / UPPER / DATA, state / LOWER, known)))
+    found = dict(masked(state / UPPER / DATA, state / LOWER, known))
+    after = compare(before, root_hash, found, unreadable=unreadable)
+    if unreadable:
+        tell(f"<4>the record {place} cannot be read: what an update changed below hidden files is not known")
     if after != before:
         _write(place, after.marshal())
     report = {"root_hash": root_hash, "masked": len(after.known), "outdated": dict(sorted(after.reported.items()))}
@@ -184,12 +197,17 @@ def _attribute(path: Path, name: str) -> Optional[bytes]:
         return None
 
 
-def _read(place: Path) -> Optional[Record]:
+def _read(place: Path) -> tuple[Optional[Record], bool]:
+    """Return the record, and whether there is one that cannot be read: damaged, too large, or of another version."""
     try:
         with open(place, "rb") as file:
-            return Record.unmarshal(file.read(_LIMIT))
+            content = file.read(_LIMIT + 1)
+    except FileNotFoundError:
+        return None, False
     except OSError:
-        return None
+        return None, True
+    record = Record.unmarshal(content) if len(content) <= _LIMIT else None
+    return record, record is None
 
 
 def _write(place: Path, content: bytes) -> None:
