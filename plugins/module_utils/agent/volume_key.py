@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 from contextlib import contextmanager
 from typing import Any, Iterator
 
@@ -24,33 +23,58 @@ _TPM_CHUNK = 32
 @contextmanager
 def fresh(esys: Any, size: int = SIZE) -> Iterator[bytearray]:
     """Yield a new volume key and overwrite it afterwards."""
-    kernel = bytearray(os.getrandom(size))
-    tpm = bytearray()
-    key = bytearray(size)
+    kernel, tpm, key = bytearray(), bytearray(size), bytearray()
     try:
-        while len(tpm) < size:
-            tpm += bytes(esys.get_random(_TPM_CHUNK))
-        key[:] = mixed(kernel, tpm, size)
+        kernel = random_secret(size)
+        _fill(tpm, esys)
+        key = mixed(kernel, tpm, size)
         yield key
     finally:
         for secret in (kernel, tpm, key):
             wipe(secret)
 
 
-def mixed(kernel: bytearray, tpm: bytearray, size: int = SIZE) -> bytes:
-    """Return HKDF-SHA-512 (RFC 5869) of both random strings, ``size`` bytes.
+def _fill(secret: bytearray, esys: Any) -> None:
+    """Fill a secret with random numbers of the TPM.
 
-    Raises ``FdeError`` when one of them is too short or constant: a broken generator must not pass silently.
+    tpm2-pytss hands them out as a buffer that it frees and that no Python code can overwrite; without the kernel's half
+    they are worth nothing.
+    """
+    filled = 0
+    while filled < len(secret):
+        chunk = bytearray(bytes(esys.get_random(_TPM_CHUNK)))
+        if not chunk:
+            raise FdeError("the random generator of the TPM", "it gives nothing", "Do not use this machine")
+        taken = min(len(chunk), len(secret) - filled)
+        secret[filled : filled + taken] = chunk[:taken]
+        wipe(chunk)
+        filled += taken
+
+
+def mixed(kernel: bytearray, tpm: bytearray, size: int = SIZE) -> bytearray:
+    """Return HKDF-SHA-512 (RFC 5869) of both random strings, ``size`` bytes; the caller wipes them.
+
+    What the hashes give is immutable for a moment, 64 bytes each, and is let go of at once; all that lives longer is
+    overwritten. Raises ``FdeError`` when one of them is too short or constant: a broken generator must not pass
+    silently.
     """
     for source, value in (("the kernel", kernel), ("the TPM", tpm)):
         if len(value) < size or len(set(value)) < 16:
             raise FdeError(f"the random generator of {source}", "its output is not random", "Do not use this machine")
-    extracted = hmac.new(_SALT, kernel + tpm, hashlib.sha512).digest()
-    output, block, counter = b"", b"", 1
-    while len(output) < size:
-        block = hmac.new(extracted, block + _SALT + bytes([counter]), hashlib.sha512).digest()
-        output, counter = output + block, counter + 1
-    return output[:size]
+    state = hmac.new(_SALT, kernel, hashlib.sha512)
+    state.update(tpm)
+    extracted, block, output = bytearray(state.digest()), bytearray(), bytearray(size)
+    try:
+        for number, at in enumerate(range(0, size, state.digest_size), 1):
+            step = hmac.new(extracted, block, hashlib.sha512)
+            step.update(_SALT + bytes([number]))
+            wipe(block)
+            block = bytearray(step.digest())
+            output[at : at + len(block)] = block[: size - at]
+        return output
+    finally:
+        wipe(extracted)
+        wipe(block)
 
 
 def temporary() -> bytearray:

@@ -352,7 +352,7 @@ def test_no_secret_of_a_first_boot_is_left_behind(make: Any, monkeypatch: pytest
     secrets: list[bytes] = []
     temporary, mixed = volume_key.temporary, volume_key.mixed
     monkeypatch.setattr(volume_key, "temporary", lambda: (secrets.append(bytes(key := temporary())), key)[1])
-    monkeypatch.setattr(volume_key, "mixed", lambda *given: (secrets.append(key := mixed(*given)), key)[1])
+    monkeypatch.setattr(volume_key, "mixed", lambda *given: (secrets.append(bytes(key := mixed(*given))), key)[1])
     lab = make("overlay")
     with lab.booting() as machine:
         assert boot(machine) is Action.FIRST_BOOT

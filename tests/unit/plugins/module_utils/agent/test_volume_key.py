@@ -36,7 +36,7 @@ def test_each_source_changes_every_key() -> None:
     other_kernel[0] ^= 1
     other_tpm[95] ^= 1
     pairs = ((kernel, tpm), (other_kernel, tpm), (kernel, other_tpm))
-    assert len({volume_key.mixed(*pair) for pair in pairs}) == 3
+    assert len({bytes(volume_key.mixed(*pair)) for pair in pairs}) == 3
 
 
 @pytest.mark.parametrize("broken", [b"", bytes(96), b"ab" * 48, os.urandom(95)])
@@ -48,10 +48,41 @@ def test_a_broken_generator_is_noticed(broken: bytes) -> None:
         volume_key.mixed(good, bytearray(broken))
 
 
+@pytest.mark.parametrize("size", [32, 64, 96, 128, 200])
+def test_keys_of_every_size_are_those_of_the_standard(size: int) -> None:
+    kernel, tpm = bytearray(os.urandom(size)), bytearray(os.urandom(size))
+    salt = b"cvm.fde volume key"
+    assert volume_key.mixed(kernel, tpm, size) == HKDF(SHA512(), size, salt, salt).derive(bytes(kernel + tpm))
+
+
 def test_the_key_is_overwritten_afterwards() -> None:
     with volume_key.fresh(Tpm(os.urandom(200))) as key:
         assert len(key) == 96 and any(key)
     assert not any(key)
+
+
+def test_both_halves_are_overwritten_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bytearray] = []
+    genuine = volume_key.mixed
+
+    def mixed(kernel: bytearray, tpm: bytearray, size: int) -> bytearray:
+        held.extend((kernel, tpm))
+        assert all(any(half) for half in held)
+        return genuine(kernel, tpm, size)
+
+    monkeypatch.setattr(volume_key, "mixed", mixed)
+    with volume_key.fresh(Tpm(os.urandom(200))):
+        pass
+    assert [len(half) for half in held] == [96, 96] and not any(map(any, held))
+
+
+def test_a_tpm_that_gives_nothing_is_noticed() -> None:
+    class Silent:
+        def get_random(self, _count: int) -> bytes:
+            return b""
+
+    with pytest.raises(FdeError, match="it gives nothing"), volume_key.fresh(Silent()):
+        raise AssertionError
 
 
 def test_the_key_is_overwritten_after_an_error_too() -> None:
