@@ -33,6 +33,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     commands.add_parser("boot", help="make or open the encrypted root; in the initrd")
     commands.add_parser("emergency", help="say that the initrd cannot continue")
     commands.add_parser("hydrate", help="copy the image's root into the encrypted volume")
+    commands.add_parser("pause", help="stop that copying, whatever became of the process that paced it")
     commands.add_parser("masks", help="report what the volume of an overlay hides of the image")
     commands.add_parser("status", help="print what is known about the root as JSON")
     pin = commands.add_parser("commit", help="let the next boot accept a header that was changed on purpose")
@@ -99,12 +100,14 @@ def _recovered(machine: Machine, refusal: Refusal) -> bool:
 
 
 def _late(chosen: argparse.Namespace) -> int:
-    """Run a command of the running system."""
+    """Run a command of the running system; what went wrong is one line, and a defect keeps its traceback."""
     # Nothing takes longer by the size of a disk but hydration.
     runner = SubprocessRunner(limit=None if chosen.command == "hydrate" else _LIMIT)
     try:
         if chosen.command == "hydrate":
             upkeep.hydrate_root(runner)
+        elif chosen.command == "pause":
+            upkeep.pause(runner)
         elif chosen.command == "masks":
             upkeep.keep_masks(runner)
         elif chosen.command == "commit":
@@ -112,6 +115,10 @@ def _late(chosen: argparse.Namespace) -> int:
             print(json.dumps(asdict(outcome), indent=2, sort_keys=True))
         else:
             print(json.dumps(status(runner), indent=2, sort_keys=True))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"cvm-fde: {where}{error.strerror or repr(error)}. Look at the kernel's log", file=sys.stderr)
+        return 1
     except FdeError as error:
         print(f"cvm-fde: {error}", file=sys.stderr)
         return 1

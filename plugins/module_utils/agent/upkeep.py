@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import sys
 
+from ..dm import clone
+from ..dm.device import DeviceMapper
 from ..errors import FdeError
 from ..runner import Runner
 from . import anchoring, masks
@@ -28,6 +30,16 @@ def hydrate_root(runner: Runner) -> None:
     machine = this_machine(runner)
     if ROOTS[machine.configuration.strategy].device is not None:
         finish(machine, Ears(notify, log))
+
+
+def pause(runner: Runner) -> None:
+    """Stop copying in the background; a root that is no clone, or no longer one, is fine.
+
+    The kernel goes on by itself, at the last pace that it was told, when the process that watches users is killed.
+    """
+    mapper = DeviceMapper(runner)
+    if mapper.find(clone.NAMES.root) is not None and clone.is_clone(mapper):
+        clone.pause(mapper)
 
 
 def keep_masks(runner: Runner) -> None:

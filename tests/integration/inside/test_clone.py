@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent import upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears, hydrate
 from ansible_collections.cvm.fde.plugins.module_utils.dm import clone
 from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
@@ -311,6 +312,23 @@ hydrate(DeviceMapper(runner), runner, ears, mount_point="/mnt", interval=0.05)
 settle(DeviceMapper(runner), ears)
 fill(DeviceMapper(runner), ears, mount_point="/mnt")
 """
+
+
+def test_copying_stops_when_nobody_paces_it_any_more(machine: Machine) -> None:
+    machine.boot(fresh=True)
+    machine.mount()
+    clone.hydrate(machine.mapper, threshold=1, batch=1)
+    # The process that would slow it down was killed; this is what systemd starts then.
+    upkeep.pause(machine.runner)
+    first = clone.status(machine.mapper)
+    time.sleep(0.3)
+    now = clone.status(machine.mapper)
+    assert not now.background and now.hydrated - first.hydrated <= first.hydrating
+    machine.hydrate()
+    clone.finish(machine.mapper)
+    upkeep.pause(machine.runner)
+    machine.halt()
+    upkeep.pause(machine.runner)
 
 
 def test_an_emptied_record_of_what_was_copied_is_refused(machine: Machine) -> None:
