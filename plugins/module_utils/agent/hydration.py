@@ -120,7 +120,7 @@ def settle(mapper: DeviceMapper, ears: Ears) -> None:
     """Map a complete clone linearly, under the mounted root. Raises ``FdeError``; the clone is in use then."""
     if clone.is_clone(mapper):
         clone.finish(mapper)
-        ears.log("the root is a plain encrypted volume now; the image is not needed any more")
+        ears.log("the root is a plain encrypted volume now; nothing is read from the image any more, which has to stay")
     # One that was killed in between left them behind.
     clone.tidy(mapper)
 

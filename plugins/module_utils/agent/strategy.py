@@ -25,7 +25,7 @@ OVERHEAD = 192 << 20
 class Assembled:
     """How the root was put together at a later boot.
 
-    ``complete`` says that nothing of the image is needed from now on but what the strategy always needs.
+    ``complete`` says that nothing of the image's content is read from now on but what the strategy always needs.
     """
 
     complete: bool

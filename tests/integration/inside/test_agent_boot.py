@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import console, disks, first_boot
+from ansible_collections.cvm.fde.plugins.module_utils.agent import console, disks, first_boot, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears, hydrate
 from ansible_collections.cvm.fde.plugins.module_utils.agent.status import status
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
+from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
@@ -69,6 +70,29 @@ def test_hydration_ends_and_leaves_no_plaintext_on_the_partition(installed: Lab)
         assert boot(machine) is Action.OPEN
         with mounted() as root:
             assert (root / "plaintext").read_bytes() == PLAINTEXT
+
+
+def test_a_complete_clone_reads_nothing_of_the_image_but_wants_it_there(installed: Lab) -> None:
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with mounted() as root:
+            upkeep.finish(machine, Ears(lambda _: None, lambda _: None), str(root))
+        found = installed.anchor().anchor
+        assert found is not None and found.complete
+    with installed.image.open("r+b") as disk:
+        [data] = gpt.read_table(disk, installed.image.stat().st_size, "disk").of_type(gpt.ROOT_X86_64)
+        disk.seek(data.offset)
+        disk.write(bytes(data.size))
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        assert all(isinstance(target, Linear) for target in machine.mapper.table("fde-root"))
+        with mounted() as root:
+            assert (root / "plaintext").read_bytes() == PLAINTEXT
+    with installed.booting() as machine:
+        machine.mapper.remove("root")
+        with pytest.raises(Refusal) as caught:
+            boot(machine)
+        assert caught.value.code == "verity-missing"
 
 
 CUTS = (

@@ -75,6 +75,15 @@ def test_a_tpm_in_lockout_opens_the_volume(installed: Lab) -> None:
         assert boot(machine) is Action.OPEN
 
 
+def test_a_tpm_in_lockout_does_not_keep_a_machine_from_its_first_boot(lab: Lab) -> None:
+    with lab.booting() as machine:
+        with opened(lab.tcti) as esys:
+            lock(esys)
+        assert boot(machine) is Action.FIRST_BOOT
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
+
+
 class WatchedRunner(SubprocessRunner):
     """Keeps what programs are started with, and what they say."""
 
