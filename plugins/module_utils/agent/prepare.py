@@ -100,6 +100,8 @@ class Step:
     subject: str
 
 
+#: The agent, and the short command for it: ``cvm-fde commit``.
+AGENT, COMMAND = "/usr/lib/cvm-fde/agent.pyz", "/usr/bin/cvm-fde"
 #: What a running system does for its root, and for which strategies.
 _SERVICES = {
     "cvm-fde-hydrate.service": (Strategy.CLONE, Strategy.COPY),
@@ -117,6 +119,7 @@ def wanted(payload: Mapping[str, bytes], udev_rules: str, strategy: Strategy = S
         for name, strategies in _SERVICES.items()
         if strategy in strategies
     )
+    links = (Link(COMMAND, AGENT), *links)
     chosen = File(STRATEGY_FILE, f"{strategy.value}\n".encode())
     return Wanted((*files, File(udev_rules, rules), chosen), links, strategy)
 

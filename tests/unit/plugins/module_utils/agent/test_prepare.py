@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional, Sequence
@@ -132,6 +133,7 @@ def test_a_second_run_finds_nothing_to_do(root: Path) -> None:
     assert runner.ran == [("dracut", "--force", "--quiet", "--kver", "7.2")]
     assert (root / "usr/lib/udev/rules.d/56-cvm-fde.rules").read_bytes() == b"rules"
     assert (root / "usr/lib/cvm-fde/agent.pyz").stat().st_mode & 0o777 == 0o755
+    assert os.readlink(root / "usr/bin/cvm-fde") == "/usr/lib/cvm-fde/agent.pyz"
     assert plan(system.probe(target), target) == ()
     (root / "boot/initrd.img-7.2").write_bytes(b"another")
     assert plan(system.probe(target), target) == (Step(Action.BUILD, "7.2"),)
@@ -181,7 +183,7 @@ def test_what_a_kernel_lacks_depends_on_the_strategy(strategy: Strategy, lacking
 )
 def test_a_system_is_prepared_for_one_strategy(strategy: Strategy, services: list[str]) -> None:
     target = wanted({"a/cvm-fde.rules": b""}, "/rules", strategy)
-    assert [link.path.rsplit("/", 1)[-1] for link in target.links] == services
+    assert [link.path.rsplit("/", 1)[-1] for link in target.links] == ["cvm-fde", *services]
     assert [file.content for file in target.files if file.path == STRATEGY_FILE] == [f"{strategy.value}\n".encode()]
 
 
