@@ -19,6 +19,7 @@ from typing import Callable, Optional
 from ..disk import growth
 from ..dm import clone
 from ..dm.device import DeviceMapper
+from ..dm.queue import queue_of
 from ..dm.table import SECTOR
 from ..errors import FdeError
 from ..runner import CommandError, Runner
@@ -88,7 +89,7 @@ class _Pacing:
         self._mapper = mapper
         self._minor = mapper.get(clone.NAMES.root).minor
         state = clone.status(mapper)
-        self._tuning = clone.tuning(state.total * state.region)
+        self._tuning = clone.tuning(state.total * state.region, queue_of(mapper.get(clone.NAMES.destination).minor))
         self._pacer = Pacer()
         self._seen, self._at = load_of(self._minor), time.monotonic()
         self._tell()

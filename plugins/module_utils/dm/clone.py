@@ -26,6 +26,7 @@ from ..errors import FdeError, Refusal
 from . import edges
 from .device import DeviceMapper
 from .edges import BACK, BLOCK, FRONT, MEBIBYTE
+from .queue import UNKNOWN, Queue
 from .table import SECTOR, Clone, Linear, TableError, counted, number
 
 #: The smallest region, 64 KiB: large enough that a request costs little beside its data, small enough that a write of
@@ -35,9 +36,10 @@ REGION = 128
 _REGION_MAXIMUM = 2048
 #: The record of a clone is read at every boot and each of its blocks is written at every commit.
 _REGIONS_MAXIMUM = 1 << 20
-#: Sectors that may be under way at once, and those that one request copies: 4 MiB and 1 MiB.
-_UNDER_WAY = 8192
+#: Sectors that one request copies, 1 MiB, and the most that it ever does, 4 MiB; and requests that may be under way.
 _REQUEST = 2048
+_REQUEST_MAXIMUM = 8192
+_REQUESTS = 4
 
 #: A bitset is an array of 64-bit words; a 4 KiB array block has a header of 24 bytes.
 _BITS_PER_BLOCK = (4096 - 24) // 8 * 64
@@ -70,15 +72,25 @@ class Tuning:
     batch: int
 
 
-def tuning(source: int) -> Tuning:
-    """Return how a source of that many sectors is copied; it depends on nothing else, and is the same at every boot.
+def tuning(source: int, queue: Queue = UNKNOWN) -> Tuning:
+    """Return how a source of that many sectors is copied to a disk that works like this.
 
-    Regions are as small as the record of them allows.
+    Regions are as small as the record of them allows; they depend on nothing but the source, and are the same at every
+    boot. A disk with a head copies one large request at a time: with several it would run between them. A disk that
+    names a size that suits it (a stripe, a block of network storage) gets whole multiples of that.
     """
     region = REGION
     while region < _REGION_MAXIMUM and -(-source // region) > _REGIONS_MAXIMUM:
         region *= 2
-    return Tuning(region, _UNDER_WAY // region, _REQUEST // region)
+    request, requests = _REQUEST, _REQUESTS
+    if queue.rotational:
+        request, requests = _REQUEST_MAXIMUM, 1
+    optimal = queue.optimal // SECTOR
+    if region <= optimal <= _REQUEST_MAXIMUM and optimal % region == 0:
+        whole = -(-request // optimal) * optimal
+        request = whole if whole <= _REQUEST_MAXIMUM else _REQUEST_MAXIMUM // optimal * optimal
+    batch = request // region
+    return Tuning(region, requests * batch, batch)
 
 
 #: What copying is slowed down to beside the I/O of users: one region at a time.

@@ -10,6 +10,7 @@ import math
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.dm.clone import (
+    REGION,
     Mode,
     Status,
     metadata_sectors,
@@ -17,7 +18,8 @@ from ansible_collections.cvm.fde.plugins.module_utils.dm.clone import (
     slices,
     tuning,
 )
-from ansible_collections.cvm.fde.plugins.module_utils.dm.table import TableError
+from ansible_collections.cvm.fde.plugins.module_utils.dm.queue import Queue, queue_of
+from ansible_collections.cvm.fde.plugins.module_utils.dm.table import SECTOR, TableError
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -119,3 +121,59 @@ def test_every_region_is_one_that_the_kernel_takes_and_a_request_never_exceeds_w
     assert how.region & (how.region - 1) == 0 and 8 <= how.region <= 1 << 21
     assert 1 <= how.batch <= how.threshold
     assert how.region == 2048 or -(-source // how.region) <= 1 << 20
+
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@pytest.mark.parametrize(
+    ("rotational", "optimal", "request_kib", "requests"),
+    [
+        (False, 0, 1024, 4),
+        (False, 512, 1024, 4),
+        (False, 4 * KIB, 1024, 4),
+        (False, 64 * KIB, 1024, 4),
+        (False, 256 * KIB, 1024, 4),
+        (False, 384 * KIB, 1152, 4),
+        (False, 1536 * KIB, 1536, 4),
+        (False, 3 * MIB, 3072, 4),
+        (False, 4 * MIB, 4096, 4),
+        # What is no multiple of a region, or too much at once, is passed over.
+        (False, 96 * KIB, 1024, 4),
+        (False, 8 * MIB, 1024, 4),
+        (False, 1 << 40, 1024, 4),
+        (True, 0, 4096, 1),
+        (True, 256 * KIB, 4096, 1),
+        (True, 1536 * KIB, 3072, 1),
+        (True, 3 * MIB, 3072, 1),
+    ],
+)
+def test_how_much_is_under_way_depends_on_the_disk(rotational, optimal, request_kib, requests):
+    how = tuning(10 * GIBIBYTE, Queue(rotational, optimal))
+    assert (how.region, how.batch * 64, how.threshold) == (REGION, request_kib, how.batch * requests)
+
+
+@pytest.mark.parametrize("gibibytes", [1, 100, 1000, 5000])
+@pytest.mark.parametrize("queue", [Queue(), Queue(True, 0), Queue(False, 1536 * KIB), Queue(True, MIB)])
+def test_the_format_does_not_depend_on_the_disk(gibibytes, queue):
+    how = tuning(gibibytes * GIBIBYTE, queue)
+    assert how.region == tuning(gibibytes * GIBIBYTE).region
+    assert 1 <= how.batch <= how.threshold and how.batch * how.region * SECTOR <= 4 * MIB
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"rotational": "1\n", "optimal_io_size": "1572864\n"}, Queue(True, 1572864)),
+        ({"rotational": "0\n", "optimal_io_size": "0\n"}, Queue()),
+        ({"rotational": "yes\n", "optimal_io_size": "-1\n"}, Queue()),
+        ({}, Queue()),
+    ],
+)
+def test_what_the_kernel_knows_of_a_disk_is_read(tmp_path, files, expected):
+    directory = tmp_path / "block/dm-3/queue"
+    directory.mkdir(parents=True)
+    for name, text in files.items():
+        (directory / name).write_text(text)
+    assert queue_of(3, tmp_path) == expected
