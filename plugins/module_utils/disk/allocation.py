@@ -15,13 +15,15 @@ from dataclasses import dataclass, replace
 from typing import Iterable, Iterator, Optional
 
 _META_GROUPS = 0x10
+_PACKED = 0x200
 _SIXTY_FOUR = 0x80
 _SPARSE_SUPER = 0x1
 _BIGALLOC = 0x200
 _SPARSE_SUPER_2 = 0x200
 _UNINITIALIZED = 0x2
-#: Bitmaps of the groups that Linux makes at once when a file system grows: of blocks and of inodes.
-_BITMAPS = 2 * 16
+#: Groups that Linux makes at once when a file system grows, unless the file system packs more of them together; and the
+#: most that it does.
+_BATCH, _LARGEST_BATCH = 16, 16384
 #: Used blocks that lie this close together, in bytes, are copied in one go with what is between them.
 _GAP = 64 << 10
 
@@ -52,6 +54,12 @@ class _Layout:
     descriptor_size: int
     reserved: int
     sparse: bool
+    #: Groups whose bitmaps and tables lie together (flex_bg).
+    packed: int
+    #: Descriptors that are spread over the groups (meta_bg), clusters of blocks, or but two copies of the superblock.
+    spread: bool
+    clusters: bool
+    two_copies: bool
 
     @property
     def groups(self) -> int:
@@ -88,7 +96,7 @@ def used_extents(device: int, size: int) -> tuple[Extent, ...]:
     What lies beyond the end of the file system counts as used too.
     """
     layout = _layout(os.pread(device, 1024, 1024), size)
-    if layout is None:
+    if layout is None or layout.spread or layout.clusters or layout.two_copies:
         return (Extent(0, size),)
     groups = tuple(_groups(device, layout))
     blocks = _blocks(device, layout, groups)
@@ -100,18 +108,23 @@ def read_while_growing(device: int, size: int) -> tuple[Extent, ...]:
     """Return the pieces beyond the end of the file system that ext4 reads before it writes when it grows to ``size``.
 
     Linux reads the bitmaps of new groups although it has just flagged them as never written (``ext4_setup_new_descs``).
-    They lie at the start of the group with which it begins a batch, behind a copy of superblock and descriptors. Which
-    groups those are depends on the version, so the start of every new group is returned, and the last block.
+    They lie at the start of the group with which it begins a batch, behind a copy of superblock and descriptors, or
+    behind the block of descriptors that a group has when there is no room for more of them in front: Linux then spreads
+    them by itself (``ext4_convert_meta_bg``), and reads that block too. Which groups those are depends on the version,
+    so the start of every new group is returned, and the last block. With but two copies of the superblock Linux grows
+    nothing.
     """
     layout = _layout(os.pread(device, 1024, 1024), size)
-    if layout is None:
+    if layout is None or layout.two_copies:
         return ()
     grown = replace(layout, blocks=size // layout.block_size)
     pieces = [(grown.blocks - 1, grown.blocks)]
     for group in range(layout.groups, grown.groups):
         start = grown.start(group)
         copy = 1 + layout.table_blocks + layout.reserved if _has_superblock(group, layout.sparse) else 0
-        pieces.append((start, min(start + copy + _BITMAPS, grown.blocks)))
+        # One block of descriptors, then bitmaps of blocks and of inodes.
+        length = min(copy + 1 + 2 * max(layout.packed, _BATCH), layout.per_group)
+        pieces.append((start, min(start + length, grown.blocks)))
     return tuple(_joined(pieces, layout.block_size, size))
 
 
@@ -120,8 +133,6 @@ def _layout(block: bytes, size: int) -> Optional[_Layout]:
     if len(block) < 1024 or block[0x38:0x3A] != b"\x53\xef":
         return None
     compatible, incompatible, read_only = struct.unpack_from("<III", block, 0x5C)
-    if incompatible & _META_GROUPS or read_only & _BIGALLOC or compatible & _SPARSE_SUPER_2:
-        return None
     low, shift = struct.unpack_from("<I", block, 0x04)[0], struct.unpack_from("<I", block, 0x18)[0]
     wide = bool(incompatible & _SIXTY_FOUR)
     found = _Layout(
@@ -134,8 +145,14 @@ def _layout(block: bytes, size: int) -> Optional[_Layout]:
         descriptor_size=struct.unpack_from("<H", block, 0xFE)[0] if wide else 32,
         reserved=struct.unpack_from("<H", block, 0xCE)[0],
         sparse=bool(read_only & _SPARSE_SUPER),
+        packed=min(1 << min(block[0x174], 31), _LARGEST_BATCH) if incompatible & _PACKED else 1,
+        spread=bool(incompatible & _META_GROUPS),
+        clusters=bool(read_only & _BIGALLOC),
+        two_copies=bool(compatible & _SPARSE_SUPER_2),
     )
-    sound = 0 < found.per_group <= 8 * found.block_size and found.descriptor_size >= 32 and found.first <= 1
+    cluster = struct.unpack_from("<I", block, 0x1C)[0] - shift if found.clusters else 0
+    bits = 8 * found.block_size << max(0, min(cluster, 20))
+    sound = 0 < found.per_group <= bits and found.descriptor_size >= 32 and found.first <= 1
     return found if sound and found.blocks * found.block_size <= size else None
 
 

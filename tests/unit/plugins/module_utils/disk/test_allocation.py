@@ -102,6 +102,69 @@ def test_the_start_of_every_new_group_is_read_while_growing(tmp_path: Path, tree
         assert read_while_growing(file.fileno(), 300 * MIB)[0].end == 300 * MIB
 
 
+@needs_tools
+@pytest.mark.parametrize(
+    ("options", "bitmaps"),
+    [
+        ("^resize_inode", 2 * 16),
+        ("meta_bg,^resize_inode", 2 * 16),
+        ("^flex_bg", 2 * 16),
+    ],
+)
+def test_descriptors_and_bitmaps_of_new_groups_are_read_wherever_they_lie(
+    tmp_path: Path, tree: Path, options: str, bitmaps: int
+) -> None:
+    image = tmp_path / "image"
+    make(image, tree, "-b", "4096", "-O", options)
+    with image.open("rb") as file:
+        extents = read_while_growing(file.fileno(), 1024 * MIB)
+    assert [extent.offset // MIB for extent in extents] == [384, 512, 640, 768, 896, 1023]
+    assert all(extent.length >= (1 + bitmaps) * 4096 for extent in extents[:-1])
+
+
+@needs_tools
+def test_as_many_bitmaps_are_read_as_the_file_system_packs_together(tmp_path: Path, tree: Path) -> None:
+    image = tmp_path / "image"
+    make(image, tree, "-b", "4096", "-G", "64")
+    with image.open("rb") as file:
+        extents = read_while_growing(file.fileno(), 1024 * MIB)
+    assert all(extent.length >= (1 + 2 * 64) * 4096 for extent in extents[:-1])
+
+
+@needs_tools
+def test_what_linux_does_not_grow_needs_nothing(tmp_path: Path, tree: Path) -> None:
+    image = tmp_path / "image"
+    make(image, tree, "-b", "4096", "-O", "sparse_super2")
+    with image.open("rb") as file:
+        assert read_while_growing(file.fileno(), 1024 * MIB) == ()
+
+
+@needs_tools
+def test_groups_of_clusters_are_larger(tmp_path: Path, tree: Path) -> None:
+    image = tmp_path / "image"
+    make(image, tree, "-b", "4096", "-O", "bigalloc")
+    with image.open("rb") as file:
+        extents = read_while_growing(file.fileno(), 8192 * MIB)
+    assert [extent.offset // MIB for extent in extents] == [2048, 4096, 6144, 8191]
+
+
+@pytest.mark.parametrize("packed", [0, 5, 31, 255])
+def test_a_hostile_superblock_asks_for_no_more_than_a_group(tmp_path: Path, packed: int) -> None:
+    block = bytearray(1024)
+    block[0x04:0x08] = (4096).to_bytes(4, "little")
+    block[0x18:0x1C] = (2).to_bytes(4, "little")
+    block[0x20:0x24] = (32768).to_bytes(4, "little")
+    block[0x38:0x3A] = b"\x53\xef"
+    block[0x60:0x64] = (0x200).to_bytes(4, "little")
+    block[0x174] = packed
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1024) + block)
+    os.truncate(image, 16 * MIB)
+    with image.open("rb") as file:
+        extents = read_while_growing(file.fileno(), 1024 * MIB)
+    assert extents and all(extent.end <= 1024 * MIB for extent in extents)
+
+
 def test_another_file_system_uses_everything(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(bytes(MIB))
