@@ -126,7 +126,7 @@ class Code(str, Enum):
     )
     LUKS2_POLICY = (
         "luks2-policy",
-        "The LUKS2 header is not one that this collection makes; every deviation is named with its place",
+        "The LUKS2 header is not one that this collection makes; what deviates is named with its place",
         "Do not open it: somebody changed it, or another program made it",
     )
     DEVICE_SHRUNK = (

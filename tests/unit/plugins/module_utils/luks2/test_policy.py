@@ -619,7 +619,7 @@ def test_a_reason_is_kept_however_much_else_is_wrong(forger, expected):
 def test_a_few_violations_are_named_one_by_one(forger, expected):
     judgement = judge(Header.parse(forger.edited(lambda m: _slot(m).update(key_size=0))), expected)
     assert (len(judgement.violations), judgement.more) == (1, 0)
-    with pytest.raises(Refusal, match=r"makes: keyslot-key-size at keyslots\.1\.key_size\. Somebody"):
+    with pytest.raises(Refusal, match=r"\(keyslot-key-size at keyslots\.1\.key_size\)\. "):
         judgement.require("/dev/sdx")
 
 
