@@ -21,7 +21,9 @@ description:
   - An image that is sealed already is left alone.
 options:
   src:
-    description: Raw disk image or block device with a GUID partition table, an EFI system partition and one ext4 root.
+    description:
+      - Raw disk image or block device with a GUID partition table, an EFI system partition and one ext4 root. The
+        blocks of its file system must have 4096 bytes.
     type: path
     required: true
   dest:

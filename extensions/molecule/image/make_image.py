@@ -47,7 +47,7 @@ def make_image(tree: Path, image: Path) -> None:
     )
     run(["sh", "-c", 'exec sfdisk --quiet "$0" <"$1"', image, table])
     run(["mkfs.vfat", "-F", "32", "--offset", str(ESP_START // 512), image, str(ESP_SIZE // 1024)])
-    run(["mkfs.ext4", "-q", "-d", tree, "-E", f"offset={ROOT_START}", image, f"{ROOT_SIZE // 1024}k"])
+    run(["mkfs.ext4", "-q", "-b", "4096", "-d", tree, "-E", f"offset={ROOT_START}", image, f"{ROOT_SIZE // 1024}k"])
 
 
 def main() -> None:

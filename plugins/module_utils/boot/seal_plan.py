@@ -164,6 +164,13 @@ def check_file_system(found: Optional[FileSystem], partition: gpt.Partition, sub
         raise FdeError(where, f"the root holds {name}; ext4 is supported", "Build the image with an ext4 root")
     if found.damage:
         raise FdeError(where, found.damage, "Run e2fsck on it, or shut the machine down before its disk is copied")
+    if found.block_size < BLOCK:
+        # Neither dm-verity's device nor an encrypted volume has smaller ones, and Linux would not mount it there.
+        raise FdeError(
+            where,
+            f"the blocks of its file system have {found.block_size} bytes, and at least {BLOCK} are needed",
+            f"Build the image with 'mkfs.ext4 -b {BLOCK}'; mke2fs takes smaller ones for file systems below 512 MiB",
+        )
     if found.size > partition.size:
         raise FdeError(where, "the file system is larger than its partition", "Copy the image again: it is truncated")
     return found

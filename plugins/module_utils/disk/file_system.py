@@ -35,7 +35,9 @@ OTHER_SIGNATURES = (
 
 @dataclass(frozen=True)
 class FileSystem:
-    """What a superblock says. ``size`` in bytes, ``written`` in seconds since 1970; both 0 where they are not read."""
+    """What a superblock says. ``size`` and ``block_size`` in bytes, ``written`` in seconds since 1970; 0 where they are
+    not read.
+    """
 
     type: str
     size: int = 0
@@ -43,6 +45,7 @@ class FileSystem:
     written: int = 0
     #: Why it must not be used as it is; empty when it was cleanly unmounted.
     damage: str = ""
+    block_size: int = 0
 
 
 def identify(start: bytes) -> Optional[FileSystem]:
@@ -77,4 +80,5 @@ def _ext4(block: bytes) -> Optional[FileSystem]:
     elif not state & EXT4_CLEAN:
         damage = "it was not unmounted cleanly"
     name = "ext4" if incompat & EXT4_EXTENTS else "ext2"
-    return FileSystem(name, blocks * (1024 << shift), uuid.UUID(bytes=block[0x68:0x78]), written, damage)
+    size = 1024 << shift
+    return FileSystem(name, blocks * size, uuid.UUID(bytes=block[0x68:0x78]), written, damage, size)

@@ -81,7 +81,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = where / "root"
     with root.open("wb") as file:
         file.truncate(24 * MIB)
-    subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-d", tree, root], check=True)
+    subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-b", "4096", "-d", tree, root], check=True)
     partitions = (
         gpt.Partition(1, gpt.ESP, uuid.uuid4(), MIB, 2 * MIB),
         gpt.Partition(2, gpt.LINUX_GENERIC, uuid.uuid4(), 3 * MIB, 24 * MIB),

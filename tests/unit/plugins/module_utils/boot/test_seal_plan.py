@@ -177,7 +177,8 @@ def test_an_image_without_exactly_one_root_is_refused(kinds: tuple[uuid.UUID, ..
         (FileSystem("btrfs"), "the root holds btrfs"),
         (FileSystem("crypto_LUKS"), "the root holds crypto_LUKS"),
         (FileSystem("ext4", MIB, damage="its journal needs recovery"), "journal needs recovery"),
-        (FileSystem("ext4", 2000 * MIB), "larger than its partition"),
+        (FileSystem("ext4", 2000 * MIB, block_size=4096), "larger than its partition"),
+        (FileSystem("ext4", 10 * MIB, block_size=1024), "have 1024 bytes, and at least 4096 are needed"),
     ],
 )
 def test_a_root_that_cannot_be_sealed_is_refused(found: Optional[FileSystem], cause: str) -> None:

@@ -27,6 +27,7 @@ def test_a_clean_ext4_has_a_size_and_no_damage() -> None:
     found = identify(ext4())
     assert found is not None
     assert (found.type, found.size, found.written, found.damage) == ("ext4", 4_096_000, 1_700_000_000, "")
+    assert found.block_size == 4096
 
 
 @pytest.mark.parametrize(
