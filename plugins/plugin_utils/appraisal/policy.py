@@ -63,10 +63,13 @@ class HardwareTerms:
     minimum_tcb: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     firmware_status: frozenset[str] = frozenset()
     measurements: frozenset[str] = frozenset()
+    #: Digests of the keys that may have signed what was launched.
+    id_keys: frozenset[str] = frozenset()
 
     @property
     def demanded(self) -> bool:
-        return bool(self.products or self.minimum_tcb or self.firmware_status or self.measurements)
+        launch = self.measurements or self.id_keys
+        return bool(self.products or self.minimum_tcb or self.firmware_status or launch)
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ class Policy:
                 "minimum_tcb": {product: dict(tcb) for product, tcb in hardware.minimum_tcb.items()},
                 "firmware_status": sorted(hardware.firmware_status),
                 "measurements": sorted(hardware.measurements),
+                "id_keys": sorted(hardware.id_keys),
                 "minimum_tpm_firmware": self.minimum_tpm_firmware,
             },
             "evidence": {
@@ -211,7 +215,7 @@ def _sets(top: PolicyMap) -> tuple[SetTerms, ...]:
 
 
 def _hardware(hardware: PolicyMap) -> HardwareTerms:
-    hardware.only("products", "minimum_tcb", "firmware_status", "measurements", "minimum_tpm_firmware")
+    hardware.only("products", "minimum_tcb", "firmware_status", "measurements", "id_keys", "minimum_tpm_firmware")
     minimum = hardware.inner("minimum_tcb")
     tcb = {product: minimum.inner(product).numbers() for product in minimum.names()}
     return HardwareTerms(
@@ -219,6 +223,7 @@ def _hardware(hardware: PolicyMap) -> HardwareTerms:
         tcb,
         frozenset(hardware.words("firmware_status", ())),
         frozenset(hardware.texts("measurements", _DIGEST)),
+        frozenset(hardware.texts("id_keys", _DIGEST)),
     )
 
 

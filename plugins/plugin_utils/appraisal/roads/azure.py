@@ -69,7 +69,8 @@ class AzureSnp:
         snp.require_production(report)
         between = [read_certificate(raw) for raw in few(self.intermediates)]
         endorsed = snp.verify_report(report, read_certificate(self.vcek), self.authorities, between, now)
-        hardware = Hardware("snp", endorsed.product, report.measurement.hex(), endorsed.tcb)
+        signer = report.id_key_digest.hex()
+        hardware = Hardware("snp", endorsed.product, report.measurement.hex(), endorsed.tcb, id_key=signer)
         not_checked = (NO_REVOCATION, _LAUNCH_MEASUREMENT)
         return _trust(
             RoadName.AZURE_SNP,

@@ -74,7 +74,8 @@ class HostIdentity:
 class Hardware:
     """What a processor's report says beyond the keys, for a policy to judge. ``tcb`` has one number a component.
 
-    ``status`` is the maker's own word on that firmware, as Intel's ``UpToDate``, where it was asked for.
+    ``status`` is the maker's own word on that firmware, as Intel's ``UpToDate``, where it was asked for. ``id_key`` is
+    the digest (hex) of the key that signed what was launched, zeros where nobody did, None where no report says so.
     """
 
     tee: str
@@ -82,6 +83,7 @@ class Hardware:
     measurement: str
     tcb: Mapping[str, int]
     status: Optional[str] = None
+    id_key: Optional[str] = None
 
 
 @dataclass(frozen=True)

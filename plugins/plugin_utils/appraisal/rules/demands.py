@@ -82,6 +82,11 @@ def judge_hardware(terms: HardwareTerms, hardware: Optional[Hardware]) -> str:
             raise AppraisalError("old-firmware", f"the maker says of the processor's firmware: {hardware.status}")
     if terms.measurements and hardware.measurement not in terms.measurements:
         raise AppraisalError("other-launch", "the launch measurement is none that the policy lists")
+    if terms.id_keys:
+        if hardware.id_key is None:
+            raise Undecided("the processor's report does not say who signed what was launched")
+        if hardware.id_key not in terms.id_keys:
+            raise AppraisalError("other-launch", "what was launched was not signed by a key that the policy lists")
     return f"{hardware.product} is as the policy demands"
 
 

@@ -223,6 +223,7 @@ def test_a_volume_outlives_the_period_of_its_image_but_not_its_revocation(refere
 # --- hardware and freshness
 
 MILAN = Hardware("snp", "Milan", "ab" * 48, {"bootloader": 4, "tee": 0, "snp": 24, "microcode": 219})
+SIGNED = replace(MILAN, id_key="ef" * 48)
 TDX = Hardware("tdx", "TDX", "cd" * 48, {"tdx_module": 5}, "OutOfDate")
 
 
@@ -235,6 +236,8 @@ TDX = Hardware("tdx", "TDX", "cd" * 48, {"tdx_module": 5}, "OutOfDate")
         (HardwareTerms(minimum_tcb={"Genoa": {"snp": 1}}), MILAN, "old-firmware"),
         (HardwareTerms(firmware_status=frozenset(("UpToDate",))), TDX, "old-firmware"),
         (HardwareTerms(measurements=frozenset(("ab" * 48,))), TDX, "other-launch"),
+        (HardwareTerms(id_keys=frozenset(("01" * 48,))), SIGNED, "other-launch"),
+        (HardwareTerms(id_keys=frozenset(("ef" * 48,))), replace(SIGNED, id_key="00" * 48), "other-launch"),
     ],
 )
 def test_hardware_below_the_demand_is_refused(terms: HardwareTerms, hardware: Hardware, code: str) -> None:
@@ -248,6 +251,9 @@ def test_hardware_that_meets_every_demand_passes() -> None:
         frozenset(("Milan",)), {"Milan": {"snp": 24, "microcode": 219}}, frozenset(), frozenset(("ab" * 48,))
     )
     assert "as the policy demands" in judge_hardware(terms, MILAN)
+    signed = HardwareTerms(id_keys=frozenset(("01" * 48, "ef" * 48)))
+    assert signed.demanded
+    assert "as the policy demands" in judge_hardware(signed, SIGNED)
 
 
 def test_a_demand_that_nothing_can_answer_is_undecided() -> None:
@@ -255,6 +261,16 @@ def test_a_demand_that_nothing_can_answer_is_undecided() -> None:
         judge_hardware(HardwareTerms(products=frozenset(("Milan",))), None)
     with pytest.raises(Undecided):
         judge_hardware(HardwareTerms(firmware_status=frozenset(("UpToDate",))), MILAN)
+    with pytest.raises(Undecided):
+        judge_hardware(HardwareTerms(id_keys=frozenset(("ef" * 48,))), TDX)
+
+
+def test_the_signers_of_launches_are_read_and_kept() -> None:
+    found = load_policy(f"version: 1\nhardware: {{id_keys: [{'ef' * 48}]}}".encode())
+    assert found.hardware.id_keys == {"ef" * 48}
+    assert parse_policy(found.document()) == found
+    with pytest.raises(AppraisalError, match="not a digest"):
+        load_policy(b"version: 1\nhardware: {id_keys: [Microsoft]}")
 
 
 @pytest.mark.parametrize("demanded", Freshness)

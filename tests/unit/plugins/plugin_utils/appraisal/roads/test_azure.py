@@ -9,14 +9,17 @@ import dataclasses
 import datetime
 import json
 import struct
+from pathlib import Path
 
 import pytest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware import tdx
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.hcl import HardwareReport, parse_hcl
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import HardwareTerms
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.azure import AzureSnp, AzureTdx
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.endorsement_key import Activation
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.demands import judge_hardware
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -63,6 +66,23 @@ def test_the_captured_snp_machines_are_good(captured, now, path) -> None:
     assert trust.warnings == ()
     assert codes(trust.not_checked) == {"revocation", "launch-measurement", "report-age", "tpm-persistence"}
     json.dumps(trust.document())
+
+
+def test_the_paravisors_of_azure_are_signed_by_one_key(captured, snp_machine, hcl, attester, now) -> None:
+    """Two machines, of different paravisors, of one signer; a machine of anybody's own has another signer or none."""
+    machines = [snp_road(captured, path) for path in SNP]
+    launched = [road.establish(shown, now).hardware for road, shown in machines]
+    assert len({hardware.measurement for hardware in launched}) == 2
+    (signer,) = {hardware.id_key for hardware in launched}
+    page = Path(__file__).resolve().parents[6] / "docs/roads-to-trust.md"
+    assert f"`{signer}`" in page.read_text()
+    own = made_snp(snp_machine, hcl).establish(attester(hcl.attestation_area()), now).hardware
+    assert own is not None and own.id_key == "00" * 48
+    policy = HardwareTerms(id_keys=frozenset((signer,)))
+    for hardware in launched:
+        judge_hardware(policy, hardware)
+    with pytest.raises(AppraisalError, match="other-launch"):
+        judge_hardware(policy, own)
 
 
 def test_the_instance_is_the_one_in_the_claims(captured, now) -> None:
