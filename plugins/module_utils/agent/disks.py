@@ -217,14 +217,15 @@ def _whole_disks(sysfs: Path) -> Iterator[str]:
 def _disk(name: str, sysfs: Path) -> Union[Disk, Bare]:
     directory = sysfs / "block" / name
     try:
-        return reread(name, sysfs)
-    except GptError as error:
-        with open(DEVICES / name, "rb") as opened:
-            had_one = has_signature(opened, _size(directory), _sector_size(directory))
-        blank = _is_blank(DEVICES / name, _size(directory))
-        return Bare(name, blank, error.cause if had_one else "", _is_read_only(directory))
+        try:
+            return reread(name, sysfs)
+        except GptError as error:
+            with open(DEVICES / name, "rb") as opened:
+                had_one = has_signature(opened, _size(directory), _sector_size(directory))
+            blank = _is_blank(DEVICES / name, _size(directory))
+            return Bare(name, blank, error.cause if had_one else "", _is_read_only(directory))
     except OSError as error:
-        # A drive without a medium, or one that does not answer.
+        # A drive without a medium, or one that does not answer, or no longer.
         return Bare(name, False, error.strerror or "it cannot be read", _is_read_only(directory))
 
 

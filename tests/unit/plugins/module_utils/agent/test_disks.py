@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import uuid
@@ -273,6 +274,18 @@ def test_blank_full_and_damaged_disks_are_told_apart(machine: Machine) -> None:
     assert found["vdb"] == Bare("vdb", False)
     assert found["vdc"] == Bare("vdc", False)
     assert found["vdd"].damage and not found["vdd"].blank
+
+
+def test_a_disk_that_stops_to_answer_is_damaged_and_ends_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.add("vda", content=b"\xeb" * 512)
+
+    def gone(*_: object) -> bool:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(disks, "has_signature", gone)
+    assert survey(machine.sysfs).bare == (Bare("vda", False, "Input/output error"),)
 
 
 def test_a_disk_that_shrank_is_damaged(machine: Machine) -> None:
