@@ -21,7 +21,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.volume.confirmation import
 from ansible_collections.cvm.fde.plugins.module_utils.volume.file_system import wipe_for
 from ansible_collections.cvm.fde.plugins.module_utils.volume.machine import Machine
 from ansible_collections.cvm.fde.plugins.module_utils.volume.places import Places
-from ansible_collections.cvm.fde.plugins.module_utils.volume.volumes import apply_all, plan_all
+from ansible_collections.cvm.fde.plugins.module_utils.volume.volumes import Interrupted, apply_all, plan_all
 from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import FileSystemType, Mount, State, Wanted
 
 NAME = "data"
@@ -76,11 +76,18 @@ class Owner:
     def run(self, wanted: Wanted, announce: Callable[[str], None] = lambda _text: None) -> Mapping[str, Any]:
         """Plan and apply, keep what is handed over, and return the report."""
         machine = Machine(self.runner, Places(self.root), announce)
-        told = apply_all(machine, plan_all(machine, [wanted]))[0]
+        try:
+            told = apply_all(machine, plan_all(machine, [wanted]))[0]
+        except Interrupted as error:
+            self._keep(error.reports[0])
+            raise
+        self._keep(told)
+        return told
+
+    def _keep(self, told: Mapping[str, Any]) -> None:
         if told["handover"] is not None:
             self.envelope.write_bytes(base64.b64decode(told["handover"]["content"]))
-            confirm(machine, wanted.name, hashlib.sha256(self.envelope.read_bytes()).hexdigest())
-        return told
+            confirm(self.machine, told["name"], hashlib.sha256(self.envelope.read_bytes()).hexdigest())
 
     @property
     def envelope(self) -> Path:

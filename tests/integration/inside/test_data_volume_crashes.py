@@ -100,18 +100,23 @@ def watched(owner: Owner, device: str, wanted: Wanted, album: Path) -> list[Mome
 
     def announce(text: str) -> None:
         disk = album / str(len(moments))
-        shutil.copyfile(backing, disk)
+        owner.runner.run(["cp", "--sparse=always", backing, str(disk)])
         moments.append(Moment(text, disk, pin.read_bytes() if pin.exists() else b""))
 
     owner.run(wanted, announce)
     return moments
 
 
+#: What is made in different ways: with and without authentication, with and without a journal.
+STACKS = {("confidential", "ext4"): SIZE, ("authenticated", "ext4"): SIZE, ("aegis", "btrfs"): 160 * MIB}
+
+
+@pytest.mark.parametrize(("profile", "kind"), STACKS)
 def test_a_creation_whose_power_fails_before_any_step_is_made_anew(
-    owner: Owner, disk: Callable[..., str], alive: Callable[[], None], album: Path
+    owner: Owner, disk: Callable[..., str], alive: Callable[[], None], album: Path, profile: str, kind: str
 ) -> None:
-    device = disk(SIZE)
-    wanted = recoverable(owner, device)
+    device = disk(STACKS[profile, kind])
+    wanted = recoverable(owner, device, profile=profile, file_system=kind)
     moments = watched(owner, device, wanted, album)
     states = [str(json.loads(moment.pin)["state"]) if moment.pin else "nothing" for moment in moments]
     assert states == ["nothing", *["initializing"] * 7, "ready"], [moment.step for moment in moments]
@@ -282,3 +287,54 @@ def test_a_dying_disk_leaves_what_the_next_run_finishes(
     told = owner.run(change)
     assert (told["steps"][0]["action"], sorted(told["unlock"])) == ("redo", ["passphrase", "recovery"])
     assert (owner.mount_point / "file").read_text() == "kept"
+
+
+FAULTS = {"error_writes": "0 3600 1 error_writes", "drop_writes": "0 3600 1 drop_writes"}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("profile", ["confidential", "authenticated"])
+def test_a_disk_that_fails_at_any_step_leaves_what_the_next_run_finishes(
+    owner: Owner,
+    disk: Callable[..., str],
+    mapper: DeviceMapper,
+    alive: Callable[[], None],
+    fault: str,
+    profile: str,
+) -> None:
+    below = disk(SIZE)
+    sectors = SIZE // 512
+    healthy = (Linear(0, sectors, below, 0),)
+    failing = (Other(0, sectors, "flakey", f"{below} 0 {FAULTS[fault]}"),)
+    mapper.create("flaky", healthy)
+    owner.runner.run(["dmsetup", "mknodes"])
+    wanted = recoverable(owner, "/dev/mapper/flaky", profile=profile)
+    steps = ("pin", "clear", "format", "change-keyslots", "open", "make-file-system", "store", "ready", "mount")
+    failed = set()
+    for step in steps:
+        alive()
+
+        def fail(text: str, step: str = step) -> None:
+            if text.split()[1] == step:
+                mapper.swap("flaky", failing)
+
+        try:
+            owner.run(wanted, fail)
+        except FdeError:
+            failed.add(step)
+        mapper.swap("flaky", healthy)
+        # What was written to a disk that dropped it is in the caches only.
+        owner.runner.run(["umount", str(owner.mount_point)], ok=())
+        owner.cut_power()
+        state = pinned(owner)
+        assert state == ("ready" if step in ("ready", "mount") else "initializing"), step
+        again = owner.run(opened_by_key(owner, wanted) if state == "ready" else wanted)
+        assert again["state"] == "mounted", step
+        (owner.mount_point / "file").write_text("kept")
+        owner.run(replace(wanted, state=State.CLOSED))
+        owner.run(opened_by_key(owner, wanted))
+        assert (owner.mount_point / "file").read_text() == "kept"
+        owner.run(replace(wanted, state=State.ERASED))
+        write("/dev/mapper/flaky", bytes(SIZE))
+    # A disk that drops what is written is noticed when the header is read back from it.
+    assert failed >= {"clear", "format", "store"}, failed
