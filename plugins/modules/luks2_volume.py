@@ -151,6 +151,7 @@ options:
       force:
         description:
           - Serial number, WWN or UUID of the device, or the UUID of what is on it. Everything on it may then be lost.
+          - An encrypted volume is given up by its own UUID only.
         type: str
       adopt:
         description:
@@ -277,8 +278,8 @@ def main() -> None:
         module.fail_json(msg="cvm.fde.luks2_volume was not started through its action plugin, which brings the agent")
     machine = Machine(ModuleRunner(module))
     try:
-        with volumes.exclusively(machine):
-            run(module, machine)
+        with volumes.exclusively(machine) as guarded:
+            run(module, guarded)
     except FdeError as error:
         module.fail_json(
             msg=str(error),

@@ -17,9 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import ansible
 import pytest
 
 from . import uml
+
+#: What modules import of Ansible; a real target is sent it with the module.
+ANSIBLE = Path(ansible.__file__).parent
 
 
 def functions(directory: Path) -> Iterator[str]:
@@ -84,7 +88,8 @@ class Guests:
         ]
         argv += [str(self._directory / function) for function in functions]
         try:
-            outcome = uml.Guest(uml.tools_tree()).run(argv, exchange=exchange)
+            guest = uml.Guest(uml.tools_tree(), shares={ANSIBLE: False})
+            outcome = guest.run(argv, exchange=exchange, env={"FDE_ANSIBLE": str(ANSIBLE)})
             ending = f"status {outcome.status}:\n{outcome.output[-4000:]}\n--- console\n{outcome.console[-4000:]}"
         except uml.GuestError as error:
             ending = str(error)

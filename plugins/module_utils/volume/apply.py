@@ -28,14 +28,17 @@ from ..luks2.secret import random_secret, wipe
 from ..luks2.volume import attach_with_key, attach_with_secret, detach, format_volume
 from . import erasure, file_system, opening, persistence, storing
 from . import pin as pins
+from .adoption import adopted_key_id
+from .credentials import credential, secret
 from .found import Found
 from .machine import Machine
-from .pin import Escrow, Pin, PinState
-from .probe import boot_entry, means, unlock_key
+from .pin import Pin, PinState
+from .probe import boot_entry, means
 from .random_key import fresh_volume_key
-from .recovery import fingerprints, handover, recipients
+from .recovery import fingerprints, handover, pending_key
 from .sealing import Handover, seal_recovery_key
 from .steps import Action, Plan, Step
+from .using import nothing_opens
 from .wanted import Wanted
 
 
@@ -114,6 +117,7 @@ class _Work:
             Action.SETTLE: self._settle,
             Action.CONFIGURE: self._configure,
             Action.MOUNT: self._mount,
+            Action.REMOUNT: self._remount,
             Action.DESTROY: self._destroy,
             Action.DISCARD: self._discard,
             Action.FORGET: self._forget,
@@ -162,11 +166,12 @@ class _Work:
                 journal=wanted.journal,
                 file_system=wanted.file_system.value,
                 size=device.size,
+                identity=device.identity,
             )
         )
 
     def _clear(self, _step: Step) -> None:
-        erasure.clear(self._node, certain(self._found.device).size)
+        erasure.clear(self._node, certain(self._found.device).size, self._pinned().uuid)
 
     def _format(self, _step: Step) -> None:
         wanted, pin = self._wanted, self._pinned()
@@ -219,58 +224,20 @@ class _Work:
                 recovery = new_recovery_key()
                 secrets.callback(wipe, recovery)
             given = secrets.enter_context(means(self._wanted, recovery))
-            unlock = secrets.enter_context(self._credential())
+            unlock = secrets.enter_context(credential(self._found, self._wanted, self._temporary_key))
             keyslots.change(self._machine.runner, changed.path, planned, unlock, given)
             if recovery is not None:
                 self._sealed = seal_recovery_key(self._machine.runner, self._wanted, self._pinned().uuid, recovery)
 
-    @contextlib.contextmanager
-    def _credential(self):  # type: ignore[no-untyped-def]
-        """Yield what opens the draft now: the key it was made with, the TPM, or what the owner gave."""
-        if self._temporary_key is not None:
-            yield keyslots.ByKey(self._temporary_key)
-        elif self._found.credentials.by_tpm:
-            yield keyslots.ByTpm(self._wanted.tpm2_device)
-        else:
-            with self._secret() as key:
-                yield keyslots.ByKey(key)
-
-    @contextlib.contextmanager
-    def _secret(self):  # type: ignore[no-untyped-def]
-        if self._wanted.unlock_with is not None and self._found.credentials.by_unlock_with:
-            with unlock_key(self._wanted.unlock_with) as key:
-                yield key
-            return
-        key = bytearray(str(self._wanted.passphrase).encode())
-        try:
-            yield key
-        finally:
-            wipe(key)
-
     def _store(self, _step: Step) -> None:
         pin, new = self._pinned(), certain(self._draft).area()
-        pending = self._pending(new)
+        before = self._area if pin.state is PinState.READY else None
+        pending = pending_key(pin, before, new, self._wanted, self._sealed, self._retiring)
         if self._sealed is not None:
             # Kept until the control node has it: whatever ends this run, the next one hands it over.
             pins.write(self._machine.places.envelope(pin.name), self._sealed.content, 0o600)
         self.pin = storing.write(self._machine, pin, self._node, new, pending=pending)
         self._area = new
-
-    def _pending(self, new: HeaderArea) -> Optional[Escrow]:
-        """Return what is recorded of the recovery key that waits for its escrow, by the new header."""
-        slots = fingerprints(new)
-        retiring = tuple(slots[one] for one in self._retiring)
-        if self._sealed is None:
-            pending = self._pinned().pending
-            return None if pending is None else replace(pending, retiring=retiring)
-        changed = self._pinned().state is PinState.READY
-        before = set(fingerprints(certain(self._area)).values()) if changed else set()
-        [added] = [
-            slots[one.keyslot]
-            for one in enrolled(new.header())
-            if isinstance(one.method, Recovery) and slots[one.keyslot] not in before
-        ]
-        return Escrow(self._sealed.digest, added, recipients(self._wanted.certificates), retiring)
 
     def _ready(self, _step: Step) -> None:
         self.pin = storing.finish(self._machine, self._pinned(), certain(self._area))
@@ -292,6 +259,8 @@ class _Work:
     def _adopt(self, _step: Step) -> None:
         wanted, header, device = self._wanted, certain(self._found.header), certain(self._found.device)
         old = self.pin
+        with secret(self._found, self._wanted) as key:
+            key_id = adopted_key_id(self._machine, wanted.name, header.area, key)
         pin = Pin(
             name=wanted.name,
             uuid=certain(header.uuid),
@@ -301,7 +270,8 @@ class _Work:
             journal=wanted.journal,
             file_system=wanted.file_system.value,
             size=device.size,
-            volume_key_id=None if old is None else old.volume_key_id,
+            identity=device.identity,
+            volume_key_id=key_id,
             escrow=None if old is None else old.escrow,
             pending=None if old is None else old.pending,
         )
@@ -316,12 +286,14 @@ class _Work:
                 machine.runner, wanted.name, self._node,
                 header=certain(self._draft).path, volume_key=self._volume_key, journal=wanted.journal,
             )  # fmt: skip
+        elif not self._found.credentials.authority:
+            raise nothing_opens(wanted)
         else:
             header = str(opening.put_header(machine.places, wanted.name, certain(self._area)))
             if self._found.credentials.by_tpm:
                 opening.attach(machine.runner, wanted, self._node, header, pin.volume_key_id)
             else:
-                with self._secret() as key:
+                with secret(self._found, self._wanted) as key:
                     attach_with_secret(machine.runner, wanted.name, self._node, header=header, secret=key)
         try:
             opening.check(machine.mapper, pin, self._node)
@@ -343,10 +315,16 @@ class _Work:
             self._machine.runner, f"/dev/mapper/{wanted.name}", wanted.file_system.value, certain(wanted.mount)
         )
 
+    def _remount(self, _step: Step) -> None:
+        file_system.remount(self._machine.runner, f"/dev/mapper/{self._wanted.name}", certain(self._wanted.mount))
+
     def _unmount(self, step: Step) -> None:
         file_system.unmount(self._machine.runner, step.subject)
 
-    def _close(self, _step: Step) -> None:
+    def _close(self, step: Step) -> None:
+        if step.subject != self._wanted.name:
+            self._machine.mapper.remove(step.subject)
+            return
         detach(self._machine.runner, self._wanted.name)
         self._machine.places.header(self._wanted.name).unlink(missing_ok=True)
 
@@ -359,12 +337,13 @@ class _Work:
     # Erasing
 
     def _destroy(self, _step: Step) -> None:
-        erasure.destroy(self._node, LAYOUT.offset)
+        erasure.destroy(self._node, LAYOUT.offset, self._pinned().uuid)
 
     def _discard(self, _step: Step) -> None:
-        erasure.discard(self._machine.runner, self._node, LAYOUT.offset)
+        erasure.discard(self._machine.runner, self._node, LAYOUT.offset, self._pinned().uuid)
 
     def _forget(self, _step: Step) -> None:
+        erasure.unmark(self._node, LAYOUT.offset)
         places, name = self._machine.places, self._wanted.name
         storing.forget_copies(places, name)
         for path in (places.envelope(name), places.header(name), places.pin(name)):

@@ -14,7 +14,7 @@ from .device import Device
 from .found import Found
 from .recovery import awaited, deferred, escrowed
 from .steps import Action, Step, handover_step, keyslot_step
-from .using import check_use, open_it, use
+from .using import check_use, open_it, tidy, use
 from .wanted import Wanted
 
 
@@ -35,10 +35,18 @@ def reconcile(found: Found, wanted: Wanted, device: Device) -> Iterator[Step]:
     if found.mapping is not None and found.mapping.problems is not None:
         raise Refusal("active-table", f"/dev/mapper/{wanted.name}", found.mapping.problems, "Close it")
     check_use(found, device)
+    yield from tidy(found)
     yield from _settle(found, wanted, adopting)
+    waiting = awaited(found, wanted)
+    if waiting is not None and found.mapping is None and not found.credentials.authority:
+        # The only key is in the envelope. It goes out first, and then the opening fails, because nobody has it yet.
+        yield handover_step(waiting, _retiring(found))
+        yield Step(Action.OPEN, wanted.name)
+        return
     yield from open_it(found, wanted)
     yield from _keyslots(found, wanted, device)
-    yield from use(found, wanted)
+    # The boot learns the id of the adopted volume key.
+    yield from use(found, wanted, configuring=adopting and wanted.boot)
 
 
 def _unknown_header(found: Found) -> bool:
@@ -119,6 +127,12 @@ def _keyslots(found: Found, wanted: Wanted, device: Device) -> Iterator[Step]:
         yield Step(Action.READY, wanted.name)
     if waiting is not None:
         yield handover_step(waiting, retiring)
+
+
+def _retiring(found: Found) -> tuple[enrolment.Enrolled, ...]:
+    """Return the keyslots that go when the pending recovery key has arrived, as it is recorded."""
+    pending, header = certain(certain(found.pin).pending), certain(found.header)
+    return tuple(one for one in header.enrolled if header.fingerprints[one.keyslot] in pending.retiring)
 
 
 def _check_authority(found: Found, wanted: Wanted, planned: enrolment.Plan) -> None:

@@ -21,8 +21,10 @@ from ..errors import FdeError
 from ..runner import Runner
 
 MIB = 1 << 20
-#: Between the first and the last MiB, so many pieces of a block are looked at.
-SAMPLES = 2048
+#: Bytes at the beginning and at the end of a device that are looked at as a whole.
+HEAD, TAIL = 256 * MIB, 64 * MIB
+#: Between them one block is looked at in every ``STEP`` bytes, and at least so many of them.
+STEP, SAMPLES = 64 * MIB, 16384
 _BLOCK = 4096
 #: Names under which udev lets a device be found again, whatever the order of the disks.
 _STABLE = ("/dev/disk/by-", "/dev/mapper/", "/dev/md/")
@@ -49,8 +51,8 @@ class Signature:
 class Device:
     """A block device as it was found. ``size`` is in bytes.
 
-    ``ids`` are the names that belong to this device alone and that ``force`` may use, ``links`` the stable paths that
-    lead to it, ``holders`` the kernel names of what is set up on it, ``use`` says how else it is used.
+    ``ids`` are the names that belong to this device alone and that ``force`` may use, ``identity`` those of them that
+    it keeps whatever is written to it, ``links`` the stable paths that lead to it, ``use`` says how it is used.
     """
 
     path: str
@@ -59,6 +61,7 @@ class Device:
     sector_size: int
     read_only: bool = False
     ids: tuple[str, ...] = ()
+    identity: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
     signatures: tuple[Signature, ...] = ()
     unknown_data: bool = False
@@ -95,13 +98,15 @@ def probe(runner: Runner, path: str, by: Path = Path("/dev/disk")) -> Optional[D
     facts = _facts(runner, node)
     size = int(facts["size"])
     known = tuple(signatures(runner, node))
+    identity = tuple(_identity(facts, node))
     return Device(
         path=path,
         node=node,
         size=size,
         sector_size=int(facts["log-sec"]),
         read_only=bool(facts["ro"]),
-        ids=tuple(_ids(facts, node)),
+        ids=(*identity, *_table_ids(facts)),
+        identity=identity,
         links=tuple(_links(node, by)),
         signatures=known,
         # What is recognised says enough, and looking at the rest takes seconds.
@@ -120,15 +125,21 @@ def _facts(runner: Runner, node: str) -> Mapping[str, Any]:
         raise FdeError(node, "lsblk does not know it", "Check that the device exists") from error
 
 
-def _ids(facts: Mapping[str, Any], node: str) -> Iterator[str]:
+def _identity(facts: Mapping[str, Any], node: str) -> Iterator[str]:
     """A partition has the serial number of its whole disk, which would name more than the partition."""
-    names = ("partuuid",) if facts.get("type") == "part" else ("serial", "wwn", "ptuuid")
+    names = ("partuuid",) if facts.get("type") == "part" else ("serial", "wwn")
     for name in names:
         if facts.get(name):
             yield str(facts[name]).strip()
     uuid = Path("/sys/class/block", os.path.basename(node), "dm/uuid")
     if uuid.exists():
         yield uuid.read_text().strip()
+
+
+def _table_ids(facts: Mapping[str, Any]) -> Iterator[str]:
+    """The UUID of a disk's own partition table; a partition is given that of its disk."""
+    if facts.get("type") != "part" and facts.get("ptuuid"):
+        yield str(facts["ptuuid"]).strip()
 
 
 def _links(node: str, by: Path) -> Iterator[str]:
@@ -152,16 +163,33 @@ def signatures(runner: Runner, node: str) -> Iterator[Signature]:
 
 
 def blank(node: str, size: int) -> bool:
-    """Return whether the first and the last MiB, and ``SAMPLES`` blocks between them, are zero."""
-    with open(node, "rb", buffering=0) as file:
-        return not any(os.pread(file.fileno(), length, at).strip(b"\0") for at, length in places(size))
+    """Return whether everything that ``places`` names is zero. Raises ``FdeError`` when it cannot be read."""
+    try:
+        with open(node, "rb", buffering=0) as file:
+            # Most of what is looked at lies far apart: reading ahead would read the whole device.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            return not any(os.pread(file.fileno(), length, at).strip(b"\0") for at, length in places(size))
+    except OSError as error:
+        raise FdeError(
+            node, f"whether it is blank cannot be read: {error.strerror}", "Check the disk and its connection"
+        ) from error
 
 
 def places(size: int) -> Iterator[tuple[int, int]]:
-    """Yield the offsets and lengths of what ``blank`` looks at."""
-    yield 0, min(MIB, size)
-    step = max(_BLOCK, (size - 2 * MIB) // (SAMPLES + 1) // _BLOCK * _BLOCK)
-    for at in range(MIB + step, size - MIB, step):
-        yield at, _BLOCK
-    if size > MIB:
-        yield max(MIB, size - MIB), min(MIB, size - MIB)
+    """Yield the offsets and lengths of what ``blank`` looks at: both ends, and blocks at even steps between them.
+
+    Data that nothing recognises has no structure at the ends, so the steps decide what is found: every run of ``STEP``
+    bytes or more, and on a small device shorter ones.
+    """
+    head = min(HEAD, size)
+    tail = max(head, size - TAIL)
+    yield from _pieces(0, head)
+    step = max(_BLOCK, min(STEP, (tail - head) // SAMPLES) // _BLOCK * _BLOCK)
+    for at in range(head, tail, step):
+        yield at, min(_BLOCK, tail - at)
+    yield from _pieces(tail, size)
+
+
+def _pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
+    for at in range(start, end, MIB):
+        yield at, min(MIB, end - at)

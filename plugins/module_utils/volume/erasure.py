@@ -11,21 +11,39 @@ from __future__ import annotations
 
 import mmap
 import os
-from typing import Iterator
+import re
+from typing import Iterator, Optional
 
 from ..errors import FdeError
 from ..runner import Runner
 
 _CHUNK = 1 << 20
 _BLOCK = 4096
+_MARK = b"cvm.fde unfinished volume %s\n"
 
 
-def clear(node: str, size: int) -> None:
-    """Overwrite both ends of a device with zeros, the end first: what is recognised there goes with the last write.
+def mark(uuid: str) -> bytes:
+    """Return the first block of a device whose volume is being made or erased.
+
+    It is written before anything else, so that a run that was cut short is known by something that no other disk has.
+    """
+    return _MARK % uuid.encode() + bytes(_BLOCK - len(_MARK % uuid.encode()))
+
+
+def marked(content: bytes) -> Optional[str]:
+    """Return the UUID of the unfinished volume that the first block of a device names."""
+    match = re.match(_MARK % rb"([0-9a-f-]{36})", content)
+    return match[1].decode() if match is not None and content[:_BLOCK] == mark(match[1].decode()) else None
+
+
+def clear(node: str, size: int, uuid: str) -> None:
+    """Mark a device as an unfinished volume, and overwrite the rest of both its ends with zeros.
 
     The header area and one MiB behind it lie in the beginning, backup partition tables and RAID headers at the end.
     """
     with _Direct(node) as device:
+        device.write(0, mark(uuid))
+        device.flush()
         for at, length in _pieces(size):
             device.write_zeros(at, length)
 
@@ -34,31 +52,46 @@ def _pieces(size: int) -> Iterator[tuple[int, int]]:
     end = size // _BLOCK * _BLOCK
     beginning = min(9 * _CHUNK, end)
     yield max(beginning, end - _CHUNK), min(_CHUNK, end - beginning)
-    for at in range(beginning - _CHUNK, -1, -_CHUNK):
+    for at in range(beginning - _CHUNK, 0, -_CHUNK):
         yield at, _CHUNK
+    yield _BLOCK, _CHUNK - _BLOCK
 
 
-def destroy(node: str, size: int) -> None:
-    """Overwrite the header area, keyslots and all, and read it back. Raises ``FdeError`` when anything is left."""
+def destroy(node: str, size: int, uuid: str) -> None:
+    """Overwrite the header area, keyslots and all, and read it back; a mark is left in its place.
+
+    Raises ``FdeError`` when anything else is left.
+    """
     with _Direct(node) as device:
-        for at in range(0, size, _CHUNK):
-            device.write_zeros(at, _CHUNK)
-    _prove(node, size)
+        device.write(0, mark(uuid))
+        device.flush()
+        for at in range(_BLOCK, size, _CHUNK):
+            device.write_zeros(at, min(_CHUNK, size - at))
+    _prove(node, size, mark(uuid))
 
 
-def discard(runner: Runner, node: str, size: int) -> None:
+def unmark(node: str, size: int) -> None:
+    """Remove the mark, the last that is left of a header area, and look once more. Raises ``FdeError``."""
+    with _Direct(node) as device:
+        device.write_zeros(0, _BLOCK)
+    _prove(node, size, b"")
+
+
+def discard(runner: Runner, node: str, size: int, uuid: str) -> None:
     """Tell the disk that nothing behind the header area is needed, where it can be told, and look once more.
 
     The header area itself is left as it was overwritten: what a disk returns for discarded blocks is its own choice.
     """
     runner.run(["blkdiscard", "--force", "--offset", str(size), node], ok=())
-    _prove(node, size)
+    _prove(node, size, mark(uuid))
 
 
-def _prove(node: str, size: int) -> None:
+def _prove(node: str, size: int, first: bytes) -> None:
+    """Raise ``FdeError`` unless a header area begins with ``first`` and holds nothing else."""
     with _Direct(node) as device:
         for at in range(0, size, _CHUNK):
-            if device.read(at, _CHUNK).strip(b"\0"):
+            expected = first.ljust(_CHUNK, b"\0") if at == 0 else bytes(_CHUNK)
+            if device.read(at, _CHUNK) != expected:
                 raise FdeError(
                     node,
                     f"it gives back something else than was written, within the MiB at byte {at}",
@@ -87,10 +120,16 @@ class _Direct:
             self._buffer.close()
 
     def write_zeros(self, at: int, length: int) -> None:
-        self._buffer[:] = bytes(_CHUNK)
-        with memoryview(self._buffer) as view, view[:length] as piece:
-            if os.pwrite(self._descriptor, piece, at) != length:
-                raise OSError(f"only a part of {length} bytes was written")
+        self.write(at, bytes(length))
+
+    def write(self, at: int, content: bytes) -> None:
+        self._buffer[: len(content)] = content
+        with memoryview(self._buffer) as view, view[: len(content)] as piece:
+            if os.pwrite(self._descriptor, piece, at) != len(content):
+                raise OSError(f"only a part of {len(content)} bytes was written")
+
+    def flush(self) -> None:
+        os.fsync(self._descriptor)
 
     def read(self, at: int, length: int) -> bytes:
         with memoryview(self._buffer) as view, view[:length] as piece:

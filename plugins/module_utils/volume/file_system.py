@@ -21,6 +21,7 @@ from typing import Any, Iterator, Mapping, Optional, Sequence
 from ..errors import FdeError
 from ..luks2.profile import Profile
 from ..runner import CommandError, Runner
+from .mount_options import differing, remounting
 from .wanted import FileSystemType, Mount
 
 _BLOCK = 4096
@@ -133,6 +134,20 @@ def mount(runner: Runner, device: str, kind: str, wanted: Mount) -> None:
     os.makedirs(wanted.path, mode=0o755, exist_ok=True)
     options = ["--options", ",".join(wanted.options)] if wanted.options else []
     runner.run(["mount", "--types", kind, *options, device, wanted.path])
+
+
+def remount(runner: Runner, device: str, wanted: Mount) -> None:
+    """Give a mount its wanted options. Raises ``FdeError`` when the file system does not take them."""
+    try:
+        # Both device and path are named: mount(8) then looks for nothing in /etc/fstab.
+        runner.run(["mount", "--options", ",".join(remounting(wanted.options)), device, wanted.path])
+    except CommandError as error:
+        raise FdeError(
+            wanted.path, "its mount options cannot be changed: " + error.cause, "Unmount it first"
+        ) from error
+    now = [str(one.get("options") or "").split(",") for one in _mount_table(runner) if one["target"] == wanted.path]
+    if left := differing(now[-1] if now else (), wanted.options):
+        raise FdeError(wanted.path, f"it did not take the options {', '.join(left)}", "Unmount it first")
 
 
 def unmount(runner: Runner, path: str) -> None:

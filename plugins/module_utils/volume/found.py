@@ -68,7 +68,9 @@ class Found:
 
     ``saved`` is the digest of a header copy that an interrupted change left behind. ``torn`` tells that the change can
     be finished from it, and ``header`` is that copy then, not what is on the disk. ``envelope`` is the digest of a
-    recovery key's envelope that waits to be handed over.
+    recovery key's envelope that waits to be handed over. ``marked`` is the UUID of the
+    unfinished volume that the device is marked as, ``no_tpm``
+    the TPM that is needed and not there, ``strays`` what a killed program left set up on the device.
     """
 
     device: Optional[Device]
@@ -77,10 +79,13 @@ class Found:
     saved: Optional[str] = None
     torn: bool = False
     envelope: Optional[str] = None
+    marked: Optional[str] = None
     mapping: Optional[MappingFound] = None
+    strays: tuple[str, ...] = ()
     file_system: Optional[FileSystem] = None
     mounts: tuple[Mounted, ...] = ()
     at_mount_point: Optional[str] = None
     credentials: Credentials = Credentials()
     differing_files: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    no_tpm: Optional[str] = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Optional
 
 from ..dm.device import DeviceMapper
 from ..luks2.profile import AEGIS, Profile
@@ -16,7 +16,20 @@ from ..runner import Runner
 from .places import Places
 from .wanted import FileSystemType, Wanted
 
-_PROGRAMS = ("cryptsetup", "dmsetup", "lsblk", "wipefs", "blkid", "findmnt", "mount", "umount", "systemd-cryptsetup")
+_PROGRAMS = (
+    "cryptsetup",
+    "dmsetup",
+    "lsblk",
+    "wipefs",
+    "blkid",
+    "findmnt",
+    "mount",
+    "umount",
+    "systemd-cryptsetup",
+    "setpriv",
+    "env",
+    "timeout",
+)
 _MODULES = Path("/lib/modules")
 
 
@@ -49,6 +62,19 @@ def missing(runner: Runner, wanted: Wanted, modules: Path = _MODULES) -> tuple[s
     lacking = [f"the program {name}" for name in programs if runner.find(name) is None]
     lacking += [f"the kernel's {name}" for name in _kernel_parts(wanted.profile) if not kernel_has(name, modules)]
     return tuple(lacking)
+
+
+def missing_tpm(device: str, devices: Path = Path("/dev")) -> Optional[str]:
+    """Return the node of a TPM that systemd would look for in vain, None where it is there or is no node."""
+    names = {"auto": "tpmrm0", "device": "tpmrm0"}
+    kind, _colon, argument = device.partition(":")
+    if device.startswith("/dev/"):
+        node = devices / device[len("/dev/") :]
+    elif kind in names and (kind == "device" or not argument):
+        node = devices / (argument.removeprefix("/dev/") or names[kind])
+    else:
+        return None
+    return None if node.exists() else str(node)
 
 
 def _kernel_parts(profile: Profile) -> Iterator[str]:

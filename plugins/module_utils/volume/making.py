@@ -13,7 +13,7 @@ from .device import Device
 from .found import Found
 from .pin import PinState
 from .steps import Action, Step, keyslot_step
-from .using import check_use, configure, own_leftovers
+from .using import check_use, configure, own_leftovers, tidy
 from .wanted import LEAST, FileSystemType, State, Wanted
 
 
@@ -22,6 +22,7 @@ def create(found: Found, wanted: Wanted, device: Device) -> Iterator[Step]:
     least = LEAST[wanted.file_system]
     if device.size < least:
         raise FdeError(device.path, f"it is smaller than {least >> 20} MiB", "Take a larger device")
+    yield from tidy(found)
     if found.mapping is not None:
         yield Step(Action.CLOSE, wanted.name)
     yield Step(Action.PIN, "initializing")
@@ -53,8 +54,10 @@ def _check_blank(found: Found, wanted: Wanted, device: Device) -> None:
     if unfinished and found.pin is not None and own_leftovers(found, device, found.pin):
         return
     contents = device.contents()
-    if contents and (wanted.force is None or wanted.force not in device.all_ids()):
-        names = device.all_ids()
+    # What an encrypted volume holds cannot be seen, and a play may still name the disk that it was made on.
+    encrypted = tuple(one.uuid for one in device.signatures if one.type == "crypto_LUKS" and one.uuid)
+    names = encrypted or device.all_ids()
+    if contents and (wanted.force is None or wanted.force not in names):
         remedy = f"Set force to one of {', '.join(names)}" if names else "Overwrite its beginning by hand"
         raise Refusal(
             "volume-has-data",

@@ -10,6 +10,8 @@ what should be is what makes the second run change nothing.
 
 from __future__ import annotations
 
+import os
+import re
 import string
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,10 +171,16 @@ def _check_mount_point(fstab: str, entry: BootEntry) -> None:
     mount = certain(entry.mount)
     for line in fstab.splitlines():
         fields = line.split("#")[0].split()
-        if len(fields) > 1 and fields[1] == mount.path and fields[0] != f"/dev/mapper/{entry.name}":
+        if len(fields) > 1 and _place(fields[1]) == mount.path and fields[0] != f"/dev/mapper/{entry.name}":
             raise FdeError(
                 "/etc/fstab", f"it mounts {fields[0]} at {mount.path}", "Remove that line, or mount elsewhere"
             )
+
+
+def _place(written: str) -> str:
+    """Return a mount point as /etc/fstab means it: octal escapes for blanks, and slashes that say nothing."""
+    plain = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), written)
+    return "/" + os.path.normpath(plain).lstrip("/")
 
 
 def _table(path: Path, line: Optional[str], name: str, mine: Callable[[list[str], str], bool]) -> Optional[str]:

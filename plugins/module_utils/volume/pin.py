@@ -47,7 +47,8 @@ class Escrow:
 
 @dataclass(frozen=True)
 class Pin:
-    """Digests and the volume key id are lower-case hexadecimal; ``size`` is that of the device in bytes.
+    """Digests and the volume key id are lower-case hexadecimal; ``size`` is that of the device in bytes,
+    ``identity`` what names the device itself, whatever is written to it.
 
     ``escrow`` is the recovery key that the control node has stored and read back, ``pending`` one that it was or will
     be given.
@@ -61,6 +62,7 @@ class Pin:
     journal: bool
     file_system: str
     size: int
+    identity: tuple[str, ...] = ()
     current: Optional[str] = None
     next: Optional[str] = None
     volume_key_id: Optional[str] = None
@@ -88,7 +90,8 @@ def load(path: Path) -> Optional[Pin]:
         if values.pop("version") != VERSION:
             raise ValueError("another version")
         keys = {name: _escrow(values.pop(name, None)) for name in ("escrow", "pending")}
-        return Pin(**{**values, **keys, "state": PinState(values["state"])})
+        identity = tuple(map(str, values.pop("identity", ())))
+        return Pin(**{**values, **keys, "identity": identity, "state": PinState(values["state"])})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FdeError(
             str(path), f"it is not a volume's state ({error})", "Restore it from a backup; without it adopt the volume"

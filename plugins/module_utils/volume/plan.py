@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Iterator, Optional
 
 from ..errors import FdeError, Refusal
+from ..luks2.method import Tpm2
 from .changing import reconcile
 from .device import Device
 from .found import Found
@@ -24,6 +25,14 @@ from .wanted import State, Wanted
 
 def plan(found: Found, wanted: Wanted) -> Plan:
     """Return what has to be done. Raises ``FdeError``, or ``Refusal`` where only tampering or damage explains it."""
+    made = _plan(found, wanted)
+    adds = [method for step in made.steps if step.keyslots is not None for method in step.keyslots.adds]
+    if found.no_tpm is not None and any(isinstance(method, Tpm2) for method in adds):
+        raise FdeError(found.no_tpm, "there is no TPM that a keyslot could be bound to", "Give the machine a TPM 2.0")
+    return made
+
+
+def _plan(found: Found, wanted: Wanted) -> Plan:
     pinned = None if found.pin is None else found.pin.state
     if wanted.state is State.ERASED:
         return Plan(tuple(_erase(found, wanted)))

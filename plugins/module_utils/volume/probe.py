@@ -23,14 +23,15 @@ from ..luks2.profile import LAYOUT
 from ..luks2.recovery_key import typed_recovery_key
 from ..luks2.secret import descriptor_path, memory_file, wipe
 from . import device as devices
-from . import file_system, opening, persistence, storing
+from . import erasure, file_system, opening, persistence, storing
 from . import pin as pins
 from .device import Device
 from .found import Credentials, Found, HeaderFound, MappingFound
-from .machine import Machine, missing
+from .machine import Machine, missing, missing_tpm
 from .persistence import BootEntry
 from .pin import Pin, PinState
 from .recovery import fingerprints
+from .strays import strays
 from .wanted import State, UnlockWith, Wanted
 
 
@@ -57,7 +58,9 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
         saved=digest_of(places.saved(wanted.name), header_digest),
         torn=torn is not None,
         envelope=digest_of(places.envelope(wanted.name), lambda content: hashlib.sha256(content).digest()),
+        marked=None if disk is None else erasure.marked(disk.content),
         mapping=mapping,
+        strays=() if device is None else strays(wanted.name, device.node),
         file_system=file_system.identify(runner, mapping.path) if mapping is not None and ready else None,
         mounts=file_system.mounts(runner, below) if mapping is not None else (),
         at_mount_point=None if wanted.mount is None else file_system.mounted_at(runner, wanted.mount.path),
@@ -66,6 +69,7 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
             places
         ),
         missing=missing(runner, wanted),
+        no_tpm=missing_tpm(wanted.tpm2_device) if wanted.has_tpm2 else None,
     )
 
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional, Sequence
 
 from ..luks2.area import HeaderArea
-from ..luks2.enrolment import Enrolled, Plan
+from ..luks2.enrolment import Enrolled, Plan, enrolled
 from ..luks2.method import Recovery, Tpm2
 from .found import Found, HeaderFound
 from .machine import Machine
@@ -72,6 +73,28 @@ def deferred(planned: Plan) -> tuple[Plan, tuple[Enrolled, ...]]:
     """
     now = tuple(one for one in planned.removes if isinstance(one.method, Tpm2) and one.method in planned.adds)
     return Plan(planned.adds, now), tuple(one for one in planned.removes if one not in now)
+
+
+def pending_key(
+    pin: Pin,
+    before: Optional[HeaderArea],
+    new: HeaderArea,
+    wanted: Wanted,
+    sealed: Optional[Handover],
+    retiring: Sequence[int],
+) -> Optional[Escrow]:
+    """Return what is recorded of the recovery key that waits for its escrow when ``new`` takes the place of a header.
+
+    ``sealed`` is the envelope of a key that was added, ``retiring`` are the keyslots that go when it has arrived.
+    """
+    slots = fingerprints(new)
+    going = tuple(slots[one] for one in retiring)
+    if sealed is None:
+        return None if pin.pending is None else replace(pin.pending, retiring=going)
+    old = set() if before is None else set(fingerprints(before).values())
+    recovery = [one.keyslot for one in enrolled(new.header()) if isinstance(one.method, Recovery)]
+    [added] = [slots[one] for one in recovery if slots[one] not in old]
+    return Escrow(sealed.digest, added, recipients(wanted.certificates), going)
 
 
 def known(pin: Pin, area: HeaderArea) -> Pin:

@@ -32,6 +32,7 @@ class Action(str, Enum):
     CONFIGURE = "configure"
     HAND_OVER = "hand-over"
     MOUNT = "mount"
+    REMOUNT = "remount"
     DESTROY = "destroy"
     DISCARD = "discard"
     FORGET = "forget"

@@ -10,22 +10,46 @@ from typing import Iterator
 from ..errors import FdeError
 from .device import Device
 from .found import Found
-from .pin import Pin
+from .mount_options import differing
+from .pin import Pin, PinState
 from .steps import Action, Step
 from .wanted import State, Wanted
 
 
 def check_use(found: Found, device: Device) -> None:
     """Raise ``FdeError`` when anything but the volume itself uses the device."""
-    if device.use is not None and not (found.mapping is not None and found.mapping.on_device):
+    explained = (found.mapping is not None and found.mapping.on_device) or bool(found.strays)
+    if device.use is not None and not explained:
         raise FdeError(device.path, f"it is in use: {device.use}", "Name another device, or end its use")
 
 
 def own_leftovers(found: Found, device: Device, pin: Pin) -> bool:
-    """An unfinished volume leaves bytes without a name, or a header of its own, whole or torn, on the same device."""
-    if device.size != pin.size:
+    """Return whether a device holds what an unfinished volume leaves: its mark, or a header of its own.
+
+    A disk of the same size is no proof, nor is a serial number: somebody may have used the disk since. Only where an
+    erasure was about to end, and has removed its mark already, the device itself must do.
+    """
+    if device.size != pin.size or (pin.identity and pin.identity != device.identity):
         return False
-    return all(one.type == "crypto_LUKS" and one.uuid in (pin.uuid, None) for one in device.signatures)
+    if any(one.type != "crypto_LUKS" or one.uuid not in (pin.uuid, None) for one in device.signatures):
+        return False
+    proof = found.marked == pin.uuid or any(one.uuid == pin.uuid for one in device.signatures)
+    return proof or (pin.state is PinState.ERASING and bool(pin.identity))
+
+
+def tidy(found: Found) -> Iterator[Step]:
+    """Yield the closing of what a killed program left behind."""
+    for stray in found.strays:
+        yield Step(Action.CLOSE, stray)
+
+
+def nothing_opens(wanted: Wanted) -> FdeError:
+    """Return the failure of opening a volume whose key nobody has given."""
+    return FdeError(
+        wanted.device,
+        f"nothing at hand opens volume '{wanted.name}': the TPM does not give its key",
+        "Give unlock_with the recovery key, and the TPM is enrolled anew",
+    )
 
 
 def open_it(found: Found, wanted: Wanted) -> Iterator[Step]:
@@ -33,30 +57,30 @@ def open_it(found: Found, wanted: Wanted) -> Iterator[Step]:
     if found.mapping is not None:
         return
     if not found.credentials.authority:
-        raise FdeError(
-            wanted.device,
-            f"nothing at hand opens volume '{wanted.name}': the TPM does not give its key",
-            "Give unlock_with the recovery key, and the TPM is enrolled anew",
-        )
+        raise nothing_opens(wanted)
     yield Step(Action.OPEN, wanted.name)
 
 
-def use(found: Found, wanted: Wanted) -> Iterator[Step]:
-    yield from configure(found)
+def use(found: Found, wanted: Wanted, *, configuring: bool) -> Iterator[Step]:
+    """Yield what makes an open volume usable; ``configuring`` where its boot is to be told something in any case."""
+    yield from configure(found, configuring)
     if wanted.state is State.MOUNTED and wanted.mount is not None:
         for mounted in found.mounts:
             if mounted.path != wanted.mount.path:
                 yield Step(Action.UNMOUNT, mounted.path)
-        if wanted.mount.path not in {mounted.path for mounted in found.mounts}:
+        mounted_there = [mounted for mounted in found.mounts if mounted.path == wanted.mount.path]
+        if not mounted_there:
             yield Step(Action.MOUNT, wanted.mount.path)
+        elif changes := differing(mounted_there[-1].options, wanted.mount.options):
+            yield Step(Action.REMOUNT, f"{wanted.mount.path} ({','.join(changes)})")
     elif wanted.state is State.OPEN:
         for mounted in found.mounts:
             yield Step(Action.UNMOUNT, mounted.path)
 
 
-def configure(found: Found) -> Iterator[Step]:
-    if found.differing_files:
-        yield Step(Action.CONFIGURE, ", ".join(found.differing_files))
+def configure(found: Found, always: bool = False) -> Iterator[Step]:
+    if found.differing_files or always:
+        yield Step(Action.CONFIGURE, ", ".join(found.differing_files or ("/etc/crypttab",)))
 
 
 def close(found: Found, wanted: Wanted) -> Iterator[Step]:
@@ -64,5 +88,7 @@ def close(found: Found, wanted: Wanted) -> Iterator[Step]:
         raise FdeError(f"/dev/mapper/{wanted.name}", "it is open, and nothing is known about it", "Close it by hand")
     for mounted in reversed(found.mounts):
         yield Step(Action.UNMOUNT, mounted.path)
+    if found.pin is not None:
+        yield from tidy(found)
     if found.mapping is not None:
         yield Step(Action.CLOSE, wanted.name)

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from ..errors import FdeError
 from . import pin as pins
 from .apply import Outcome, Stopped, apply
 from .found import Found
+from .guarded import GuardedRunner
 from .machine import Machine
 from .pin import Pin
 from .plan import plan
 from .probe import probe
 from .steps import Plan, Step, described
 from .wanted import Wanted, check_all
+
+#: Seconds that a run waits for another one.
+_PATIENCE = 3600
 
 
 @dataclass(frozen=True)
@@ -45,15 +51,39 @@ class Interrupted(FdeError):
 
 
 @contextmanager
-def exclusively(machine: Machine) -> Iterator[None]:
-    """Let no two runs work on the volumes of a machine at once; the second one waits."""
+def exclusively(machine: Machine) -> Iterator[Machine]:
+    """Let no two runs work on the volumes of a machine at once, and yield the machine for this one.
+
+    A second run waits for the first, and for every program that it has started. Raises ``FdeError`` when that takes
+    longer than a person would wait.
+    """
     machine.places.run.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(machine.places.run / ".lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = machine.places.run / ".lock"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        _lock(descriptor, path)
+        yield replace(machine, runner=GuardedRunner(machine.runner, descriptor))
     finally:
         os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    def give_up(_signal: int, _frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(_PATIENCE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except TimeoutError as error:
+        raise FdeError(
+            str(path),
+            "another run, or a program that it started, has worked on the volumes of this machine for an hour",
+            f"Wait for it, or see with 'fuser -v {path}' what it is",
+        ) from error
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def plan_all(machine: Machine, volumes: Sequence[Wanted], *, foretelling: bool = False) -> tuple[Planned, ...]:
@@ -70,7 +100,21 @@ def plan_all(machine: Machine, volumes: Sequence[Wanted], *, foretelling: bool =
             warning = f"this system lacks {', '.join(found.missing)}"
             found = replace(found, missing=())
         planned.append(Planned(wanted, found, plan(found, wanted).with_warnings(warning)))
+    _check_nodes(planned)
     return tuple(planned)
+
+
+def _check_nodes(planned: Sequence[Planned]) -> None:
+    """Raise ``FdeError`` when two paths lead to one device: the second volume would be made over the first."""
+    seen: dict[str, str] = {}
+    for one in planned:
+        if one.found.device is None:
+            continue
+        other = seen.setdefault(one.found.device.node, one.wanted.device)
+        if other != one.wanted.device:
+            raise FdeError(
+                one.wanted.device, f"it is the same device as {other}", "Name each device for one volume only"
+            )
 
 
 def apply_all(machine: Machine, planned: Sequence[Planned]) -> list[Mapping[str, Any]]:

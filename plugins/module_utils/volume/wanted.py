@@ -11,9 +11,11 @@ from enum import Enum
 from typing import Iterator, Optional
 
 from ..errors import FdeError
+from ..escrow.certificate import CertificateError, read_certificate
 from ..luks2.keyslots import PCRLOCK_POLICY
 from ..luks2.method import Method, Passphrase, Recovery, Tpm2
 from ..luks2.profile import AUTHENTICATED, Profile
+from ..tpm.policy import PolicyError, PolicyKey
 
 #: Device-mapper and systemd take these without escaping anything.
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -133,6 +135,8 @@ def check_all(volumes: tuple[Wanted, ...]) -> None:
 def _problems(wanted: Wanted) -> Iterator[str]:
     if not _NAME.fullmatch(wanted.name):
         yield "its name must be lower-case letters, digits and '_', begin with a letter, and have 32 at the most"
+    if wanted.name == "control" or wanted.name.endswith("_dif"):
+        yield f"its name '{wanted.name}' is one that device-mapper or cryptsetup use for themselves"
     if not _PATH.fullmatch(wanted.device) or not wanted.device.startswith("/dev/"):
         yield f"its device '{wanted.device}' is not a plain path below /dev"
     if wanted.state in (State.CLOSED, State.ERASED):
@@ -171,12 +175,28 @@ def _unlock_problems(wanted: Wanted) -> Iterator[str]:
     if len(set(wanted.unlock)) < len(wanted.unlock):
         yield "an unlock method is listed twice"
     for method in wanted.unlock:
-        if isinstance(method, Tpm2) and not method.bound:
-            yield "its TPM keyslot would open in every state of the machine: name PCRs, a public key or pcrlock"
+        if isinstance(method, Tpm2):
+            yield from _tpm2_problems(method)
     if wanted.has(Passphrase) != bool(wanted.passphrase):
         yield "a passphrase is needed where one unlocks it, and nowhere else"
     if wanted.has(Recovery) and not wanted.certificates:
         yield "its recovery key would be known to nobody: say where it is escrowed"
+    for certificate in wanted.certificates:
+        try:
+            read_certificate(certificate)
+        except CertificateError as error:
+            yield f"its escrow certificate cannot receive a recovery key: {error.cause}"
     given = wanted.unlock_with
     if given is not None and sum(x is not None for x in (given.recovery_key, given.passphrase, given.key_file)) != 1:
         yield "unlock_with takes exactly one of recovery_key, passphrase and key_file"
+
+
+def _tpm2_problems(method: Tpm2) -> Iterator[str]:
+    if not method.bound:
+        yield "its TPM keyslot would open in every state of the machine: name PCRs, a public key or pcrlock"
+    if method.public_key is not None:
+        try:
+            # systemd has the TPM verify RSASSA signatures, and no others.
+            PolicyKey.from_pem(method.public_key)
+        except PolicyError as error:
+            yield f"its public key verifies no signed PCR policy: {error.cause}"

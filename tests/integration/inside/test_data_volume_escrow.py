@@ -39,6 +39,12 @@ def unheard(owner: Owner, wanted: Wanted) -> Mapping[str, Any]:
     return apply_all(machine, plan_all(machine, [wanted]))[0]
 
 
+def restarted(owner: Owner) -> None:
+    """Close everything, as a reboot does when nothing opens the volume."""
+    owner.runner.run(["umount", str(owner.mount_point)], ok=())
+    owner.cut_power()
+
+
 def actions(told: Mapping[str, Any]) -> list[str]:
     return [step["action"] for step in told["steps"]]
 
@@ -83,6 +89,9 @@ def test_the_old_key_opens_the_volume_until_the_new_one_is_in_escrow(
     adopted = recoverable(new, device, adopt=True, unlock_with=given)
     told = unheard(new, adopted)
     assert actions(told) == ["adopt", "open", "change-keyslots", "store", "ready", "mount"]
+    pinned = [pins.load(one.machine.places.pin(NAME)) for one in (owner, new)]
+    assert len({pin.volume_key_id for pin in pinned if pin is not None} - {None}) == 1
+    assert not list(new.machine.places.run.glob("key-*"))
     assert sorted(told["unlock"]) == sorted(["recovery", method]) and opens(new, device, key)
     assert f"({method}) once the recovery key is in escrow" in told["steps"][2]["subject"]
     # The envelope was lost on the way. The next run hands it over, and only then the old key goes.
@@ -103,6 +112,17 @@ def test_a_recovery_key_for_other_certificates_is_made_anew(
     with pytest.raises(FdeError, match="name the escrow certificates again"):
         owner.run(changed)
     assert actions(owner.run(wanted)) == ["hand-over"]
+
+
+def test_the_only_key_goes_out_although_nothing_opens_the_volume(owner: Owner, disk: Callable[..., str]) -> None:
+    wanted = recoverable(owner, disk(SIZE))
+    unheard(owner, wanted)
+    (owner.mount_point / "file").write_text("kept")
+    restarted(owner)
+    with pytest.raises(Interrupted, match="nothing at hand opens"):
+        owner.run(wanted)
+    assert owner.run(replace(wanted, unlock_with=UnlockWith(recovery_key=owner.recovery_key)))["state"] == "mounted"
+    assert (owner.mount_point / "file").read_text() == "kept"
 
 
 def test_what_fails_after_a_recovery_key_was_made_still_hands_it_over(

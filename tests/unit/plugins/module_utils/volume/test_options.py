@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,8 +61,24 @@ def test_volumes_have_a_journal_and_are_wiped_for_some_file_systems(
     assert (one.journal, one.wipe) == (journal, wipe)
 
 
-def test_every_unlock_method_is_understood(tmp_path: Any) -> None:
-    (tmp_path / "key.pem").write_bytes(b"key")
+@pytest.fixture(scope="module")
+def certificate() -> str:
+    """A certificate that may receive recovery keys, in PEM."""
+    return pem("openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=escrow -keyout /dev/null -out /dev/stdout")
+
+
+@pytest.fixture(scope="module")
+def public_key() -> str:
+    """The public key of somebody who signs PCR policies, in PEM."""
+    return pem("openssl genrsa 2048 | openssl pkey -pubout")
+
+
+def pem(command: str) -> str:
+    return subprocess.run(["sh", "-c", command], check=True, capture_output=True, text=True).stdout
+
+
+def test_every_unlock_method_is_understood(tmp_path: Any, certificate: str, public_key: str) -> None:
+    (tmp_path / "key.pem").write_text(public_key)
     unlock = [
         {"method": "tpm2", "pcrs": [7, 4]},
         {"method": "tpm2", "pcrs": [], "public_key": str(tmp_path / "key.pem")},
@@ -68,8 +86,14 @@ def test_every_unlock_method_is_understood(tmp_path: Any) -> None:
         {"method": "recovery"},
         {"method": "passphrase", "passphrase": "a long passphrase"},
     ]
-    [one] = wanted({**MOUNT, "unlock": unlock}, certificates=["pem"])
-    assert one.unlock == (Tpm2((4, 7)), Tpm2((), b"key"), Tpm2((7,), pcrlock=True), Recovery(), Passphrase())
+    [one] = wanted({**MOUNT, "unlock": unlock}, certificates=[certificate])
+    assert one.unlock == (
+        Tpm2((4, 7)),
+        Tpm2((), public_key.encode()),
+        Tpm2((7,), pcrlock=True),
+        Recovery(),
+        Passphrase(),
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,6 +103,12 @@ def test_every_unlock_method_is_understood(tmp_path: Any) -> None:
         ({**MOUNT, "name": "Data"}, "lower-case"),
         ({**MOUNT, "name": "a-b"}, "lower-case"),
         ({**MOUNT, "name": "../etc/passwd"}, "lower-case"),
+        ({**MOUNT, "name": ".."}, "lower-case"),
+        ({**MOUNT, "name": ""}, "lower-case"),
+        ({**MOUNT, "name": "a" * 33}, "lower-case"),
+        ({**MOUNT, "name": "data\n"}, "lower-case"),
+        ({**MOUNT, "name": "control"}, "use for themselves"),
+        ({**MOUNT, "name": "data_dif"}, "use for themselves"),
         ({**MOUNT, "device": "/etc/passwd"}, "below /dev"),
         ({**MOUNT, "device": "/dev/vdb,none"}, "not a plain path"),
         ({"mount": {"path": "/srv/a b"}}, "not a plain absolute path"),
@@ -106,6 +136,41 @@ def test_every_unlock_method_is_understood(tmp_path: Any) -> None:
 def test_what_cannot_be_meant_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(FdeError, match=message):
         wanted(options)
+
+
+#: What would otherwise be noticed when the device is overwritten already.
+NO_KEYS = {
+    "garbage": "echo garbage",
+    "nothing": "true",
+    "half a key": "openssl genrsa 2048 2>/dev/null | openssl pkey -pubout | head -n 4",
+    "a private key": "openssl genrsa 2048 2>/dev/null",
+    "a key that no TPM takes": "openssl genrsa 1024 2>/dev/null | openssl pkey -pubout",
+    "a kind that systemd does not verify": "openssl ecparam -name prime256v1 -genkey | openssl pkey -pubout",
+    "two keys": "for n in 1 2; do openssl genrsa 2048 2>/dev/null | openssl pkey -pubout; done",
+}
+
+
+@pytest.mark.parametrize("command", NO_KEYS.values(), ids=NO_KEYS)
+def test_a_public_key_that_verifies_nothing_is_refused_at_once(tmp_path: Any, command: str) -> None:
+    (tmp_path / "key.pem").write_text(pem(command))
+    with pytest.raises(FdeError, match="verifies no signed PCR policy|cannot be read|TPM"):
+        wanted({**MOUNT, "unlock": [{"method": "tpm2", "public_key": str(tmp_path / "key.pem")}]})
+
+
+NO_CERTIFICATES = {
+    "garbage": "echo garbage",
+    "a weak key": "openssl req -x509 -newkey rsa:1024 -nodes -subj /CN=x -keyout /dev/null -out /dev/stdout",
+    "a key that only signs": "openssl req -x509 -newkey ed25519 -nodes -subj /CN=x -keyout /dev/null -out /dev/stdout",
+    "a private key as well": "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -keyout /dev/stdout",
+}
+
+
+@pytest.mark.parametrize("command", NO_CERTIFICATES.values(), ids=NO_CERTIFICATES)
+def test_a_certificate_that_receives_nothing_is_refused_at_once(certificate: str, command: str) -> None:
+    unlock = [{"method": "recovery"}]
+    wanted({**MOUNT, "unlock": unlock}, certificates=[certificate])
+    with pytest.raises(FdeError, match="escrow certificate cannot receive"):
+        wanted({**MOUNT, "unlock": unlock}, certificates=[certificate, pem(command)])
 
 
 @pytest.mark.parametrize(
@@ -156,3 +221,28 @@ def test_what_is_wanted_never_shows_a_secret() -> None:
     [one] = wanted(given)
     assert "secret" not in repr(one)
     assert secrets_of([given]) == ["first secret", "second secret"]
+
+
+ROLE = Path(__file__).parents[5] / "roles/volume/meta/argument_specs.yml"
+
+
+def test_the_role_takes_what_the_module_takes() -> None:
+    """Every option of the role's lists is the module's: its type, its choices, its default, whether it is a secret."""
+    options = yaml.safe_load(ROLE.read_text())["argument_specs"]["main"]["options"]
+    for name, of_role in (
+        ("volumes", "volume_list"),
+        ("escrow", "volume_escrow"),
+        ("tpm2_device", "volume_tpm2_device"),
+    ):
+        compare(OPTIONS[name], options[of_role], of_role, outermost=True)
+
+
+def compare(module: dict[str, Any], role: dict[str, Any], name: str, *, outermost: bool = False) -> None:
+    words = ["choices", "elements", *(() if outermost else ("default", "required"))]
+    assert [module.get(word) for word in words] == [role.get(word) for word in words], name
+    assert module.get("type", "str") == role["type"], name
+    assert bool(module.get("no_log")) is bool(role.get("no_log")), name
+    inner = module.get("options", {})
+    assert set(inner) == set(role.get("options", {})), name
+    for option, spec in inner.items():
+        compare(spec, role["options"][option], f"{name}.{option}")

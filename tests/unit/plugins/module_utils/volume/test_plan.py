@@ -26,6 +26,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.volume.found import (
 from ansible_collections.cvm.fde.plugins.module_utils.volume.pin import Escrow, Pin, PinState
 from ansible_collections.cvm.fde.plugins.module_utils.volume.plan import plan
 from ansible_collections.cvm.fde.plugins.module_utils.volume.recovery import recipients
+from ansible_collections.cvm.fde.plugins.module_utils.volume.steps import Action
 from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import (
     FileSystemType,
     Mount,
@@ -57,6 +58,8 @@ PIN = Pin(
 )
 WANTED = Wanted("data", DEVICE.path, mount=Mount("/srv/data"), unlock=(Tpm2((7,)),))
 MAPPING = MappingFound("/dev/dm-1", UUID)
+#: What the kernel shows of a mount without options.
+SHOWN = ("rw", "relatime", "stripe=8")
 BY_TPM = Credentials(frozenset({1}), by_tpm=True)
 KEY = UnlockWith(recovery_key="x")
 
@@ -87,7 +90,11 @@ def volume(**other: Any) -> Found:
 def used(**other: Any) -> Found:
     """The same, open and mounted."""
     device = replace(DEVICE, signatures=(LUKS,), use="/dev/dm-0 is set up on it")
-    return volume(**{"device": device, "mapping": MAPPING, "mounts": (Mounted("/srv/data"),), **other})
+    return volume(**{"device": device, "mapping": MAPPING, "mounts": (Mounted("/srv/data", SHOWN),), **other})
+
+
+#: A killed program left something set up on it.
+STRAY = replace(DEVICE, signatures=(LUKS,), use="/dev/dm-0 is set up on it")
 
 
 def actions(found: Found, wanted: Wanted) -> str:
@@ -119,6 +126,11 @@ CREATION = "pin clear format change-keyslots open make-file-system store ready"
         (used(), replace(WANTED, state=State.OPEN), "unmount"),
         (used(), replace(WANTED, state=State.CLOSED), "unmount close"),
         (used(mounts=(Mounted("/old"),)), WANTED, "unmount mount"),
+        (used(), replace(WANTED, mount=Mount("/srv/data", ("ro", "noexec"))), "remount"),
+        (used(), replace(WANTED, mount=Mount("/srv/data", ("defaults", "x-systemd.growfs"))), ""),
+        (used(mounts=(Mounted("/srv/data", ("ro", "noatime")),)), WANTED, "remount"),
+        (volume(strays=("data_dif",), device=STRAY), WANTED, "close open mount"),
+        (volume(strays=("data_dif",), device=STRAY), replace(WANTED, state=State.CLOSED), "close"),
         (used(mounts=()), WANTED, "mount"),
         (used(differing_files=("/etc/crypttab",)), WANTED, "configure"),
         (used(), replace(WANTED, state=State.ERASED), "unmount close pin destroy discard forget"),
@@ -144,6 +156,8 @@ CONTENTS = {
 }
 SOMEBODYS = replace(DEVICE, signatures=CONTENTS["somebody's LUKS"])
 INITIALIZING = PIN.having(state=PinState.INITIALIZING, current=None)
+ERASING = PIN.having(state=PinState.ERASING)
+KNOWN = replace(DEVICE, identity=("DATA1",))
 
 
 @pytest.mark.parametrize("signatures", CONTENTS.values(), ids=CONTENTS)
@@ -165,19 +179,54 @@ def test_force_that_names_the_device_or_its_content_gives_it_up(force: str) -> N
     assert actions(found, replace(WANTED, force=force)) == f"{CREATION} mount"
 
 
-def test_unknown_data_stay_unless_they_are_an_unfinished_volume_on_the_same_device() -> None:
+def test_unknown_data_stay_unless_they_are_marked_as_the_unfinished_volume() -> None:
     dirty = replace(DEVICE, unknown_data=True)
-    with pytest.raises(Refusal, match="unknown data"):
-        plan(Found(dirty), WANTED)
-    with pytest.raises(Refusal, match="unknown data"):
-        plan(Found(replace(dirty, size=SIZE + 512), INITIALIZING), WANTED)
-    assert actions(Found(dirty, INITIALIZING), WANTED) == f"{CREATION} mount"
+    assert actions(Found(dirty, INITIALIZING, marked=UUID), WANTED) == f"{CREATION} mount"
+    for found in (
+        Found(dirty),
+        Found(dirty, marked=UUID),
+        Found(dirty, INITIALIZING),
+        Found(dirty, INITIALIZING, marked=OTHER),
+        # The same number on another disk, and another disk of the same content.
+        Found(dirty, INITIALIZING.having(identity=("DATA1",))),
+        Found(replace(dirty, identity=("DATA2",)), INITIALIZING.having(identity=("DATA1",)), marked=UUID),
+        Found(replace(dirty, size=SIZE + 512), INITIALIZING, marked=UUID),
+    ):
+        with pytest.raises(Refusal, match="unknown data"):
+            plan(found, WANTED)
+
+
+def test_a_creation_that_was_killed_is_tidied_up_first() -> None:
+    strays = ("temporary-cryptsetup-41", "temporary-cryptsetup-41_dif")
+    found = Found(replace(STRAY, signatures=(), unknown_data=True), INITIALIZING, strays=strays, marked=UUID)
+    assert actions(found, WANTED) == f"close close {CREATION} mount"
+    assert [step.subject for step in plan(found, WANTED).steps[:2]] == list(strays)
+
+
+@pytest.mark.parametrize("force", ["DATA1", "/dev/vdb"])
+def test_an_encrypted_volume_is_given_up_by_its_own_uuid_only(force: str) -> None:
+    """A play that names the disk may still be there when what the machine knew of the volume is lost."""
+    found = Found(SOMEBODYS, header=header(FOREIGN, uuid=OTHER))
+    with pytest.raises(Refusal, match=f"Set force to one of {OTHER} if"):
+        plan(found, replace(WANTED, force=force))
+    assert actions(found, replace(WANTED, force=OTHER)) == f"{CREATION} mount"
+
+
+def test_nothing_is_begun_without_the_tpm_that_a_new_keyslot_needs() -> None:
+    for found in (Found(DEVICE), used(credentials=OPENED)):
+        with pytest.raises(FdeError, match="there is no TPM"):
+            plan(replace(found, no_tpm="/dev/tpmrm0"), replace(WANTED, unlock_with=KEY))
+    assert actions(used(no_tpm="/dev/tpmrm0"), WANTED) == ""
+
+
+OPENED = Credentials(by_unlock_with=True)
 
 
 @pytest.mark.parametrize("uuid", [UUID, None])
 def test_an_unfinished_volume_is_made_anew_whatever_its_own_header_says(uuid: Optional[str]) -> None:
     device = replace(DEVICE, signatures=(Signature("crypto_LUKS", "crypto", uuid),), use="/dev/dm-0 is set up on it")
-    assert actions(Found(device, INITIALIZING, mapping=MAPPING), WANTED) == f"close {CREATION} mount"
+    found = Found(device, INITIALIZING, mapping=MAPPING, marked=None if uuid else UUID)
+    assert actions(found, WANTED) == f"close {CREATION} mount"
 
 
 @pytest.mark.parametrize(
@@ -239,9 +288,6 @@ def test_tampering_is_refused_by_its_code(found: Found, code: str) -> None:
         plan(found, replace(WANTED, unlock_with=KEY, force="DATA1"))
 
 
-OPENED = Credentials(by_unlock_with=True)
-
-
 @pytest.mark.parametrize(
     ("found", "given"),
     [
@@ -269,7 +315,7 @@ def test_a_header_is_adopted_only_when_its_owners_key_opens_it(found: Found, giv
 def test_a_header_that_the_owners_key_opens_is_adopted_and_its_tpm_keyslot_made_anew() -> None:
     found = volume(header=header(FOREIGN), credentials=OPENED)
     wanted = replace(WANTED, adopt=True, unlock_with=KEY)
-    assert actions(found, wanted) == "adopt open change-keyslots store ready mount"
+    assert actions(found, wanted) == "adopt open change-keyslots store ready configure mount"
 
 
 def test_adopting_what_is_pinned_already_changes_nothing() -> None:
@@ -326,6 +372,13 @@ def test_a_recovery_key_that_waits_for_its_escrow_is_handed_over_again_without_a
     assert "remove keyslot 3 (passphrase) once" in step.subject and step.retiring == (PASSPHRASE,)
 
 
+def test_the_only_key_is_handed_over_before_the_opening_fails_for_want_of_it() -> None:
+    found = volume(pin=PIN.having(pending=escrow(retiring=(mark(TPM),))), header=header(CURRENT, TPM, RECOVERY))
+    found = replace(found, envelope=ENVELOPE, credentials=Credentials())
+    first, second = plan(found, BOTH).steps
+    assert (first.action, first.retiring, second.action) == (Action.HAND_OVER, (TPM,), Action.OPEN)
+
+
 def test_what_a_confirmed_recovery_key_replaces_goes_without_any_key() -> None:
     found = replace(with_recovery(RECOVERY, NEW_RECOVERY, escrow=escrow(NEW_RECOVERY)), credentials=Credentials())
     only = replace(BOTH, unlock=(Recovery(),))
@@ -347,7 +400,7 @@ def test_a_recovery_key_in_escrow_is_not_the_one_that_another_program_put_in_its
         pin=PIN.having(escrow=escrow()), header=replaced, credentials=Credentials(frozenset({1}), True, True)
     )
     wanted = replace(BOTH, adopt=True, unlock_with=KEY)
-    assert actions(found, wanted) == "adopt open change-keyslots store ready mount"
+    assert actions(found, wanted) == "adopt open change-keyslots store ready configure mount"
 
 
 def test_a_tpm_that_does_not_open_now_is_enrolled_anew_only_when_another_key_is_given() -> None:
@@ -386,8 +439,14 @@ def test_another_passphrase_replaces_the_old_one() -> None:
         (volume(header=header(FOREIGN, uuid=OTHER)), None, False),
         (volume(header=header(FOREIGN)), None, True),
         (volume(pin=PIN.having(state=PinState.ERASING), header=header(FOREIGN, uuid=None, defect="magic")), None, True),
-        (Found(replace(DEVICE, unknown_data=True), PIN.having(state=PinState.ERASING)), None, True),
-        (Found(replace(DEVICE, unknown_data=True), INITIALIZING), None, True),
+        (Found(replace(DEVICE, unknown_data=True), ERASING, marked=UUID), None, True),
+        (Found(replace(DEVICE, unknown_data=True), INITIALIZING, marked=UUID), None, True),
+        (Found(replace(DEVICE, unknown_data=True), ERASING), None, False),
+        (Found(replace(DEVICE, unknown_data=True), INITIALIZING), None, False),
+        # The mark goes last.
+        (Found(replace(KNOWN, unknown_data=True), ERASING.having(identity=KNOWN.identity)), None, True),
+        (Found(replace(KNOWN, unknown_data=True), INITIALIZING.having(identity=KNOWN.identity)), None, False),
+        (Found(replace(KNOWN, unknown_data=True), ERASING.having(identity=("DATA2",)), marked=UUID), None, False),
         (Found(replace(DEVICE, unknown_data=True), PIN), None, False),
         (Found(SOMEBODYS, PIN.having(state=PinState.ERASING), header(FOREIGN, uuid=OTHER)), None, False),
     ],

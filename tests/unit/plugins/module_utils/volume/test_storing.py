@@ -59,8 +59,9 @@ class Disk:
 def disk(tmp_path: Path) -> Disk:
     path = tmp_path / "disk"
     places = Places(tmp_path / "root")
-    digests = [header_digest(content).hex() for content in (OLD, NEW)]
-    pin = Pin("data", UUID, str(path), PinState.READY, "authenticated", True, "ext4", 1 << 30, *digests)
+    current, following = (header_digest(content).hex() for content in (OLD, NEW))
+    ready = Pin("data", UUID, str(path), PinState.READY, "authenticated", True, "ext4", 1 << 30)
+    pin = ready.having(current=current, next=following)
     pins.save(places.pin("data"), pin)
     pins.write(places.replaced("data"), OLD, 0o600)
     pins.write(places.saved("data"), NEW, 0o600)
