@@ -67,7 +67,7 @@ hostile: setup ## attest ssh hosts that flood, stall, lie and replay
 e2e: setup ## test whole boots in QEMU: two instances and their attestation
 	$(SUDO) $(PYTEST) $(BOOTS) -k 'not initrd and not enrolled'
 
-more-e2e: setup ## test all whole boots: also enrolment, changed disks, every strategy, recovery, the end of a clone (half an hour)
+more-e2e: setup ## test all whole boots: also enrolment, changed disks, every strategy, recovery, the end of a clone, data volumes (an hour)
 	$(SUDO) $(PYTEST) tests/e2e
 
 molecule: setup ## run every scenario of Molecule, as somebody who tries the roles does
