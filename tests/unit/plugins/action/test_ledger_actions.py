@@ -136,6 +136,21 @@ def test_hosts_are_enrolled_once_attested_often_and_audited(enrolled: Fleet) -> 
     assert "6 attestations judged again" in output
 
 
+def test_a_policy_that_only_a_ledger_can_meet_is_met_from_enrolment_to_audit(fleet: Fleet) -> None:
+    policy = fleet.folder / "policy.yml"
+    policy.write_text("version: 1\nname: lab\nfreshness: ledger\n")
+    for playbook, extra in (
+        ("enrol.yml", {"fde_create_ledger": True}),
+        ("attest.yml", {}),
+        ("audit.yml", {"fde_history": "all"}),
+    ):
+        status, output = fleet.run(PLAYBOOKS / playbook, fde_policy=str(policy), **extra)
+        assert status == 0, output
+    assert {host["freshness"] for host in fleet.report().values()} == {"ledger"}
+    assert fleet.ledger.register().hosts() == set(fleet.hosts)
+    assert "4 attestations judged again" in output
+
+
 @pytest.mark.parametrize("serial", [1, "100%"])
 def test_a_host_that_fails_or_is_gone_stops_no_other(fleet: Fleet, serial: Any) -> None:
     gone = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_connection": "ssh"}
