@@ -181,7 +181,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.bench.fleet", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--hosts", type=int, default=100)
     parser.add_argument("--by-hand", type=int, metavar="HOSTS", help="how many to ask by hand (default: all)")
-    parser.add_argument("--forks", type=int, default=2 * (os.cpu_count() or 1))
+    parser.add_argument("--forks", type=int, default=50)
     parser.add_argument("--json", metavar="FILE", help="write the results there as JSON; - is standard output")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="fde-fleet-"))
