@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.cvm.fde.plugins.module_utils.agent import volume_key
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
+from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
 from instance import MIB, Lab, run
 
 _PATH = Path(__file__).resolve().parents[2] / "unit/plugins/module_utils/luks2/conftest.py"
@@ -67,6 +71,27 @@ def put_header(machine: Lab, content: bytes) -> None:
 def edit_header(machine: Lab, edit: Callable[[dict[str, Any]], object]) -> None:
     """Change the JSON of both copies of the header, with right checksums."""
     put_header(machine, FORGER.edited(edit, header(machine)))
+
+
+def make_volume(machine: Lab) -> None:
+    """Format the volume's partition anew with a key of our own, sealed to the machine's TPM under the image's policy.
+
+    It is what the boot agent does at a first boot, but for the anchor.
+    """
+    with machine.booting() as running:
+        mine, temporary = bytearray(os.urandom(96)), volume_key.temporary()
+        identifier = str(uuid.uuid4())
+        volumes.format_volume(
+            running.runner, machine.partition, volume_key=mine, temporary_key=temporary, uuid=identifier
+        )
+        volumes.enrol_tpm2(
+            running.runner,
+            machine.partition,
+            unlock_key=temporary,
+            tpm2_device=machine.tcti,
+            public_key=running.paths.public_key,
+            pcrs=BOUND_PCRS,
+        )
 
 
 def exchange_volumes(one: Lab, other: Lab) -> None:

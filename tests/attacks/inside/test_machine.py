@@ -20,6 +20,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import PolicyKe
 from ansible_collections.cvm.fde.tests.attacks.catalogue import Kind, attack
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from host import make_volume
 from instance import Lab, add_partition, extend, refused, run
 
 
@@ -29,10 +30,11 @@ from instance import Lab, add_partition, extend, refused, run
     promise="The first boot takes nothing that it did not make",
     stops="No anchor in the TPM, but a LUKS2 header: refused, `volume-without-anchor`",
 )
-def test_a_volume_that_waits_for_the_first_boot_is_refused(installed: Lab, lab: Lab) -> None:
-    for state in lab.directory.glob("tpm2-*"):
-        state.unlink()
-    assert refused(installed) == "volume-without-anchor"
+def test_a_volume_that_waits_for_the_first_boot_is_refused(lab: Lab) -> None:
+    add_partition(lab, gpt.FDE)
+    make_volume(lab)
+    assert refused(lab) == "volume-without-anchor"
+    assert lab.anchor_exists() is False
 
 
 @attack(

@@ -5,24 +5,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import commit, volume_key
+from ansible_collections.cvm.fde.plugins.module_utils.agent import commit
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
-from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import Draft
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import State
-from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
 from ansible_collections.cvm.fde.tests.attacks.catalogue import Kind, attack
 from cryptography.hazmat.primitives.asymmetric import rsa
 from host import (
@@ -35,6 +31,7 @@ from host import (
     find,
     flip,
     header,
+    make_volume,
     partition,
     put_header,
     read,
@@ -67,20 +64,7 @@ def test_a_changed_byte_of_the_header_area_is_refused(installed: Lab, offset: in
     stops="The anchor has the digest of the header that the machine made: refused, `header-mismatch`",
 )
 def test_a_volume_of_somebody_else_sealed_to_the_same_tpm_is_refused(installed: Lab) -> None:
-    with installed.booting() as machine:
-        mine, temporary = bytearray(os.urandom(96)), volume_key.temporary()
-        identifier = str(uuid.uuid4())
-        volumes.format_volume(
-            machine.runner, installed.partition, volume_key=mine, temporary_key=temporary, uuid=identifier
-        )
-        volumes.enrol_tpm2(
-            machine.runner,
-            installed.partition,
-            unlock_key=temporary,
-            tpm2_device=installed.tcti,
-            public_key=machine.paths.public_key,
-            pcrs=BOUND_PCRS,
-        )
+    make_volume(installed)
     assert refused(installed) == "header-mismatch"
 
 
