@@ -117,7 +117,7 @@ def document() -> str:
         parts.append(f"\n## {kind.value}\n\n{_TABLE}")
         parts += [f"| {one.does} | {one.promise} | {one.stops} | {one.where} | {_link(one)} |\n" for one in rows]
         compared = _outcomes([one for one in stock["results"] if one["kind"] == kind.name])
-        parts.append(f"\n**systemd {stock['systemd']} as it comes:** {compared or 'nothing to compare.'}\n")
+        parts.append(f"\n**systemd {stock['systemd']} as it comes:**{compared or ' nothing to compare.'}\n")
     return "".join(parts)
 
 
@@ -127,7 +127,7 @@ def _link(one: Attack) -> str:
 
 def _outcomes(found: list[dict[str, str]]) -> str:
     if len(found) == 1:
-        return f"{found[0]['does']}: **{found[0]['outcome']}**. {found[0]['detail']}"
+        return f" {found[0]['does']}: **{found[0]['outcome']}**. {found[0]['detail']}"
     return "\n" + "".join(f"\n- {one['does']}: **{one['outcome']}**. {one['detail']}" for one in found) if found else ""
 
 

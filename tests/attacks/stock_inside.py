@@ -117,6 +117,15 @@ def use(content: bytes = SECRET, at: int = 40 * MIB) -> None:
     os.close(descriptor)
 
 
+def content(size: int = len(SECRET), at: int = 40 * MIB) -> bytes:
+    """Read from the opened volume."""
+    descriptor = os.open(f"/dev/mapper/{NAME}", os.O_RDONLY)
+    try:
+        return os.pread(descriptor, size, at)
+    finally:
+        os.close(descriptor)
+
+
 def attackers_volume(stock: Stock) -> None:
     """Make a volume whose passphrase is known, sealed to the machine's TPM under the image's policy, in its place."""
     evil = stock.directory / "evil"
@@ -198,6 +207,80 @@ def another_system(stock: Stock) -> tuple[bool, str]:
     return done, "PCR 7 is not in the default policy, and what is extended into PCR 11 is public." if done else ""
 
 
+def swapped(stock: Stock) -> tuple[bool, str]:
+    """Two instances of one image: the same policy key, each with a TPM of its own."""
+    with tempfile.TemporaryDirectory() as directory, Tpm.start(Path(directory) / "tpm") as tpm:
+        tpm.extend(11, "enter-initrd")
+        (Path(directory) / "machine").mkdir()
+        other = Stock(Path(directory) / "machine", tpm)
+        other.make()
+        with other.opened() as done:
+            assert done, "the other instance's volume does not even open when nobody attacked it"
+        spare = other.directory / "spare"
+        stock.image.rename(spare)
+        shutil.move(other.image, stock.image)
+        shutil.move(spare, other.image)
+        with stock.opened() as ours:
+            pass
+        with other.opened() as theirs:
+            pass
+    return ours or theirs, "" if ours or theirs else "Neither TPM has the key of the other's volume."
+
+
+def missing(stock: Stock) -> tuple[bool, str]:
+    """The disk as the image was delivered, with no volume on it, at a later boot."""
+    with stock.opened() as done:
+        assert done
+        use()
+    run("sfdisk", "--quiet", "--no-reread", "--delete", str(stock.image), "1")
+    stock.write(0, bytes(DATA))
+    stock.make()
+    with stock.opened() as done:
+        lost = done and content() != SECRET
+    return (
+        lost,
+        "repart makes a new volume, and the machine goes on as if it had never written anything." if lost else "",
+    )
+
+
+def twin(stock: Stock) -> tuple[bool, str]:
+    """A copy of the disk from an earlier day, attached as a second one; the volume is named by its PARTUUID."""
+    copy = stock.directory / "twin"
+    run("cp", "--sparse=always", str(stock.image), str(copy))
+    with stock.opened() as done:
+        assert done
+        use()
+    seen = [_by_partuuid(stock, order) for order in ((stock.image, copy), (copy, stock.image))]
+    old = any(found != SECRET for found in seen)
+    return (
+        old,
+        "udev's link leads to one of them: the machine goes on with the copy, an old state of it." if old else "",
+    )
+
+
+def _by_partuuid(stock: Stock, disks: tuple[Path, ...]) -> bytes:
+    """Attach disks in this order, and return what the volume of that PARTUUID holds."""
+    table = json.loads(run("sfdisk", "--json", str(stock.image)).stdout)
+    link = f"/dev/disk/by-partuuid/{table['partitiontable']['partitions'][0]['uuid'].lower()}"
+    run("/usr/lib/systemd/systemd-udevd", "--daemon")
+    loops = []
+    try:
+        for disk in disks:
+            loops.append(run("losetup", "--find", "--show", "--partscan", str(disk)).stdout.decode().strip())
+            run("udevadm", "settle", "--timeout=60")
+        options = f"tpm2-device={stock.tpm.tcti},headless=yes"
+        run("/usr/bin/systemd-cryptsetup", "attach", NAME, link, "-", options)
+        found = content()
+        run("/usr/bin/systemd-cryptsetup", "detach", NAME)
+        return found
+    finally:
+        for loop in loops:
+            run("losetup", "--detach", loop)
+        run("udevadm", "control", "--exit", "--timeout=60")
+        # Without it, programs would wait for what nobody does any more.
+        shutil.rmtree("/run/udev", ignore_errors=True)
+
+
 def configuration(stock: Stock) -> tuple[bool, str]:
     stock.tpm.extend(12, "init=/bin/sh")
     with stock.opened() as done:
@@ -274,6 +357,9 @@ ATTACKS: tuple[tuple[str, str, Callable[[Stock], tuple[bool, str]], str, str], .
     ("PRE_CREATED", "The same volume, there before the first boot", pre_created, "opened", "refused"),
     ("NULL_CIPHER", "The header says `cipher_null-ecb`", null_cipher, "opened", "refused"),
     ("OLD_HEADER", "The header with the removed recovery key", old_header, "opened", "refused"),
+    ("SWAPPED", "The volumes of two instances exchanged", swapped, "opened", "refused"),
+    ("DISKS", "The volume taken away", missing, "goes unnoticed", "noticed"),
+    ("DISKS", "A copy of the disk beside it, with the same PARTUUID", twin, "goes unnoticed", "noticed"),
     ("CLONE_METADATA", "The first block of the record zeroed", clone_metadata, "goes unnoticed", "noticed"),
     ("VERITY", "A block of the image changed", verity, "goes unnoticed", "noticed"),
     ("CONFIGURATION", "Something measured into PCR 12", configuration, "opened", "refused"),
