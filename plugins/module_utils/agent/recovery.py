@@ -24,8 +24,9 @@ from ..dm import clone
 from ..errors import FdeError, Refusal
 from ..luks2 import keyslots
 from ..luks2.area import HeaderArea
-from ..luks2.change import draft, store
+from ..luks2.change import draft, redo
 from ..luks2.keyslots import ByKey, Means, Plan, Recovery, Tpm2, enrolled
+from ..luks2.mending import mended
 from ..luks2.policy import judge
 from ..luks2.recovery_key import typed_recovery_key
 from ..luks2.secret import wipe
@@ -68,6 +69,8 @@ class Patient:
 
     code: str
     area: HeaderArea
+    #: Whether a copy of the header was torn, and is taken from the other one.
+    torn: bool
     found: Found
     evidence: Mapping[str, evidence.Found]
 
@@ -93,6 +96,8 @@ def recover(machine: Machine, refusal: Refusal, person: Dialogue) -> bool:
     person.tell(f"Recovery of volume {patient.area.header().uuid} on {patient.area.device}")
     for line in contents(patient.area):
         person.tell(f"  {line}")
+    if patient.torn:
+        person.tell("  one copy of the header is torn or older than the other, which is taken")
     person.tell("Whoever owns this console can see what is typed here: change the recovery key afterwards.")
     key = _key(machine, patient, person)
     if key is None:
@@ -130,11 +135,12 @@ def examine(machine: Machine, code: str) -> Patient:
     decided = decide(look.probed)
     if isinstance(decided, Refusal) and decided.code not in tuple(RECOVERABLE):
         raise decided
-    area = look.areas[look.probed.volumes[0].device]
+    on_disk = look.areas[look.probed.volumes[0].device]
+    area = mended(on_disk)
     judge(area.header(), replace(expected(machine), tpm2=None)).require(area.device)
     if not any(isinstance(slot.method, Recovery) for slot in enrolled(area.header())):
         raise FdeError(area.device, "its header has no recovery key", "Deploy the image again; the volume is lost")
-    return Patient(code, area, found, evidence.found(area.header()))
+    return Patient(code, area, area is not on_disk, found, evidence.found(area.header()))
 
 
 def _key(machine: Machine, patient: Patient, person: Dialogue) -> Optional[bytearray]:
@@ -260,7 +266,7 @@ def reanchor(machine: Machine, patient: Patient, key: bytearray, key_id: bytes) 
     )
     efi_partition(machine.runner, machine.configuration).write(commit.SAVED, new.content)
     anchoring.start(machine, anchor)
-    store(new.device, patient.area, new)
+    redo(new.device, new)
     commit.settle(machine, new)
 
 
