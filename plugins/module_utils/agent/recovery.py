@@ -26,7 +26,7 @@ from ..luks2 import keyslots
 from ..luks2.area import HeaderArea
 from ..luks2.change import draft, redo
 from ..luks2.keyslots import ByKey, Means, Plan, Recovery, Tpm2, enrolled
-from ..luks2.mending import mended
+from ..luks2.mending import mended, without_half_enrolments
 from ..luks2.policy import judge
 from ..luks2.recovery_key import typed_recovery_key
 from ..luks2.secret import wipe
@@ -69,7 +69,7 @@ class Patient:
 
     code: str
     area: HeaderArea
-    #: Whether a copy of the header was torn, and is taken from the other one.
+    #: Whether another program was cut off while it wrote the header, which is mended in memory.
     torn: bool
     found: Found
     evidence: Mapping[str, evidence.Found]
@@ -97,7 +97,7 @@ def recover(machine: Machine, refusal: Refusal, person: Dialogue) -> bool:
     for line in contents(patient.area):
         person.tell(f"  {line}")
     if patient.torn:
-        person.tell("  one copy of the header is torn or older than the other, which is taken")
+        person.tell("  another program was cut off while it wrote this header: what it had not finished is left out")
     person.tell("Whoever owns this console can see what is typed here: change the recovery key afterwards.")
     key = _key(machine, patient, person)
     if key is None:
@@ -136,7 +136,7 @@ def examine(machine: Machine, code: str) -> Patient:
     if isinstance(decided, Refusal) and decided.code not in tuple(RECOVERABLE):
         raise decided
     on_disk = look.areas[look.probed.volumes[0].device]
-    area = mended(on_disk)
+    area = without_half_enrolments(mended(on_disk))
     judge(area.header(), replace(expected(machine), tpm2=None)).require(area.device)
     if not any(isinstance(slot.method, Recovery) for slot in enrolled(area.header())):
         raise FdeError(area.device, "its header has no recovery key", "Deploy the image again; the volume is lost")

@@ -11,7 +11,7 @@ import struct
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import HeaderError
-from ansible_collections.cvm.fde.plugins.module_utils.luks2.mending import mended
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.mending import mended, without_half_enrolments
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,6 +77,40 @@ def test_two_torn_copies_are_not_mended(forger):
 def test_what_is_no_header_is_not_mended(content):
     with pytest.raises(HeaderError):
         mended(HeaderArea("/dev/sdx", content))
+
+
+def half(metadata) -> None:
+    """What systemd-cryptenroll has written before the token."""
+    metadata["keyslots"]["7"] = dict(metadata["keyslots"][next(iter(metadata["keyslots"]))])
+    metadata["digests"]["0"]["keyslots"].append("7")
+
+
+def test_a_keyslot_without_a_token_is_left_out(forger):
+    content = forger.edited(half)
+    found = without_half_enrolments(area(content))
+    assert found.header().metadata == area(forger.genuine()).header().metadata
+    assert sequence(found.content) == sequence(content) + 1
+    assert found.content[2 * forger.size :] == area(content).content[2 * forger.size :]
+
+
+def test_a_header_with_a_token_for_each_keyslot_stays_as_it_is(forger):
+    sound = area(forger.genuine())
+    assert without_half_enrolments(sound) is sound
+
+
+@pytest.mark.parametrize("named", [None, 7, {}, [7], ["9"], [["0"]]])
+def test_what_a_token_names_may_be_anything(forger, named):
+    def edit(metadata) -> None:
+        half(metadata)
+        metadata["tokens"]["9"] = {"type": "foreign", "keyslots": named}
+        metadata["digests"]["1"] = {"type": "pbkdf2", "keyslots": named}
+
+    assert "7" not in without_half_enrolments(area(forger.edited(edit))).header().metadata["keyslots"]
+
+
+def test_a_volume_without_tokens_keeps_its_keyslots(forger):
+    bare = area(forger.edited(lambda metadata: metadata.update(tokens={})))
+    assert without_half_enrolments(bare) is bare
 
 
 @settings(max_examples=60, deadline=None)
