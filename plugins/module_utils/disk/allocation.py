@@ -118,6 +118,9 @@ def read_while_growing(device: int, size: int) -> tuple[Extent, ...]:
     if layout is None or layout.two_copies:
         return ()
     grown = replace(layout, blocks=size // layout.block_size)
+    if grown.blocks <= layout.blocks:
+        # It has grown already, and what is in its last block is somebody's.
+        return ()
     pieces = [(grown.blocks - 1, grown.blocks)]
     for group in range(layout.groups, grown.groups):
         start = grown.start(group)
