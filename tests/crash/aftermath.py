@@ -49,6 +49,13 @@ def mounted(machine: Machine, where: str = "/run/crash-root") -> Iterator[Path]:
     options = words.get("rootflags", "rw").replace("/run/cvm-fde", str(machine.paths.state))
     root = Path(where)
     root.mkdir(exist_ok=True)
+    device = ROOTS[machine.configuration.strategy].device
+    if device is not None:
+        # As systemd-fsck-root.service does. Linux itself, when it mounts, replays a resize that was cut off and goes on
+        # with the number of groups that it read before: what is written then is lost.
+        checked = subprocess.run(["e2fsck", "-p", device], capture_output=True)
+        if checked.returncode not in (0, 1):
+            raise Lost(f"e2fsck cannot repair the root by itself: {checked.stdout.decode()}")
     mount = ["mount", "-t", words.get("rootfstype", "ext4"), "-o", options, words["root"], str(root)]
     subprocess.run(mount, check=True)
     try:
