@@ -93,7 +93,7 @@ def store(device: str, old: HeaderArea, new: HeaderArea) -> None:
     reads back otherwise; ``HeaderError`` when ``new`` is not sound.
     """
     planned = writes(old, new)
-    if _on_disk(device, len(old.content)) != old.content:
+    if on_disk(device, len(old.content)) != old.content:
         raise FdeError(
             device,
             "its LUKS2 header changed while it was being worked on",
@@ -110,7 +110,7 @@ def store(device: str, old: HeaderArea, new: HeaderArea) -> None:
             os.close(descriptor)
     except OSError as error:
         raise _failed(device, f"its LUKS2 header could not be written: {error.strerror}") from error
-    if _on_disk(device, len(new.content)) != new.content:
+    if on_disk(device, len(new.content)) != new.content:
         raise _failed(device, "its LUKS2 header reads back otherwise than it was written")
 
 
@@ -119,7 +119,7 @@ def redo(device: str, saved: HeaderArea) -> None:
 
     The caller has compared the digest of ``saved`` with the pinned ones.
     """
-    store(device, HeaderArea(device, _on_disk(device, len(saved.content))), saved)
+    store(device, HeaderArea(device, on_disk(device, len(saved.content))), saved)
 
 
 def _write(descriptor: int, write: Write) -> None:
@@ -128,7 +128,7 @@ def _write(descriptor: int, write: Write) -> None:
         done += os.pwrite(descriptor, write.content[done:], write.offset + done)
 
 
-def _on_disk(device: str, size: int) -> bytes:
+def on_disk(device: str, size: int) -> bytes:
     """Return the first bytes as the disk gives them, past the page cache where the device allows it."""
     try:
         descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)

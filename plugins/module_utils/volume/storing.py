@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from ..errors import Refusal
-from ..luks2.area import HeaderArea, read_area
-from ..luks2.change import store
+from ..luks2.area import HeaderArea
+from ..luks2.change import on_disk, store
 from ..luks2.policy import judge
 from ..luks2.profile import LAYOUT
 from . import opening
@@ -32,7 +32,7 @@ def write(machine: Machine, pin: Pin, node: str, new: HeaderArea, **changes: Any
     """Pin a header as the next one, with other ``changes`` of the pin, and write it. Raises ``FdeError``."""
     places = machine.places
     judge(new.header(), opening.expectation(pin)).require(node)
-    old = read_area(node, LAYOUT.offset)
+    old = HeaderArea(node, on_disk(node, LAYOUT.offset))
     if pin.state is PinState.READY:
         if old.digest.hex() not in pin.digests:
             raise changed(node, pin)
@@ -68,11 +68,12 @@ def redo(machine: Machine, pin: Pin, node: str) -> HeaderArea:
 
     Raises ``Refusal`` with the code ``header-changed`` when the disk holds anything but the torn header.
     """
-    found = read_area(node, LAYOUT.offset)
+    # Past the page cache, which after a write that failed holds what never reached the disk. What is judged here must
+    # still be there when it is written over.
+    found = HeaderArea(node, on_disk(node, LAYOUT.offset))
     saved = torn(machine.places, pin, found)
     if saved is None:
         raise changed(node, pin)
-    # What was judged is what must still be there when it is written over.
     store(node, found, saved)
     return saved
 
