@@ -208,11 +208,11 @@ def test_the_boot_goes_on_without_the_volumes_that_a_cleared_tpm_cannot_unlock(s
 
 @pytest.mark.parametrize("name", DISKS)
 def test_the_unit_says_why_a_volume_stayed_closed(story: Story, name: str) -> None:
-    assert re.search("TPM2? ", story.journal[name]), story.journal[name]
+    assert "most likely does not belong to this TPM" in story.journal[name], story.journal[name]
 
 
 def test_another_collection_opens_a_volume_and_changes_nothing_of_it(story: Story) -> None:
-    assert story.peer == {"changed": [False, True, True], "name": "peer", "content": "kept"}
+    assert story.peer == {"changed": [False, True], "name": "peer", "content": "kept"}
 
 
 def test_the_recovery_keys_out_of_the_envelopes_let_the_role_enrol_the_tpm_anew(story: Story) -> None:
