@@ -14,8 +14,8 @@ HOST_PYTHON := $(firstword $(foreach name,python3 python3.14 python3.13 python3.
 # What 'make test' is made of, in this order: the quick parts first.
 PARTS := lint sanity unit integration attacks crash hostile e2e
 
-# The whole boots among them.
-BOOTS := tests/e2e/test_attestation.py
+# The whole boots among them: what a TPM holds when a kernel starts, and two instances.
+BOOTS := tests/e2e/test_reference_values.py tests/e2e/test_attestation.py
 
 .PHONY: help setup demo test more-e2e molecule crash clean crash-matrix fuzz $(PARTS)
 
@@ -64,7 +64,7 @@ fuzz: setup ## fuzz every parser of what strangers send (FUZZ_SECONDS each, 60)
 hostile: setup ## attest ssh hosts that flood, stall, lie and replay
 	$(SUDO) $(PYTEST) tests/hostile
 
-e2e: setup ## test whole boots in QEMU: two instances and their attestation
+e2e: setup ## test whole boots in QEMU: reference values, an attack, two instances and their attestation
 	$(SUDO) $(PYTEST) $(BOOTS) -k 'not initrd and not enrolled'
 
 more-e2e: setup ## test all whole boots: also enrolment, changed disks, every strategy, recovery, the end of a clone, data volumes (an hour)

@@ -101,18 +101,20 @@ def board() -> list[Word]:
     ]
 
 
-def variables(lab: Keys) -> Path:
-    """Return the firmware's variables with Secure Boot on and no keys but the lab's."""
+def variables(lab: Keys, secure_boot: bool = True) -> Path:
+    """Return the firmware's variables with no keys but the lab's, and Secure Boot on unless it is not wanted."""
     template = tools_tree() / VARIABLES
     certificates = [lab.certificate(name) for name in ("PK", "KEK", "db")]
 
     def enrol(target: Path) -> None:
-        words: list[Word] = [*VARIABLES_TOOL, "-i", template, "-o", target, "--sb", "--no-microsoft"]
+        enforce = ["--sb"] if secure_boot else ["--set-false", "SecureBootEnable"]
+        words: list[Word] = [*VARIABLES_TOOL, "-i", template, "-o", target, *enforce, "--no-microsoft"]
         for option, certificate in zip(("--set-pk", "--add-kek", "--add-db"), certificates):
             words += [option, lab.owner, certificate]
         run(words)
 
-    return cached("the firmware's variables", "variables.fd", digest(template, lab.owner, *certificates), enrol)
+    name = "variables.fd" if secure_boot else "unenforced-variables.fd"
+    return cached("the firmware's variables", name, digest(template, lab.owner, *certificates), enrol)
 
 
 def secure_boot_contents(lab: Keys) -> dict[str, Path]:

@@ -46,6 +46,8 @@ MEASURING = {"forky": ("systemd-tpm",), "trixie": ()}
 INITRD_HOOKS = ("usr/sbin/update-initramfs", "etc/kernel/postinst.d/dracut")
 #: What an initrd that only has to find an ext4 root and to measure can do without.
 INITRD_WITHOUT = "btrfs crypt dm lvm mdraid"
+#: What a unified kernel image is made of, and a program that runs without anything else.
+PARTS = "systemd-boot-efi linux-image-cloud-amd64 busybox-static".split()
 #: Work that a guest under emulation should not spend its first minutes on.
 MASKED = (
     "apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service "
@@ -58,6 +60,13 @@ def tools_tree() -> Path:
     """Return the tree of tools; treat it as read-only."""
     recipe = digest(SUITE, MIRROR, TOOLS, APT_OPTIONS)
     return cached("the tree of tools", "tools", recipe, lambda at: _debian(at, TOOLS))
+
+
+def parts_tree(suite: str = SUITE) -> Path:
+    """Return kernel, systemd-stub and busybox of a suite, unpacked only: a tree in which nothing was configured."""
+    recipe = digest(suite, MIRROR, PARTS, APT_OPTIONS)
+    what = f"the tree of the parts of a kernel image ({suite})"
+    return cached(what, variant("parts", suite), recipe, lambda at: _debian(at, PARTS, suite, "extract"))
 
 
 def base_tree(suite: str = SUITE, more: Sequence[str] = (), measured: bool = False) -> Path:
@@ -163,7 +172,7 @@ def names_resolved(tree: Path) -> Iterator[None]:
         resolver.symlink_to(link)
 
 
-def _debian(tree: Path, packages: Iterable[str], suite: str = SUITE) -> None:
+def _debian(tree: Path, packages: Iterable[str], suite: str = SUITE, kind: str = "apt") -> None:
     # In a mount namespace of its own: what an interrupted run left mounted (this machine's /dev) would be in the tree.
     run(
         [
@@ -174,7 +183,7 @@ def _debian(tree: Path, packages: Iterable[str], suite: str = SUITE) -> None:
             "mmdebstrap",
             "--quiet",
             "--mode=root",
-            "--variant=apt",
+            f"--variant={kind}",
             f"--include={','.join(packages)}",
         ]
         + [f"--aptopt={option}" for option in APT_OPTIONS]
