@@ -14,8 +14,9 @@ HOST_PYTHON := $(firstword $(foreach name,python3 python3.14 python3.13 python3.
 # What 'make test' is made of, in this order: the quick parts first.
 PARTS := lint sanity unit integration attacks crash hostile e2e
 
-# The whole boots among them: what a TPM holds when a kernel starts, and two instances.
-BOOTS := tests/e2e/test_reference_values.py tests/e2e/test_attestation.py
+# The whole boots among them: what a TPM holds when a kernel starts, one attack, and two instances.
+BOOTS := tests/e2e/test_reference_values.py tests/e2e/test_disk.py::test_a_signed_add_on_is_refused \
+	tests/e2e/test_attestation.py
 
 .PHONY: help setup demo test more-e2e molecule crash clean crash-matrix fuzz $(PARTS)
 

@@ -17,6 +17,7 @@ from ansible_collections.cvm.fde.tests.lab.guest import Guest, GuestError, toget
 from ansible_collections.cvm.fde.tests.lab.keys import keys
 from ansible_collections.cvm.fde.tests.lab.process import Background, run
 from ansible_collections.cvm.fde.tests.lab.progress import say
+from ansible_collections.cvm.fde.tests.lab.readout import parts
 from ansible_collections.cvm.fde.tests.lab.sealed import Sealed
 from ansible_collections.cvm.fde.tests.lab.trees import run_in, tool, tools_tree
 
@@ -139,13 +140,28 @@ def replace_volume(guest: Guest) -> None:
     partitions(guest.disk)[VOLUME].write(0, (guest.folder / "attacker.luks").read_bytes())
 
 
-def add_files(guest: Guest) -> None:
-    """A credential beside the kernel image, where systemd-stub takes it from; nothing protects that place."""
+def add_file(guest: Guest, name: str, content: bytes) -> None:
+    """A file beside the kernel image, where systemd-stub takes it from; nothing protects that place."""
     disk = f"{guest.disk}@@{partitions(guest.disk)[ESP].start}"
-    credential = guest.folder / "attacker.cred"
-    credential.write_bytes(b"ssh-ed25519 of the attacker")
+    file = guest.folder / name
+    file.write_bytes(content)
     run(["mmd", "-i", disk, "::/EFI/BOOT/BOOTX64.EFI.extra.d"])
-    run(["mcopy", "-i", disk, credential, "::/EFI/BOOT/BOOTX64.EFI.extra.d/ssh.authorized_keys.root.cred"])
+    run(["mcopy", "-i", disk, file, f"::/EFI/BOOT/BOOTX64.EFI.extra.d/{name}"])
+
+
+def add_credential(guest: Guest) -> None:
+    """A key that opens the machine to whoever has the other half."""
+    add_file(guest, "ssh.authorized_keys.root.cred", b"ssh-ed25519 of the attacker")
+
+
+def add_addon(guest: Guest) -> None:
+    """Words for the command line in an add-on that the firmware admits: signed with a key that is in its db."""
+    add_file(guest, "words.addon.efi", parts().addon.read_bytes())
+
+
+def add_extension(guest: Guest) -> None:
+    """A raw system extension for the initrd."""
+    add_file(guest, "tools.raw", b"an extension of the attacker".ljust(4096, b"."))
 
 
 #: What the host tells the guest by way of its firmware.
@@ -157,20 +173,34 @@ CHANGES: dict[str, tuple[Callable[[Guest], None], bool]] = {
     "volume": (replace_volume, True),
     "root": (flip_in_root, False),
     "kernel": (flip_in_kernel_image, False),
-    "files": (add_files, True),
+    "credential": (add_credential, True),
+    "addon": (add_addon, False),
+    "extension": (add_extension, False),
     "words": (lambda _guest: None, False),
 }
 
 
+def wanted(request: pytest.FixtureRequest) -> list[str]:
+    """Return the changes that the chosen tests ask after: a test names its own by the marker ``change``."""
+    here = [item for item in request.session.items if item.path == request.path]
+    marks = [mark.args for item in here for mark in item.iter_markers("change")]
+    return [name for name in CHANGES if (name,) in marks or () in marks]
+
+
 @pytest.fixture(scope="module")
-def fates(asleep: Asleep, sealed: Sealed) -> Iterator[dict[str, str]]:
+def fates(request: pytest.FixtureRequest, sealed: Sealed) -> Iterator[dict[str, str]]:
     """What each changed guest said on its console until it went off or fell silent; ``login`` if it got that far."""
     said: dict[str, str] = {}
+    chosen = wanted(request)
+    # Switching the fleet off is left to whoever needs its disks.
+    needed = any(initialized for _change, initialized in map(CHANGES.__getitem__, chosen))
+    asleep = request.getfixturevalue("asleep") if needed else None
 
     def change_and_boot(guest: Guest) -> None:
         name = guest.name.removeprefix("e2e-")
         change, initialized = CHANGES[name]
         if initialized:
+            assert asleep is not None
             asleep.guests[0].copy(guest.name)
         else:
             Guest.create(guest.name, sealed.image)
@@ -187,7 +217,7 @@ def fates(asleep: Asleep, sealed: Sealed) -> Iterator[dict[str, str]]:
             guest.power_off()
         say(f"{guest.name}: decided after {time.monotonic() - begun:.0f} s")
 
-    changed = [Guest(f"e2e-{name}") for name in CHANGES]
+    changed = [Guest(f"e2e-{name}") for name in chosen]
     try:
         together(change_and_boot, changed, at_once=2)
         yield said
@@ -202,6 +232,7 @@ def fates(asleep: Asleep, sealed: Sealed) -> Iterator[dict[str, str]]:
     promise="The volume is opened from the anchored header or not at all",
     stops="The digest in the TPM: the guest says `header-mismatch` and goes off",
 )
+@pytest.mark.change("header")
 def test_a_changed_header_is_refused(fates: dict[str, str]) -> None:
     assert REFUSED.format("header-mismatch") in fates["header"]
 
@@ -212,6 +243,7 @@ def test_a_changed_header_is_refused(fates: dict[str, str]) -> None:
     promise="What the machine writes goes into the volume that it made",
     stops="The digest in the TPM: the guest says `header-mismatch` and goes off",
 )
+@pytest.mark.change("volume")
 def test_an_attackers_volume_of_the_same_tpm_is_refused(fates: dict[str, str]) -> None:
     assert REFUSED.format("header-mismatch") in fates["volume"]
 
@@ -222,6 +254,7 @@ def test_an_attackers_volume_of_the_same_tpm_is_refused(fates: dict[str, str]) -
     promise="What is read from the root is what was sealed, or an error",
     stops="dm-verity; the command line says `panic-on-corruption`",
 )
+@pytest.mark.change("root")
 def test_a_changed_root_is_not_booted(fates: dict[str, str]) -> None:
     assert "verity" in fates["root"] and "corrupted" in fates["root"]
 
@@ -232,6 +265,7 @@ def test_a_changed_root_is_not_booted(fates: dict[str, str]) -> None:
     promise="Only what the builder signed is started",
     stops="Secure Boot: the firmware does not start it",
 )
+@pytest.mark.change("kernel")
 def test_a_changed_kernel_image_is_refused_by_secure_boot(fates: dict[str, str]) -> None:
     assert "Access Denied" in fates["kernel"] or "Security Violation" in fates["kernel"]
     assert "Linux version" not in fates["kernel"] and "Welcome to" not in fates["kernel"]
@@ -243,8 +277,31 @@ def test_a_changed_kernel_image_is_refused_by_secure_boot(fates: dict[str, str])
     promise="Nothing but the signed image configures the boot",
     stops="systemd-stub measures it into PCR 12: the guest says `configuration-added` and goes off",
 )
+@pytest.mark.change("credential")
 def test_a_credential_beside_the_kernel_image_is_refused(fates: dict[str, str]) -> None:
-    assert REFUSED.format("configuration-added") in fates["files"]
+    assert REFUSED.format("configuration-added") in fates["credential"]
+
+
+@attack(
+    kind=Kind.CONFIGURATION,
+    does="Puts an add-on into `BOOTX64.EFI.extra.d` that is signed with the builder's own Secure Boot key",
+    promise="Nothing but the signed image configures the boot, whoever signed what is beside it",
+    stops="systemd-stub measures its words into PCR 12: the guest says `configuration-added` and goes off",
+)
+@pytest.mark.change("addon")
+def test_a_signed_add_on_is_refused(fates: dict[str, str]) -> None:
+    assert REFUSED.format("configuration-added") in fates["addon"]
+
+
+@attack(
+    kind=Kind.CONFIGURATION,
+    does="Puts a raw system extension into `BOOTX64.EFI.extra.d`",
+    promise="Nothing but the signed image is in the initrd",
+    stops="systemd-stub measures it into PCR 13: the guest says `configuration-added` and goes off",
+)
+@pytest.mark.change("extension")
+def test_a_system_extension_beside_the_kernel_image_is_refused(fates: dict[str, str]) -> None:
+    assert REFUSED.format("configuration-added") in fates["extension"]
 
 
 @attack(
@@ -253,15 +310,18 @@ def test_a_credential_beside_the_kernel_image_is_refused(fates: dict[str, str]) 
     promise="Nothing but the signed image configures the boot",
     stops="systemd-stub measures them into PCR 12: the guest says `configuration-added` and goes off",
 )
+@pytest.mark.change("words")
 def test_words_that_the_host_adds_to_the_command_line_are_refused(fates: dict[str, str]) -> None:
     assert REFUSED.format("configuration-added") in fates["words"]
 
 
+@pytest.mark.change()
 def test_no_changed_guest_reaches_a_login_or_a_shell(fates: dict[str, str]) -> None:
     assert [name for name, said in fates.items() if said == "login" or "login:" in said] == []
     assert [name for name, said in fates.items() if "emergency" in said.lower() or "sh-5" in said] == []
 
 
+@pytest.mark.change()
 def test_an_unchanged_guest_opens_its_volume_again(asleep: Asleep, fates: dict[str, str]) -> None:
     guest = asleep.guests[0]
     guest.start()
