@@ -23,7 +23,7 @@ import pytest
 from . import uml
 
 #: What modules import of Ansible; a real target is sent it with the module.
-ANSIBLE = Path(ansible.__file__).parent
+ANSIBLE = Path(ansible.__file__).resolve().parent
 
 
 def functions(directory: Path) -> Iterator[str]:
