@@ -88,7 +88,8 @@ class Guests:
         ]
         argv += [str(self._directory / function) for function in functions]
         try:
-            guest = uml.Guest(uml.tools_tree(), shares={ANSIBLE: False})
+            # A test of many runs of a module says nothing for minutes.
+            guest = uml.Guest(uml.tools_tree(), shares={ANSIBLE: False}, idle=420)
             outcome = guest.run(argv, exchange=exchange, env={"FDE_ANSIBLE": str(ANSIBLE)})
             ending = f"status {outcome.status}:\n{outcome.output[-4000:]}\n--- console\n{outcome.console[-4000:]}"
         except uml.GuestError as error:

@@ -29,7 +29,7 @@ PACKAGES = {
     "guests": "openssh-client",
     "the virtual environment": "python3-venv python3-dev gcc pkg-config libtss2-dev git",
     "unit tests with a real TPM, LUKS2 headers and databases": "swtpm swtpm-tools tpm2-tools libtss2-tcti-swtpm0 "
-    "cryptsetup-bin postgresql",
+    "cryptsetup-bin postgresql cpio",
 }
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator, Optional
@@ -22,6 +23,7 @@ from ..luks2.policy import data_volume, judge
 from ..luks2.profile import LAYOUT
 from ..luks2.recovery_key import typed_recovery_key
 from ..luks2.secret import descriptor_path, memory_file, wipe
+from ..runner import Runner
 from . import device as devices
 from . import erasure, file_system, opening, persistence, storing
 from . import pin as pins
@@ -31,8 +33,11 @@ from .machine import Machine, missing, missing_tpm
 from .persistence import BootEntry
 from .pin import Pin, PinState
 from .recovery import fingerprints
-from .strays import strays
+from .strays import going_away, strays
 from .wanted import State, UnlockWith, Wanted
+
+#: How often, and every how many seconds, a device is looked at whose last user is going away.
+_ATTEMPTS, _PAUSE = 40, 0.25
 
 
 def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
@@ -42,7 +47,7 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
     """
     places, runner = machine.places, machine.runner
     pin = pins.load(places.pin(wanted.name))
-    device = devices.probe(runner, wanted.device)
+    device, left = _device(runner, wanted)
     disk = None if device is None else read_area(device.node, LAYOUT.offset)
     # What was about to be written counts, where it can still be finished; else what is on the disk.
     torn = None if disk is None or pin is None else storing.torn(places, pin, disk)
@@ -60,7 +65,7 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
         envelope=digest_of(places.envelope(wanted.name), lambda content: hashlib.sha256(content).digest()),
         marked=None if disk is None else erasure.marked(disk.content),
         mapping=mapping,
-        strays=() if device is None else strays(wanted.name, device.node),
+        strays=left,
         file_system=file_system.identify(runner, mapping.path) if mapping is not None and ready else None,
         mounts=file_system.mounts(runner, below) if mapping is not None else (),
         at_mount_point=None if wanted.mount is None else file_system.mounted_at(runner, wanted.mount.path),
@@ -71,6 +76,21 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
         missing=missing(runner, wanted),
         no_tpm=missing_tpm(wanted.tpm2_device) if wanted.has_tpm2 else None,
     )
+
+
+def _device(runner: Runner, wanted: Wanted) -> tuple[Optional[Device], tuple[str, ...]]:
+    """Return the device, and what a killed program left set up on it.
+
+    Where that is going away at this moment, its end is waited for: the kernel has no event for it. What uses the device
+    counts only when it is still there at a second look.
+    """
+    for attempt in range(_ATTEMPTS):
+        device = devices.probe(runner, wanted.device)
+        left = () if device is None else strays(wanted.name, device.node)
+        if device is None or device.use is None or left or (attempt and not going_away(device.node)):
+            break
+        time.sleep(_PAUSE)
+    return device, left
 
 
 def digest_of(path: Path, digest: Callable[[bytes], bytes]) -> Optional[str]:

@@ -15,7 +15,10 @@ import re
 from pathlib import Path
 from typing import Iterator
 
-_TEMPORARY = re.compile(r"temporary-cryptsetup-[0-9]+(_dif)?")
+#: cryptsetup names it after the process in old versions, after the volume's UUID in new ones.
+_TEMPORARY = re.compile(r"temporary-cryptsetup-[0-9a-f-]+(_dif)?")
+#: How ``_name`` calls a device-mapper device that has lost its name.
+_UNNAMED = re.compile(r"/dev/dm-[0-9]+")
 
 
 def strays(name: str, node: str, sys: Path = Path("/sys")) -> tuple[str, ...]:
@@ -27,8 +30,22 @@ def strays(name: str, node: str, sys: Path = Path("/sys")) -> tuple[str, ...]:
     names = list(_holders(sys / "dev/block" / f"{os.major(number)}:{os.minor(number)}", sys))
     own = {name, f"{name}_dif"} if name in names else set()
     left = [one for one in names if one not in own]
-    known = all(_TEMPORARY.fullmatch(one) or one == f"{name}_dif" for one in left)
-    return tuple(dict.fromkeys(reversed(left))) if known else ()
+    if not all(_TEMPORARY.fullmatch(one) or one == f"{name}_dif" for one in left):
+        return ()
+    # One that was to lie above, and was cut off before it had a table, lies on nothing yet.
+    above = {one[: -len("_dif")] for one in left if _TEMPORARY.fullmatch(one) and one.endswith("_dif")}
+    unfinished = sorted(above.intersection(_name(entry) for entry in (sys / "class/block").glob("dm-*")) - set(left))
+    return tuple(dict.fromkeys([*unfinished, *reversed(left)]))
+
+
+def going_away(node: str, sys: Path = Path("/sys")) -> bool:
+    """Return whether something is set up on a device, and all of it has lost its name already.
+
+    A killed program's mapping ends only after the kernel has written what that program had begun to write.
+    """
+    number = os.stat(node).st_rdev
+    names = list(_holders(sys / "dev/block" / f"{os.major(number)}:{os.minor(number)}", sys))
+    return bool(names) and all(_UNNAMED.fullmatch(one) for one in names)
 
 
 def _holders(device: Path, sys: Path) -> Iterator[str]:

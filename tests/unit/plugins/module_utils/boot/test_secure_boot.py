@@ -32,8 +32,8 @@ aWqSKEh/+eULYGkCCjPivORM4frkREK5bNWSWNfmYCsaEblJZ6ZqsfLgaEvrvK/z
 eQIDAQAB
 -----END PUBLIC KEY-----
 """
-#: The ``pkfp`` that systemd-measure (systemd 262) wrote for this key.
-VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
+#: Of the tree of tools where one is named, else of this machine.
+VARIABLES = Path(os.environ.get("FDE_TOOLS_TREE", "/")) / "usr/share/OVMF/OVMF_VARS_4M.fd"
 FW_VARS = shutil.which("virt-fw-vars", path=f"{os.path.dirname(sys.executable)}:{os.environ.get('PATH', '')}")
 
 

@@ -94,6 +94,15 @@ def machine_with(sys: Path, node: Path, holders: dict[str, dict[str, str]]) -> N
             {"disk": {"dm-0": "temporary-cryptsetup-41_dif"}, "dm-0": {"dm-1": "temporary-cryptsetup-41"}},
             ("temporary-cryptsetup-41", "temporary-cryptsetup-41_dif"),
         ),
+        ({"disk": {"dm-0": f"temporary-cryptsetup-{UUID}_dif"}}, (f"temporary-cryptsetup-{UUID}_dif",)),
+        (
+            # The upper one has no table yet, so it is no holder of anything.
+            {
+                "disk": {"dm-0": f"temporary-cryptsetup-{UUID}_dif"},
+                "elsewhere": {"dm-1": f"temporary-cryptsetup-{UUID}", "dm-2": "somebody"},
+            },
+            (f"temporary-cryptsetup-{UUID}", f"temporary-cryptsetup-{UUID}_dif"),
+        ),
         ({"disk": {"dm-0": "temporary-cryptsetup-41_dif"}, "dm-0": {"dm-1": "somebody"}}, ()),
         ({"disk": {"dm-0": "temporary-cryptsetup-"}}, ()),
         ({"disk": {"dm-0": "other_dif"}}, ()),
