@@ -28,7 +28,7 @@ FactoryReset=yes
 
 
 #: systemd-repart begins and ends partitions at multiples of 4096 bytes. On a blank disk it leaves so many bytes before
-#: the first partition, and the second copy of the table takes up so many at the end.
+#: the first partition, and the second copy of the table, which it moves to the end of the disk, takes up so many there.
 _GRAIN, _START, _END = 4096, 1 << 20, 5 * 4096
 
 
@@ -37,13 +37,15 @@ def room(disk: Union[Disk, Bare], *, replace: bool) -> int:
 
     With ``replace`` the partitions of our type go first.
     """
+    size = size_of(disk.name)
     if isinstance(disk, Bare):
-        return max(0, (size_of(disk.name) - _START) // _GRAIN * _GRAIN - _END)
+        return max(0, (size - _START) // _GRAIN * _GRAIN - _END)
     kept = sorted(
         (one for one in disk.table.partitions if not (replace and one.type == FDE)), key=lambda one: one.offset
     )
     starts = [disk.table.first_usable, *(one.end for one in kept)]
-    ends = [*(one.offset for one in kept), disk.table.end_usable]
+    # An image is smaller than the disk that it is put on, and so is what its table thinks of.
+    ends = [*(one.offset for one in kept), max(disk.table.end_usable, size // _GRAIN * _GRAIN - _END)]
     return max(max(0, end // _GRAIN * _GRAIN - -(-start // _GRAIN) * _GRAIN) for start, end in zip(starts, ends))
 
 

@@ -199,6 +199,11 @@ def test_a_disk_without_room_for_the_volume_is_refused_before_anything_is_made(
         assert caught.value.code == "disk-too-small" and "MiB are free in one piece" in caught.value.cause
         assert lab.anchor().standing is Standing.ABSENT
         assert not Path(lab.partition).exists()
+    # The table of the image is that of the smaller disk still; there is room behind what it speaks of.
+    with lab.image.open("r+b") as file:
+        file.truncate(640 * MIB)
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
 
 
 def test_a_read_only_copy_of_the_root_disk_is_a_copy(installed: Lab) -> None:

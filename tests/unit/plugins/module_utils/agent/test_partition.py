@@ -40,8 +40,16 @@ def disk(*pieces: tuple[int, int], kind: uuid.UUID = gpt.LINUX_GENERIC) -> Disk:
         (disk((1, 10), (11, 88)), True, MIB - 5 * 4096),
     ],
 )
-def test_the_largest_free_piece_counts(found: Disk, replace: bool, expected: int) -> None:
+def test_the_largest_free_piece_counts(
+    monkeypatch: pytest.MonkeyPatch, found: Disk, replace: bool, expected: int
+) -> None:
+    monkeypatch.setattr(partition, "size_of", lambda _name: SIZE)
     assert room(found, replace=replace) == expected
+
+
+def test_what_the_disk_has_beyond_the_image_s_table_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "size_of", lambda _name: 3 * SIZE)
+    assert room(disk((1, 10), (11, 88)), replace=False) == 201 * MIB - 5 * 4096
 
 
 def test_a_blank_disk_gets_a_partition_table_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +59,8 @@ def test_a_blank_disk_gets_a_partition_table_too(monkeypatch: pytest.MonkeyPatch
     assert room(Bare("vdb", True), replace=False) == 0
 
 
-def test_what_does_not_fit_is_refused_with_both_sizes() -> None:
+def test_what_does_not_fit_is_refused_with_both_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "size_of", lambda _name: SIZE)
     found = disk((1, 10), (61, 20))
     require_room(found, 50 * MIB, replace=False)
     with pytest.raises(Refusal, match="50 MiB are free in one piece, 51 are needed") as caught:
