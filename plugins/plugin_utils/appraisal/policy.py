@@ -164,7 +164,7 @@ WAIVABLE = frozenset(
     (
         *_EVIDENCE,
         *("firmware_log", "userspace_log", "log_replay", "secure_boot"),
-        *("pcr_4", "pcr_7", "pcr_9", "pcr_12", "pcr_13", "pcr_14"),
+        *("pcr_4", "pcr_7", "pcr_12", "pcr_13", "pcr_14"),
         *("anchor_signature", "anchor_policy", "anchor_state", "header_committed"),
         *("identity", "anchor_freshness", "unique_volume_key"),
     )

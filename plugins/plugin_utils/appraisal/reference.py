@@ -36,9 +36,8 @@ _T = TypeVar("_T")
 class Reference:
     """The values that machines of one sealed image may show.
 
-    ``pcr_7`` is None where the sealer did not know the variables. ``pcr_9`` is what the kernel was handed, before the
-    system measured more; None where the manifest lists none. ``pcr_13`` and ``pcr_14`` are then the values without any
-    system extension and without a shim.
+    ``pcr_7`` is None where the sealer did not know the variables. Where the manifest lists none, ``pcr_13`` and
+    ``pcr_14`` are the values without any system extension and without a shim.
     """
 
     name: str
@@ -48,7 +47,6 @@ class Reference:
     policy_key: PolicyKey
     pcr_4: frozenset[bytes]
     pcr_7: Optional[frozenset[bytes]]
-    pcr_9: Optional[frozenset[bytes]]
     pcr_11: Mapping[str, bytes]
     pcr_12: frozenset[bytes]
     pcr_13: frozenset[bytes]
@@ -108,7 +106,6 @@ def parse_manifest(manifest: bytes) -> Reference:
         policy_key=key,
         pcr_4=pcrs.digests("4"),
         pcr_7=pcrs.digests("7") if pcrs.has("7") else None,
-        pcr_9=pcrs.digests("9") if pcrs.has("9") else None,
         pcr_11={phase: bytes.fromhex(phases.digest(phase)) for phase in (PHASE_INITRD, PHASE_READY)},
         pcr_12=pcrs.digests("12"),
         pcr_13=pcrs.digests("13") if pcrs.has("13") else frozenset(with_os_separator(ZERO)),

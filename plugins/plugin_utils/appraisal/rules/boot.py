@@ -67,23 +67,6 @@ def secure_boot_configuration(values: Values, reference: Reference, replay: Call
     return "only the certificate that the manifest names admitted what was started"
 
 
-def _pcr_9(case: Case) -> str:
-    return kernel_inputs(case.replay, case.reference)
-
-
-def kernel_inputs(replay: Replay, reference: Reference) -> str:
-    """Judge what the kernel was handed: PCR 9 as far as the firmware's log leads.
-
-    The system extends that PCR further, differently on each machine, so that its value at last cannot be listed. Where
-    the logs explain it, no other beginning leads there. ``replay`` must have been found to do so.
-    """
-    if reference.pcr_9 is None:
-        raise Undecided("the manifest lists no value of PCR 9")
-    if replay.firmware.values(replay.bank).get(9) not in reference.pcr_9:
-        raise AppraisalError("pcr-9", "the kernel was handed another command line or initrd than the manifest's")
-    return "the kernel was handed the command line and the initrd of the manifest"
-
-
 def _pcr_11(case: Case) -> str:
     return listed(case.evidence.values, 11, frozenset((case.reference.pcr_11[PHASE_READY],)))
 
@@ -111,7 +94,6 @@ RULES = (
     Rule("secure_boot", ("log_replay",), _secure_boot),
     Rule("pcr_4", SIGNED, _pcr_4),
     Rule("pcr_7", SIGNED, _pcr_7),
-    Rule("pcr_9", ("log_replay",), _pcr_9),
     Rule("pcr_11", SIGNED, _pcr_11),
     Rule("pcr_12", SIGNED, _pcr_12),
     Rule("pcr_13", SIGNED, _pcr_13),

@@ -21,7 +21,7 @@ from ..reference import PHASE_INITRD
 from ..structures import parse_quote
 from ..tokens import Recovery
 from ..userspace_log import VOLUME_KEY
-from .boot import kernel_inputs, secure_boot_configuration
+from .boot import secure_boot_configuration
 from .demands import require_accepted
 from .rule import Rule, enforced, explain, listed, signing_hash
 
@@ -64,7 +64,6 @@ def _evidence_boot(case: Case) -> str:
     enforced(case.creation_replay)
     listed(case.creation.values, 4, case.origin.pcr_4)
     listed(case.creation.values, 12, case.origin.pcr_12)
-    kernel_inputs(case.creation_replay, case.origin)
     return secure_boot_configuration(case.creation.values, case.origin, lambda: case.creation_replay)
 
 

@@ -25,7 +25,6 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Chal
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential import make_credential
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.ear import attestation_result
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.event_log import parse as parse_log
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import parse_evidence, parse_identity
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Status, Verdict
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import (
@@ -391,7 +390,7 @@ def test_without_a_reference_for_pcr_7_the_signers_certificate_decides(good: Ans
     assert "pcr_7" in failed(replace(good, grounds=replace(good.grounds, references=(other,))).appraise())
 
 
-@pytest.mark.parametrize("pcr", ["4", "7", "9", "12", "13", "14"])
+@pytest.mark.parametrize("pcr", ["4", "7", "12", "13", "14"])
 def test_a_pcr_value_that_the_manifest_does_not_list_is_refused(good: Answers, image: Any, pcr: str) -> None:
     manifest = copy.deepcopy(image.manifest())
     manifest["pcrs"]["sha256"][pcr] = ["11" * 32]
@@ -401,36 +400,14 @@ def test_a_pcr_value_that_the_manifest_does_not_list_is_refused(good: Answers, i
     assert failed(result) == {f"pcr_{pcr}"} | ({"evidence_boot"} if pcr not in ("13", "14") else set())
 
 
-def test_a_manifest_without_pcr_9_leaves_open_what_the_kernel_was_handed(good: Answers, image: Any) -> None:
-    manifest = copy.deepcopy(image.manifest())
-    del manifest["pcrs"]["sha256"]["9"]
-    reference = parse_manifest(json.dumps(manifest).encode())
-    result = replace(good, grounds=replace(good.grounds, references=(reference,))).appraise()
-    assert result.verdict is Verdict.UNKNOWN
-    unknown = {check.name for check in result.checks if check.status is Status.UNKNOWN}
-    assert unknown == {"pcr_9", "evidence_boot"}
-
-
-def test_another_initrd_than_the_images_is_refused_whatever_the_logs_say(
+def test_an_initrd_that_the_logs_do_not_tell_of_is_noticed(
     make_machine: Callable[..., Any], grounds: Grounds, request: Any
 ) -> None:
     conftest = request.config.pluginmanager.getplugin(str(Path(__file__).parents[2] / "conftest.py"))
-    machine = make_machine("handed", initrd=b"the image's initrd and one more archive")
-    answers = ask(machine, grounds)
-    result = answers.appraise()
-    assert failed(result) == {"pcr_9", "evidence_boot"}
-    assert "initrd" in reason(result, "pcr_9")
-    # A firmware log that tells of the image's initrd does not lead to what was quoted.
-    honest, genuine = machine.firmware_log.read_bytes(), conftest.FirmwareEvents().log()
-    assert "log_replay" in failed(logs(answers, firmware=genuine).appraise())
-    # One that leaves the initrd to systemd's log leads there, but ends before the initrd.
-    (event,) = [event for event in parse_log(honest).events if event.data == b"Linux initrd\0"]
-    digest_of_initrd = event.digests["sha256"]
-    start = honest.index(struct.pack("<II", 9, event.kind), honest.index(b"LOADED_IMAGE"))
-    end = honest.index(event.data, start) + len(event.data)
-    later = conftest.record(9, "initrd", "", digest_of_initrd) + machine.userspace_log.read_bytes()
-    result = logs(answers, firmware=honest[:start] + honest[end:], userspace=later).appraise()
-    assert "log_replay" not in failed(result) and "pcr_9" in failed(result)
+    answers = ask(make_machine("handed", initrd=b"the image's initrd and one more archive"), grounds)
+    # What a stub hands over may hold a secret of the machine: no value is demanded, but the log must lead to it.
+    assert answers.appraise().verdict is Verdict.TRUSTED
+    assert "log_replay" in failed(logs(answers, firmware=conftest.FirmwareEvents().log()).appraise())
 
 
 def test_the_keys_of_a_shim_are_refused_unless_the_manifest_lists_them(
@@ -616,7 +593,7 @@ def test_what_rests_on_a_waived_check_is_not_judged(good: Answers) -> None:
 
 
 def test_a_machine_without_a_firmware_log_is_judged_by_values_alone_where_a_policy_says_so(good: Answers) -> None:
-    names = ("firmware_log", "log_replay", "secure_boot", "pcr_9", "volume_key")
+    names = ("firmware_log", "log_replay", "secure_boot", "volume_key")
     result = judged_by(logs(good, firmware=b""), Policy(waived_checks=frozenset(names)))
     assert result.verdict is Verdict.TRUSTED
     assert {check.name for check in result.checks if check.status is Status.WAIVED} == set(names)
