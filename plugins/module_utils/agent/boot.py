@@ -65,7 +65,7 @@ def later_boot(machine: Machine, look: probe.Look, decision: Decision, anchor: O
         area = look.saved
         commit.repair(machine, area)
         say("a change of the volume's header was cut short: it is written again")
-    open_volume(machine, area, anchor.volume_key_id, journal=root.journal)
+    open_volume(machine, area, anchor.volume_key_id)
     if any(anchor.header_next):
         commit.settle(machine, area)
     state = root.later(machine, anchor.complete)

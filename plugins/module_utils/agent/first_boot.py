@@ -18,7 +18,7 @@ from ..luks2.area import read_area
 from ..luks2.digest import volume_key_id
 from ..luks2.profile import AUTHENTICATED, LAYOUT
 from ..luks2.secret import wipe
-from ..luks2.volume import attach_with_key, detach, enrol_tpm2, format_volume, import_token
+from ..luks2.volume import enrol_tpm2, format_volume, import_token
 from ..tpm import anchor as anchors
 from ..tpm.anchor import Anchor, State
 from ..tpm.esys import opened
@@ -40,15 +40,15 @@ def first_boot(machine: Machine, disk: Union[Disk, Bare], decision: Decision) ->
     anchoring.start(machine, Anchor(State.INITIALIZING))
     say("first boot: making the encrypted volume of this instance")
     made, device = partition.create(machine.runner, disk, minimum, replace=replace)
-    key_id = _make_volume(machine, made, device, journal=root.journal)
+    key_id = _make_volume(machine, made, device)
     area = read_area(device)
-    open_volume(machine, area, key_id, journal=root.journal)
+    open_volume(machine, area, key_id)
     complete = root.first(machine)
     anchoring.ready(machine, area.digest, key_id, complete)
     say(f"first boot: complete, volume key id {key_id.hex()}")
 
 
-def _make_volume(machine: Machine, made: Partition, device: str, *, journal: bool) -> bytes:
+def _make_volume(machine: Machine, made: Partition, device: str) -> bytes:
     """Make the LUKS2 volume with its TPM keyslot and its evidence, and return the volume key id."""
     luks_uuid = uuid.uuid4()
     temporary = volume_key.temporary()
@@ -61,12 +61,7 @@ def _make_volume(machine: Machine, made: Partition, device: str, *, journal: boo
                 volume_key=key,
                 temporary_key=temporary,
                 uuid=str(luks_uuid),
-                journal=journal,
             )
-            if not journal:
-                # Only a volume that is open can be told to do without, for good.
-                attach_with_key(machine.runner, VOLUME, device, header=device, volume_key=key, journal=False)
-                detach(machine.runner, VOLUME)
         enrol_tpm2(
             machine.runner,
             device,

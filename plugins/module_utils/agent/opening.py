@@ -26,7 +26,6 @@ from ..luks2.profile import LAYOUT
 from ..luks2.volume import attach, check_active
 from ..runner import CommandError
 from .machine import VOLUME, Machine
-from .strategies import ROOTS
 
 #: The PCR that volume keys are measured into.
 VOLUME_KEY_PCR = 15
@@ -34,14 +33,11 @@ VOLUME_KEY_PCR = 15
 
 def expected(machine: Machine) -> Expectation:
     """Return what the header of the root volume may say."""
-    journal = ROOTS[machine.configuration.strategy].journal
-    return root_volume(public_key=machine.public_key, journal=journal)
+    return root_volume(public_key=machine.public_key)
 
 
-def open_volume(machine: Machine, area: HeaderArea, volume_key_id: bytes, *, journal: bool) -> None:
+def open_volume(machine: Machine, area: HeaderArea, volume_key_id: bytes) -> None:
     """Open the volume of ``area.device`` from the bytes in ``area``.
-
-    ``journal`` says whether its dm-integrity has one.
 
     Raises ``Refusal`` when the header asks for what is not allowed, the device has become too small, the TPM does not
     give the key, the volume does not open with it or with another one than ``volume_key_id`` names, the key was not
@@ -66,7 +62,7 @@ def open_volume(machine: Machine, area: HeaderArea, volume_key_id: bytes, *, jou
         # One program gets the key and opens the volume, and its exit status does not tell which of them failed.
         code = Code.NOT_ACTIVATED if released(machine, area) else Code.KEY_UNAVAILABLE
         raise refuse(code, area.device, error.cause) from error
-    check_active(machine.mapper, VOLUME, journal=journal)
+    check_active(machine.mapper, VOLUME)
     check_measured(machine, volume_key_id)
 
 

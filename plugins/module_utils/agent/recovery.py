@@ -172,7 +172,7 @@ def opened_read_only(machine: Machine, patient: Patient, key: bytearray) -> Iter
     before = len(_measured(machine))
     attach_for_reading(machine.runner, VOLUME, patient.area.device, header=str(machine.paths.header), secret=key)
     try:
-        check_active(machine.mapper, VOLUME, journal=ROOTS[machine.configuration.strategy].journal)
+        check_active(machine.mapper, VOLUME)
         measured = _measured(machine)[before:]
         if len(measured) != 1:
             raise FdeError(VOLUME, f"its key was not measured into PCR {VOLUME_KEY_PCR}", "Check the TPM")

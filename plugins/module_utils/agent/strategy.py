@@ -40,10 +40,6 @@ class Root(Protocol):
         """Whether there is an encrypted volume at all, and with it an anchor."""
 
     @property
-    def journal(self) -> bool:
-        """Whether dm-integrity keeps a journal: every file system writes something in place, btrfs its superblock."""
-
-    @property
     def device(self) -> Optional[str]:
         """The device that systemd mounts, None where it mounts something else."""
 

@@ -16,7 +16,6 @@ class Cloned:
     """A dm-clone device over the volume; a linear one when everything is copied."""
 
     has_volume = True
-    journal = True
     device: Optional[str] = ROOT
 
     def minimum(self, machine: Machine) -> int:

@@ -32,7 +32,6 @@ class Copied:
     """A linear device over the volume."""
 
     has_volume = True
-    journal = True
     device: Optional[str] = ROOT
 
     def minimum(self, machine: Machine) -> int:

@@ -19,7 +19,6 @@ class Ephemeral:
     """No volume, no anchor, no key."""
 
     has_volume = False
-    journal = False
     device: Optional[str] = None
 
     def minimum(self, machine: Machine) -> int:

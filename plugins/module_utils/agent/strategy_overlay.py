@@ -33,7 +33,6 @@ class Overlaid:
     """Two mounts for an overlay."""
 
     has_volume = True
-    journal = True
     device: Optional[str] = None
 
     def minimum(self, machine: Machine) -> int:

@@ -109,13 +109,12 @@ def root_volume(
     further_keys: Sequence[bytes] = (),
     profile: Profile = AUTHENTICATED,
     layout: Layout = LAYOUT,
-    journal: bool = True,
 ) -> Expectation:
     """Return what the root volume that the boot agent made must look like.
 
     One TPM keyslot, or two while one replaces the other, bound to ``public_key`` or one of ``further_keys``; the
     evidence of its creation, and that of a recovery; no recovery key, one, or two while one replaces the other.
-    ``journal`` says whether its dm-integrity keeps one.
+    Its dm-integrity keeps a journal: every file system writes something in place, btrfs its superblock.
     """
     keys = (public_key, *further_keys)
     return Expectation(
@@ -124,7 +123,6 @@ def root_volume(
         uuid=uuid,
         tokens={TokenType.TPM2: (1, 2), TokenType.EVIDENCE: (1, 2), TokenType.RECOVERY: (0, 2)},
         tpm2=tuple(Tpm2Binding(pcrs=BOUND_PCRS, public_key=key) for key in keys),
-        flags=frozenset() if journal else _NO_JOURNAL,
     )
 
 
