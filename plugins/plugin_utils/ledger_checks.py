@@ -16,7 +16,7 @@ from .appraisal.judgement import Check, Naming, Result, Status, freshness_check,
 from .appraisal.policy import Freshness, Policy
 from .appraisal.roads.trust import RoadName
 from .appraisal.rules.demands import reached
-from .ledger.ledger import Past
+from .ledger.memory import Past
 from .ledger.records import Anchor, Identity
 
 IDENTITY = "identity"

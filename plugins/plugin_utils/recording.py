@@ -18,7 +18,8 @@ from ..module_utils.agent.machine import VOLUME
 from .appraisal.judgement import Result, Status, Verdict
 from .appraisal.policy import Policy
 from .case_file import canonical
-from .ledger.ledger import Conclusion, Ledger, Past
+from .ledger.ledger import Conclusion, Ledger
+from .ledger.memory import Past
 from .ledger.records import TEXT_LIMIT, Anchor, Attestation, Identity
 from .ledger_checks import proved_anchor, shown_identity, with_past
 

@@ -359,8 +359,7 @@ def test_a_copied_attestation_and_a_false_record_show_in_an_audit(
     honest: Attestation, ledger: Ledger, record: Callable[..., Result], today: Today
 ) -> None:
     record(honest, enrol=True)
-    entry = ledger.latest("web1")
-    assert entry is not None
+    *_earlier, entry = ledger.entries(host="web1", kind=Kind.ATTESTATION)
     documents = ledger.documents(entry)
     ledger.append(replace(entry.record, root_hash="00" * 32), documents)
     ledger.append(replace(entry.record, host="web2"), {})
@@ -418,8 +417,7 @@ def test_an_audit_doubts_a_trusted_verdict_that_the_ledger_itself_contradicts(
     record(honest, enrol=True, result=replace(honest.result, anchor=ahead))
     back = attest(machine, grounds)
     assert record(back).verdict is Verdict.UNTRUSTED
-    entry = ledger.latest("web1")
-    assert entry is not None
+    *_earlier, entry = ledger.entries(host="web1", kind=Kind.ATTESTATION)
     assert audit(ledger, today).findings == ()
     ledger.append(replace(entry.record, verdict="trusted"), attest(machine, grounds).documents())
     (doubt,) = audit(ledger, today).findings
@@ -497,8 +495,7 @@ def test_a_host_that_is_not_trusted_fills_no_ledger(
         {"evidence"},
     ]
     record(attest(machine, grounds), "web1", enrol=True)
-    latest = ledger.latest("web1")
-    assert latest is not None
+    *_earlier, latest = ledger.entries(host="web1", kind=Kind.ATTESTATION)
     assert (latest.record.verdict, "evidence" in latest.documents) == ("trusted", True)
 
 

@@ -37,7 +37,7 @@ def imported(ledger: Ledger, content: bytes, remembered: Head | None = None) -> 
 
 
 def test_an_import_into_an_empty_ledger_is_the_same_ledger(filled: Ledger, another: Ledger) -> None:
-    filled.identify(Identity("host1", "pinned", ek="ab" * 32), {"certificate": b"\x30\x82\xff"})
+    filled.append(Identity("host1", "pinned", ek="ab" * 32), {"certificate": b"\x30\x82\xff"})
     filled.decide(Decision("host2", Action.RETIRE_HOST, "änn", "“gone”"))
     content = exported(filled)
     assert imported(another, content, filled.head()) == filled.head() == another.head()
