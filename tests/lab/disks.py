@@ -21,12 +21,16 @@ SERIAL_LENGTH = 20
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk of ``size`` bytes, attached as virtio-blk, NVMe or SCSI, with logical sectors of ``sector`` bytes."""
+    """A disk of ``size`` bytes, attached as virtio-blk, NVMe or SCSI, with logical sectors of ``sector`` bytes.
+
+    ``log`` is a file that gets every write of it, with the flushes among them, as dm-log-writes has it.
+    """
 
     size: int
     interface: str = "virtio"
     sector: int = 512
     serial: str = ""
+    log: str = ""
 
     def __post_init__(self) -> None:
         if self.interface not in BY_ID:
@@ -66,6 +70,12 @@ def attach(disks: Sequence[tuple[Disk, str]]) -> list[Word]:
         words += [
             *("-blockdev", f"driver=file,node-name=file{number},filename={file},aio=threads,{_CACHE}"),
             *("-blockdev", f"driver=raw,node-name={node},file=file{number},{_CACHE}"),
+        ]
+        if disk.log:
+            words += ["-blockdev", f"driver=file,node-name=log{number},filename={disk.log},cache.no-flush=on"]
+            words += ["-blockdev", f"driver=blklogwrites,node-name=logged{number},file={node},log=log{number}"]
+            node = f"logged{number}"
+        words += [
             *("-device", ",".join([_DEVICES[disk.interface], f"drive={node}", f"serial={disk.serial}", *_shape(disk)])),
         ]
         if number == 0:

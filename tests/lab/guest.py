@@ -73,14 +73,16 @@ class Guest:
         interface: str = "virtio",
         sector: int = 512,
         disks: Sequence[DataDisk] = (),
+        log: str = "",
     ) -> Guest:
         """Make a guest that is off: a copy of ``image`` on a disk of ``size`` bytes, a new TPM, the lab's firmware.
 
         ``interface`` and ``sector`` say how the root disk is attached; the image must be one for such sectors.
-        ``disks`` are further, empty disks. A guest of that name that exists already is stopped and replaced.
+        ``disks`` are further, empty disks. ``log`` is the file in the guest's folder that gets every write of the root
+        disk. A guest of that name that exists already is stopped and replaced.
         """
         named = [disk if disk.serial else replace(disk, serial=f"data-{n}") for n, disk in enumerate(disks, 1)]
-        hardware = Hardware(cpus, memory, _free_port(), Disk(size, interface, sector, "fde-lab"), tuple(named))
+        hardware = Hardware(cpus, memory, _free_port(), Disk(size, interface, sector, "fde-lab", log), tuple(named))
         guest = cls(name)
         guest.delete()
         guest.folder.mkdir(parents=True)
@@ -89,6 +91,8 @@ class Guest:
             os.truncate(guest.disk, size)
         guest.variables.write_bytes(variables(keys()).read_bytes())
         manufacture(guest.folder, keys())
+        if log:
+            (guest.folder / log).touch()
         for disk in named:
             with open(guest.data_disk(disk.serial), "wb") as file:
                 file.truncate(disk.size)
