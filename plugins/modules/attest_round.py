@@ -58,29 +58,13 @@ options:
   encrypted_seed:
     description: The TPM2B_ENCRYPTED_SECRET that belongs to O(credential), in base64.
     type: str
-  tcti:
-    description: How to reach the TPM.
-    type: str
-    default: device:/dev/tpmrm0
-  firmware_log:
-    description: The firmware's event log.
-    type: path
-    default: /sys/kernel/security/tpm0/binary_bios_measurements
-  userspace_log:
-    description: The event log of systemd.
-    type: path
-    default: /run/log/systemd/tpm2-measure.log
-  header:
-    description:
-      - Where the header of the encrypted volume is read from.
-      - By default the copy that the boot agent keeps in memory, or the partition with the label C(fde).
-    type: path
 requirements:
   - tpm2-pytss
 attributes: {}
 extends_documentation_fragment:
   - cvm.fde.attributes
   - cvm.fde.attributes.info
+  - cvm.fde.sources
 seealso:
   - module: cvm.fde.attest
 """

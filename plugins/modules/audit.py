@@ -21,10 +21,6 @@ description:
   - A ledger whose chain is broken is not judged any further.
   - It runs on the control node only and needs no connection to any host. Use it with C(run_once).
 options:
-  ledger:
-    description: The path of the SQLite file or the URL of the PostgreSQL database, on the control node.
-    type: str
-    required: true
   head:
     description: A head of the ledger that was kept elsewhere, as an earlier audit returned it (RV(head)).
     type: str
@@ -48,32 +44,8 @@ options:
   platform_ca:
     description:
       - Files (PEM) with the authorities of each cloud's platform today, on the control node, by the road that they
-        count on.
-        None counts on another road, so whoever vouches for TPMs cannot make up a chip.
+        count on. None counts on another road, so whoever vouches for TPMs cannot make up a chip.
       - Without it those count that were recorded, whatever O(endorsement_ca) says.
-    type: dict
-    suboptions:
-      gcp_ak_certificate:
-        description: Google's root (C(EK/AK CA Root)) and its intermediate, for the road V(gcp-ak-certificate).
-        type: list
-        elements: path
-        default: []
-      azure_snp:
-        description: AMD's roots (ARK), and its signing keys (ASK) where the machines do not send them, for the road
-          V(azure-snp).
-        type: list
-        elements: path
-        default: []
-      azure_tdx:
-        description: Intel's root (C(Intel SGX Root CA)), for the road V(azure-tdx).
-        type: list
-        elements: path
-        default: []
-      aws_nitrotpm:
-        description: AWS's root (C(aws.nitro-enclaves)), for the road V(aws-nitrotpm).
-        type: list
-        elements: path
-        default: []
   policy:
     description:
       - The appraisal policy of today (YAML), see C(docs/appraisal-policy.md). Attestations are judged again by it
@@ -94,12 +66,13 @@ options:
     default: sound
 requirements:
   - cryptography (on the control node)
-  - SQLAlchemy >= 2.0 (on the control node)
 attributes: {}
 extends_documentation_fragment:
   - cvm.fde.attributes
   - cvm.fde.attributes.info
   - cvm.fde.attributes.action
+  - cvm.fde.ledger
+  - cvm.fde.platform_ca
 seealso:
   - module: cvm.fde.attest
   - module: cvm.fde.decision

@@ -15,10 +15,6 @@ description:
   - A decision about something that was never recorded is refused.
   - It runs on the control node only and needs no connection to any host.
 options:
-  ledger:
-    description: The path of the SQLite file or the URL of the PostgreSQL database, on the control node.
-    type: str
-    required: true
   decision:
     description:
       - With V(approve-identity), O(key) is this host's key and all its other keys are rejected. It settles a conflict
@@ -54,21 +50,17 @@ options:
     type: list
     elements: path
     default: []
-requirements:
-  - SQLAlchemy >= 2.0 (on the control node)
 attributes:
   check_mode:
-    description: Can run in C(check_mode) and tell what it would change without changing it.
     support: full
   diff_mode:
-    description: Shows in C(diff) mode what it changes, or would change.
     support: none
   idempotent:
-    description: When run twice in a row with the same options, the second run changes nothing and says so.
     support: full
 extends_documentation_fragment:
   - cvm.fde.attributes
   - cvm.fde.attributes.action
+  - cvm.fde.ledger
 seealso:
   - module: cvm.fde.enrol
   - module: cvm.fde.audit

@@ -37,15 +37,12 @@ options:
     default: trusted
 attributes:
   check_mode:
-    description: Can run in C(check_mode) and tell what it would change without changing it.
     support: full
     details:
       - The report is shown but not written.
   diff_mode:
-    description: Shows in C(diff) mode what it changes, or would change.
     support: none
   idempotent:
-    description: When run twice in a row with the same options, the second run changes nothing and says so.
     support: none
     details:
       - Every report carries the time at which it was made.

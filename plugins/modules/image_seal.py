@@ -72,23 +72,6 @@ options:
       - The Secure Boot variables of the machines that will run the image, in the order of enrolment. With them PCR 7
         is predicted.
       - Leave it out when they differ between machines; then the manifest says nothing about PCR 7.
-    type: list
-    elements: dict
-    suboptions:
-      variable:
-        description: The variable that this is part of.
-        type: str
-        choices: [PK, KEK, db, dbx]
-        required: true
-      certificate:
-        description: A certificate (PEM or DER) that is enrolled in it, as a signature list of its own.
-        type: path
-      owner:
-        description: Owner GUID under which O(secure_boot_variables[].certificate) is enrolled.
-        type: str
-      content:
-        description: A file with signature lists, that is the content of the variable without its attributes.
-        type: path
   strategy:
     description:
       - How the root of an instance becomes writable. It is part of the signed and measured command line, and of the
@@ -154,6 +137,7 @@ attributes:
     support: full
 extends_documentation_fragment:
   - cvm.fde.attributes
+  - cvm.fde.secure_boot_variables
 notes:
   - Private keys are given by their path on the builder. They are neither copied nor put into results or logs.
 seealso:

@@ -18,10 +18,6 @@ description:
   - A ledger that is not sound is not exported, and a file that is not the whole export of a sound one is not imported.
   - It runs on the control node only and needs no connection to any host. Use it with C(run_once).
 options:
-  ledger:
-    description: The path of the SQLite file or the URL of the PostgreSQL database, on the control node.
-    type: str
-    required: true
   state:
     description:
       - With V(exported), O(path) becomes the export of the ledger, readable for its owner only.
@@ -40,22 +36,18 @@ options:
         does not contain it is refused.
       - Without it nobody notices that the end is missing, or that somebody wrote the whole file anew.
     type: str
-requirements:
-  - SQLAlchemy >= 2.0 (on the control node)
 attributes:
   check_mode:
-    description: Can run in C(check_mode) and tell what it would change without changing it.
     details: The whole file, or the whole ledger, is read and judged all the same.
     support: full
   diff_mode:
-    description: Shows in C(diff) mode what it changes, or would change.
     support: none
   idempotent:
-    description: When run twice in a row with the same options, the second run changes nothing and says so.
     support: full
 extends_documentation_fragment:
   - cvm.fde.attributes
   - cvm.fde.attributes.action
+  - cvm.fde.ledger
 seealso:
   - module: cvm.fde.audit
 """

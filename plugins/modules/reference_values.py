@@ -39,23 +39,6 @@ options:
     description:
       - The Secure Boot variables of the machines, in the order of enrolment. Without them PCR 7 is left out, and the
         image is known by O(secure_boot_certificate) in the events of PCR 7.
-    type: list
-    elements: dict
-    suboptions:
-      variable:
-        description: The variable that this is part of.
-        type: str
-        choices: [PK, KEK, db, dbx]
-        required: true
-      certificate:
-        description: A certificate (PEM or DER) that is enrolled in it, as a signature list of its own.
-        type: path
-      owner:
-        description: Owner GUID under which O(secure_boot_variables[].certificate) is enrolled.
-        type: str
-      content:
-        description: A file with signature lists, that is the content of the variable without its attributes.
-        type: path
   not_before:
     description: From when on machines may show these values, such as C(2026-12-01T00:00:00Z).
     type: str
@@ -81,6 +64,7 @@ attributes:
     support: full
 extends_documentation_fragment:
   - cvm.fde.attributes
+  - cvm.fde.secure_boot_variables
 seealso:
   - module: cvm.fde.image_seal
   - module: cvm.fde.attest
