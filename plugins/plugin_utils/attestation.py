@@ -22,7 +22,8 @@ from .appraisal.roads.choice import NITROTPM_BANK, PLATFORMS
 from .appraisal.roads.trust import RoadName
 from .appraisal.rules.table import REQUIRED_PCRS
 from .appraisal.structures import parse_public
-from .case_file import answer_documents, canonical, policy_document, reference_documents, unreadable_answers
+from .case_file import answer_documents, canonical, reference_documents, unreadable_answers
+from .kept_policy import policy_document
 
 NONCE_SIZE = 32
 #: PCRs that anyone can set back to zero.

@@ -25,27 +25,23 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from .appraisal.case import Challenge, Grounds
+from .appraisal.case import BANK, Challenge, Grounds
 from .appraisal.documents import parse_json
-from .appraisal.endorsement import load_authorities
 from .appraisal.errors import AppraisalError
 from .appraisal.evidence import Hydration, parse_evidence, parse_identity
 from .appraisal.fields import Fields
-from .appraisal.hardware.tdx_collateral import TdxCollateral
 from .appraisal.judgement import Result, appraise
-from .appraisal.policy import Policy, parse_policy
+from .appraisal.policy import Policy
 from .appraisal.reference import Reference, load_reference, parse_manifest
 from .appraisal.replay import LogCache
-from .appraisal.roads.choice import Allowed
-from .appraisal.roads.first_use import Approval
 from .appraisal.roads.trust import RoadName
 from .appraisal.structures import HASH_IDS, PCR_COUNT
+from .kept_policy import kept_policy
 from .ledger.documents import DOCUMENT_LIMIT
 
 _PARTS = {
@@ -60,8 +56,6 @@ _EVIDENCE = ("activated", "quote", "pcrs", "anchor", "userspace_log_complete", "
 _MANIFESTS = tuple((name, f"{name}-signature") for name in ("manifest", "manifest-of-origin", "manifest-of-recovery"))
 #: Bytes that are kept of answers that could not be read. Honest ones have half of that.
 MALFORMED_LIMIT = 256 * 1024
-
-
 #: The code of what was recorded without anything to judge it by again.
 NO_DOCUMENTS = "no-documents"
 
@@ -118,34 +112,6 @@ def unreadable_answers(answers: Mapping[str, Any]) -> dict[str, Any]:
     return {"version": 1, "length": len(whole), "sha256": digest, "beginning": beginning}
 
 
-def policy_document(grounds: Grounds) -> dict[str, Any]:
-    """Return what the operator judged by, but for the manifest."""
-    allowed, approval = grounds.allowed, grounds.allowed.approval
-    collateral = {} if allowed.collateral is None else {"tdx_collateral": allowed.collateral.document()}
-    return {
-        **collateral,
-        "version": 1,
-        "appraisal_policy": grounds.policy.document(),
-        "authorities": _pem(grounds.authorities),
-        "platform_authorities": {road.value: _pem(listed) for road, listed in allowed.authorities.items() if listed},
-        "strategy": grounds.strategy,
-        "endorsement_key": grounds.endorsement_key,
-        "host": allowed.host,
-        "roads": [road.value for road in allowed.roads],
-        "pins": list(allowed.pins),
-        "approval": approval
-        and {"host": approval.host, "key": approval.key, "by": approval.by, "at": approval.at.isoformat()},
-    }
-
-
-def _pem(certificates: Sequence[x509.Certificate]) -> list[str]:
-    return [certificate.public_bytes(Encoding.PEM).decode() for certificate in certificates]
-
-
-def _certificates(listed: Sequence[str]) -> tuple[x509.Certificate, ...]:
-    return tuple(one for pem in listed for one in load_authorities(pem.encode()))
-
-
 def judge_again(documents: Mapping[str, bytes], today: Today) -> Result:
     """Appraise kept documents by the rules of now, as of the time of then. Raises ``AppraisalError``.
 
@@ -165,11 +131,8 @@ def judge_again(documents: Mapping[str, bytes], today: Today) -> Result:
 
 
 def policy_of(documents: Mapping[str, bytes], today: Today) -> Policy:
-    """Return the policy that `judge_again` judges by. Raises ``AppraisalError``."""
-    try:
-        return today.policy or parse_policy(_read(documents["policy"], "policy")["appraisal_policy"])
-    except KeyError as error:
-        raise AppraisalError(NO_DOCUMENTS, "no policy was kept") from error
+    """Return the policy that `judge_again` judged these documents by."""
+    return today.policy or kept_policy(_read(documents["policy"], "policy")).policy
 
 
 def _answers(documents: Mapping[str, bytes]) -> tuple[Any, Any]:
@@ -199,49 +162,36 @@ def _read(raw: bytes, what: str) -> dict[str, Any]:
 
 
 def _challenge(raw: bytes) -> tuple[Challenge, datetime.datetime]:
-    found = _read(raw, "challenge")
+    """Return what was asked and when it was judged. The first challenges neither named their bank nor their time."""
+    found = {"banks": [BANK], "made": None, **_read(raw, "challenge")}
     fields = Fields(found, "challenge")
     fields.only("version", "made", "judged", "nonce", "secret", "pcrs", "banks")
     pcrs, banks = found["pcrs"], found["banks"]
     known = set(banks) <= set(HASH_IDS) and all(type(pcr) is int and 0 <= pcr < PCR_COUNT for pcr in pcrs)
     if fields.number("version", 1) != 1 or not known:
         raise AppraisalError("unsupported", "the challenge is not one of version 1")
-    made, now = _moment(fields.text("made", 40)), _moment(fields.text("judged", 40))
+    made = None if fields.absent("made") else fields.moment("made")
     selection = dict.fromkeys(banks, frozenset(pcrs))
-    return Challenge(fields.binary("nonce", 64), fields.binary("secret", 64), selection, made), now
+    return Challenge(fields.binary("nonce", 64), fields.binary("secret", 64), selection, made), fields.moment("judged")
 
 
 def _grounds(documents: Mapping[str, bytes], now: datetime.datetime, today: Today) -> Grounds:
-    found = _read(documents["policy"], "policy")
-    approval = found["approval"]
-    policy = today.policy or parse_policy(found["appraisal_policy"])
-    if approval is not None:
-        approval = Approval(approval["host"], approval["key"], approval["by"], _moment(approval["at"]))
-    roads = today.policy.roads if today.policy else tuple(RoadName(road) for road in found["roads"])
-    collateral = found.get("tdx_collateral")
-    allowed = Allowed(
-        roads,
-        str(found["host"]),
-        tuple(map(str, found["pins"])),
-        approval,
-        None if collateral is None else TdxCollateral.from_document(collateral),
-        _platforms(found) if today.platforms is None else today.platforms,
-    )
-    authorities = _certificates(found["authorities"]) if today.authorities is None else today.authorities
+    kept = kept_policy(_read(documents["policy"], "policy"))
+    allowed = kept.allowed
+    if today.policy is not None:
+        allowed = replace(allowed, roads=today.policy.roads)
+    if today.platforms is not None:
+        allowed = replace(allowed, authorities=today.platforms)
     return Grounds(
         tuple(_references(documents, today)),
-        tuple(authorities),
+        kept.authorities if today.authorities is None else tuple(today.authorities),
         now,
-        strategy=found["strategy"],
-        endorsement_key=found["endorsement_key"],
+        strategy=kept.strategy,
+        endorsement_key=kept.endorsement_key,
         allowed=allowed,
-        policy=policy,
+        policy=today.policy or kept.policy,
         cache=today.cache,
     )
-
-
-def _platforms(found: Mapping[str, Any]) -> dict[RoadName, tuple[x509.Certificate, ...]]:
-    return {RoadName(road): _certificates(listed) for road, listed in found["platform_authorities"].items()}
 
 
 def _references(documents: Mapping[str, bytes], today: Today) -> Iterator[Reference]:
@@ -260,10 +210,3 @@ def _reference(manifest: bytes, signature: bytes, keys: Optional[Sequence[bytes]
         except AppraisalError as error:
             refused = error
     raise refused
-
-
-def _moment(text: str) -> datetime.datetime:
-    moment = datetime.datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        raise ValueError("a time without its zone")
-    return moment

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import datetime
 import hashlib
 import re
 import zlib
@@ -71,6 +72,16 @@ class Fields:
         if not _UUID.fullmatch(value):
             raise self.wrong(name, "is not a UUID in lower case")
         return value
+
+    def moment(self, name: str) -> datetime.datetime:
+        """Return a field with a time and its zone, as ``isoformat`` writes it."""
+        try:
+            moment = datetime.datetime.fromisoformat(self.text(name, 40))
+        except ValueError as error:
+            raise self.wrong(name, "is not a time") from error
+        if moment.tzinfo is None:
+            raise self.wrong(name, "is a time without its zone")
+        return moment
 
     def number(self, name: str, maximum: int) -> int:
         value = self._found.get(name)

@@ -347,6 +347,29 @@ def test_a_verdict_is_reached_again_from_the_ledger(
     assert audit(ledger, Today(), hosts=[]).inventory.missing == ("web1",)
 
 
+@pytest.mark.parametrize(
+    ("document", "later", "verdict"),
+    [
+        ("policy", ("platform_authorities",), Verdict.TRUSTED),
+        ("policy", ("platform_authorities", "appraisal_policy"), Verdict.TRUSTED),
+        ("challenge", ("banks",), Verdict.TRUSTED),
+        # How old the answer was is asked now, and was not kept then.
+        ("challenge", ("banks", "made"), Verdict.UNKNOWN),
+    ],
+)
+def test_what_an_earlier_version_kept_is_judged_again(
+    honest: Attestation, today: Today, document: str, later: tuple[str, ...], verdict: Verdict
+) -> None:
+    documents = honest.documents()
+    written = json.loads(documents[document])
+    assert set(later) <= set(written)
+    documents[document] = json.dumps({name: written[name] for name in written if name not in later}).encode()
+    result = judge_again(documents, today)
+    assert result.verdict is verdict
+    left = {check.name for check in result.checks if check.status is not Status.PASSED}
+    assert left <= {"evidence_age", "freshness"}
+
+
 def test_an_authority_that_is_trusted_no_more_shows_in_an_audit(
     honest: Attestation, ledger: Ledger, record: Callable[..., Result], today: Today
 ) -> None:

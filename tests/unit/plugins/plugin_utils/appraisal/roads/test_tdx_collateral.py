@@ -25,7 +25,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.azure impo
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice import Allowed, Shown, walk
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.endorsement_key import Activation
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
-from ansible_collections.cvm.fde.plugins.plugin_utils.case_file import policy_document
+from ansible_collections.cvm.fde.plugins.plugin_utils.kept_policy import policy_document
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
