@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from pathlib import Path
 from typing import Any, Iterator
@@ -15,7 +16,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import Ap
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.event_log import FirmwareLog
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.replay import replay, unexplained
 from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captured import SAMPLES
-from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.test_logs import REPLAYING
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.test_logs import BROKEN, REPLAYING
 
 EV_NO_ACTION, EV_EFI_ACTION = 3, 0x80000007
 
@@ -92,11 +93,13 @@ class Pieces:
                 yield number, pcr
 
 
+def captured(vectors: Path, name: str) -> bytes:
+    return SAMPLES[name](vectors).log if name in SAMPLES else (vectors / "eventlogs" / name).read_bytes()
+
+
 @pytest.fixture(params=[*REPLAYING, "guard-good"])
 def pieces(request: Any, vectors: Path) -> Pieces:
-    if request.param == "guard-good":
-        return Pieces(SAMPLES["guard-good"](vectors).log)
-    return Pieces((vectors / "eventlogs" / request.param).read_bytes())
+    return Pieces(captured(vectors, request.param))
 
 
 def quoted(pieces: Pieces) -> tuple[str, dict[int, bytes]]:
@@ -167,21 +170,36 @@ def test_a_changed_payload_decides_nothing_about_secure_boot_or_the_end_of_the_f
     assert refused == {"unbound-event", "pcr-7-form", "no-exit-boot-services"}
 
 
-def test_a_quoted_log_cut_at_any_byte_is_refused_or_leaves_a_pcr_unexplained(vectors: Path) -> None:
-    sample = SAMPLES["guard-good"](vectors)
-    values = sample.verify().values["sha256"]
-    parsed = 0
-    for length in range(1, len(sample.log)):
+@pytest.mark.parametrize("name", [*REPLAYING, "ccel-dupe-separator.bin", "guard-good", "guard-failed"])
+def test_a_log_cut_at_any_byte_is_refused_or_ends_behind_an_event(vectors: Path, name: str) -> None:
+    raw = captured(vectors, name)
+    parse = event_log.parse_confidential if name.startswith("ccel") else event_log.parse
+    accepted = []
+    for length in range(1, len(raw)):
         try:
-            log = event_log.parse(sample.log[:length])
+            parse(raw[:length])
         except AppraisalError as error:
-            assert error.code == "malformed"
-            continue
-        parsed += 1
-        assert log is not None
-        assert unexplained(replay(log, None, "sha256").values, values)
-    # Only between two events.
-    assert parsed < len(Pieces(sample.log).events)
+            assert error.code in ("malformed", BROKEN.get(name)), length
+        else:
+            accepted.append(length)
+    pieces = Pieces(raw)
+    ends = list(itertools.accumulate(map(len, pieces.events), initial=len(pieces.head)))
+    first = min(number for number, _pcr in pieces.extending())
+    last = ends[-1]
+    if name in BROKEN:
+        # Its dishonest event is refused, and so is all that comes behind it.
+        last = ends[next(end for end, length in enumerate(ends) if length > accepted[-1])]
+        with pytest.raises(AppraisalError, match=BROKEN[name]):
+            parse(raw[:last])
+    assert accepted == [length for length in ends[first + 1 :] if length < last]
+
+
+@pytest.mark.parametrize("name", [name for name, code in BROKEN.items() if code == "malformed"])
+def test_no_cut_of_a_log_that_is_malformed_is_read(vectors: Path, name: str) -> None:
+    raw = captured(vectors, name)
+    for length in range(1, len(raw) + 1):
+        with pytest.raises(AppraisalError, match="malformed"):
+            event_log.parse(raw[:length])
 
 
 def test_a_log_cut_between_any_two_events_leaves_a_pcr_unexplained(pieces: Pieces) -> None:
