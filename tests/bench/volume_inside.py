@@ -54,7 +54,9 @@ STACKS = (
     Stack("ext4 on HMAC, journal", AUTHENTICATED, file_system="ext4"),
     Stack("ext4 on AEGIS, journal", AEGIS, file_system="ext4"),
     Stack("btrfs", file_system="btrfs"),
+    Stack("btrfs on HMAC, journal", AUTHENTICATED, file_system="btrfs"),
     Stack("btrfs on HMAC, no journal", AUTHENTICATED, journal=False, file_system="btrfs"),
+    Stack("btrfs on AEGIS, journal", AEGIS, file_system="btrfs"),
     Stack("btrfs on AEGIS, no journal", AEGIS, journal=False, file_system="btrfs"),
 )
 MAKE = {

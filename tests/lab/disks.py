@@ -66,7 +66,7 @@ def attach(disks: Sequence[tuple[Disk, str]]) -> list[Word]:
     if any(disk.interface == "scsi" for disk, _ in disks):
         words += ["-device", "virtio-scsi-pci,id=scsi"]
     for number, (disk, file) in enumerate(disks):
-        node = f"disk{number}"
+        node, device = f"disk{number}", _DEVICES[disk.interface]
         words += [
             *("-blockdev", f"driver=file,node-name=file{number},filename={file},aio=threads,{_CACHE}"),
             *("-blockdev", f"driver=raw,node-name={node},file=file{number},{_CACHE}"),
@@ -75,8 +75,10 @@ def attach(disks: Sequence[tuple[Disk, str]]) -> list[Word]:
             words += ["-blockdev", f"driver=file,node-name=log{number},filename={disk.log},cache.no-flush=on"]
             words += ["-blockdev", f"driver=blklogwrites,node-name=logged{number},file={node},log=log{number}"]
             node = f"logged{number}"
+            # Requests that are put together reach the limit of vectors, and the log's own two come on top of it.
+            device = f"{device},request-merging=off" if disk.interface == "virtio" else device
         words += [
-            *("-device", ",".join([_DEVICES[disk.interface], f"drive={node}", f"serial={disk.serial}", *_shape(disk)])),
+            *("-device", ",".join([device, f"drive={node}", f"serial={disk.serial}", *_shape(disk)])),
         ]
         if number == 0:
             words[-1] = f"{words[-1]},bootindex=1"
