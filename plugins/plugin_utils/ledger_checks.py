@@ -53,7 +53,7 @@ def with_past(result: Result, past: Past, shown: Optional[Identity], policy: Pol
 
     ``known`` says whether the host is one that the ledger knows, or becomes one by this very attestation.
     """
-    added = (*_checks(past, shown, result, known), _unique(past))
+    added = (*_checks(past, shown, result, known), _unique(past, result))
     checks = [*(check for check in result.checks if check.name != FRESHNESS_LEVEL)]
     checks += [waived(check, policy) for check in added]
     passed = frozenset(check.name for check in checks if check.status is Status.PASSED)
@@ -98,8 +98,12 @@ def _freshness(highest: Optional[Anchor], result: Result) -> Check:
     )
 
 
-def _unique(past: Past) -> Check:
+def _unique(past: Past, result: Result) -> Check:
     """Judge that no other host has a volume of this key: two volumes of one key are copies of each other."""
+    if result.freshness is Freshness.DATA:
+        return Check(UNIQUE_KEY, Status.PASSED, "the machine keeps nothing, so it has no volume key")
+    if result.claims.get("volume_key_id") is None:
+        return Check(UNIQUE_KEY, Status.UNKNOWN, "not judged, because volume_key did not pass")
     if past.sharing:
         others = ", ".join(sorted(past.sharing)[:3])
         return Check(UNIQUE_KEY, Status.FAILED, f"{others} showed a volume with the same key")

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Mapping, Optional
 
 from ..module_utils.agent.machine import VOLUME
+from .appraisal.case import EPHEMERAL
 from .appraisal.judgement import Result, Status, Verdict
 from .appraisal.policy import Policy
 from .case_file import canonical
@@ -94,11 +95,12 @@ class Recorder:
     def _attestation(self, result: Result, anchor: Optional[Anchor], documents: Mapping[str, bytes]) -> Attestation:
         claims = result.claims
         image = _manifest_name(documents)
+        volume = None if claims.get("strategy") == EPHEMERAL else VOLUME
         return Attestation(
             self.host,
             result.verdict.value,
             result.road,
-            volume=VOLUME,
+            volume=volume,
             volume_key_id=_text(claims.get("volume_key_id")),
             root_hash=_text(claims.get("root_hash")),
             reference_set=image,

@@ -112,7 +112,8 @@ class Policy:
         if not self.volume.unique_key:
             derived.add("unique_volume_key")
         if not self.volume.evidence:
-            derived.update(_EVIDENCE)
+            # Without it no key is proved that could be another host's.
+            derived.update((*_EVIDENCE, "unique_volume_key"))
         return frozenset(derived)
 
     def document(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
 from ansible_collections.cvm.fde.plugins.plugin_utils import recording
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Grounds
@@ -25,7 +26,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import
     Status,
     Verdict,
 )
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import Freshness, Policy
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import Freshness, Policy, VolumeTerms
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import load_reference, parse_manifest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice import Allowed
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.first_use import Approval
@@ -37,10 +38,11 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.case_file import MALFORMED
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Ledger
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import Action, Decision, Identity, Kind
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.verification import verify
-from ansible_collections.cvm.fde.plugins.plugin_utils.ledger_checks import FRESHNESS, IDENTITY
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger_checks import FRESHNESS, IDENTITY, UNIQUE_KEY
 from ansible_collections.cvm.fde.plugins.plugin_utils.recording import Recorder
 from ansible_collections.cvm.fde.plugins.plugin_utils.report import unjudged
 
+PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready")
 CERTIFICATE, PINNED, FIRST_USE = RoadName.EK_CERTIFICATE, RoadName.PINNED_EK, RoadName.FIRST_USE
 
 
@@ -285,7 +287,7 @@ def test_first_use_is_recorded_then_approved_then_trusted(
     assert ledger.approval("web1") is None
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def demanding(grounds: Grounds) -> Grounds:
     """The grounds of an operator whose policy takes nothing for fresh that the ledger does not know."""
     return replace(grounds, policy=Policy(name="lab", freshness=Freshness.LEDGER))
@@ -326,6 +328,143 @@ def test_a_tpm_that_nobody_vouches_for_locks_out_no_volume_key(
     assert honest.result.claims["volume_key_id"] is not None
     record(attest(machine, replace(grounds, authorities=())), "liar")
     assert record(honest, enrol=True).verdict is Verdict.TRUSTED
+
+
+# --- machines that keep nothing
+# ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def immutable(image: Any) -> Any:
+    """The next image of the same builder, of the strategy that keeps nothing."""
+    return type(image)(image, "immutable")
+
+
+@pytest.fixture(scope="module")
+def both(demanding: Grounds, image: Any, immutable: Any) -> Grounds:
+    """Grounds with a set of either image, and a policy that demands all that a ledger can give."""
+    manifests = (immutable.manifest(strategy="ephemeral"), image.manifest())
+    return replace(demanding, references=tuple(parse_manifest(json.dumps(one).encode()) for one in manifests))
+
+
+@pytest.fixture(scope="module")
+def bare(make_machine: Callable[..., Any], immutable: Any) -> Any:
+    """A machine that was booted from the image which keeps nothing."""
+    machine = make_machine("bare")
+    machine.token = b""
+    machine.boot(immutable, first=False, volume=False)
+    return machine
+
+
+def attest_bare(machine: Any, grounds: Grounds, **evidence: Any) -> Attestation:
+    """Ask a machine without a volume, which has no evidence of one and no anchor that belongs to it."""
+    return attest(machine, grounds, **{"token": None, "anchor": None, **evidence})
+
+
+def test_a_fleet_that_keeps_nothing_is_enrolled_and_attested_with_a_ledger(
+    bare: Any, both: Grounds, ledger: Ledger, record: Callable[..., Result], today: Today
+) -> None:
+    stranger = record(attest_bare(bare, both), policy=both.policy)
+    assert (stranger.verdict, status(stranger, IDENTITY)) == (Verdict.UNKNOWN, Status.UNKNOWN)
+    for options in ({"enrol": True}, {}):
+        result = record(attest_bare(bare, both), policy=both.policy, **options)
+        assert (result.verdict, result.freshness) == (Verdict.TRUSTED, Freshness.DATA)
+    assert [check.reason for check in result.checks if check.name in (FRESHNESS, UNIQUE_KEY)] == [
+        "the machine keeps nothing that could have gone back",
+        "the machine keeps nothing, so it has no volume key",
+    ]
+    entry = list(ledger.entries(kind=Kind.ATTESTATION))[-1]
+    assert (entry.record.volume, entry.record.volume_key_id, entry.record.anchor) == (None, None, None)
+    assert entry.record.reference_set == "immutable"
+    assert audit(ledger, Today(), whole_history=True).sound
+    with pytest.raises(FdeError, match="no volume fde-crypt of this host"):
+        ledger.decide(Decision("web1", Action.RENEW_VOLUME, "ann", "there is none", volume="fde-crypt"))
+
+
+def test_a_tpm_behind_two_hosts_that_keep_nothing_is_noticed(
+    bare: Any, both: Grounds, record: Callable[..., Result]
+) -> None:
+    record(attest_bare(bare, both), policy=both.policy, enrol=True)
+    second = record(attest_bare(bare, both), "web2", policy=both.policy, enrol=True)
+    assert (second.verdict, status(second, IDENTITY)) == (Verdict.UNTRUSTED, Status.FAILED)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("hidden", [("token",), ("token", "anchor")])
+def test_a_machine_whose_image_has_a_volume_does_not_pass_for_one_that_keeps_nothing(
+    make_machine: Callable[..., Any],
+    both: Grounds,
+    image: Any,
+    immutable: Any,
+    ledger: Ledger,
+    record: Callable[..., Result],
+    order: int,
+    hidden: tuple[str, ...],
+) -> None:
+    """It hides its volume, or never opened it; the set of an image that keeps nothing is among those given."""
+    grounds = replace(both, references=both.references[::order])
+    machine = make_machine("pretender")
+    for opened in (True, False):
+        machine.boot(image, first=False, volume=opened)
+        shown = attest(machine, grounds, **dict.fromkeys(hidden))
+        result = record(shown, policy=grounds.policy, enrol=True)
+        assert result.verdict is Verdict.UNTRUSTED
+        assert "no_volume" not in {check.name for check in result.checks}
+        assert result.claims["strategy"] is None
+        values = shown_values(shown)
+        values["11"] = immutable.pcr_11[":".join(PHASES)].hex()
+        lying = attest(machine, grounds, **dict.fromkeys(hidden), pcrs={"sha256": values})
+        assert status(lying.result, "quote_digest") is Status.FAILED
+        assert record(lying, policy=grounds.policy, enrol=True).verdict is Verdict.UNTRUSTED
+    assert ledger.register().hosts() == set()
+
+
+def shown_values(attestation: Attestation) -> dict[str, str]:
+    """Return the PCRs that a machine showed."""
+    values: dict[str, str] = json.loads(attestation.documents()["evidence"])["pcrs"]["sha256"]
+    return values
+
+
+def test_a_host_that_keeps_nothing_for_a_while_does_not_make_its_volume_forgotten(
+    make_machine: Callable[..., Any],
+    both: Grounds,
+    image: Any,
+    immutable: Any,
+    ledger: Ledger,
+    record: Callable[..., Result],
+) -> None:
+    machine = make_machine("twofold")
+    first = attest(machine, both)
+    assert first.result.anchor is not None
+    ahead = replace(first.result.anchor, generation=first.result.anchor.generation + 1)
+    record(first, policy=both.policy, enrol=True, result=replace(first.result, anchor=ahead))
+    machine.boot(immutable, first=False, volume=False)
+    assert record(attest_bare(machine, both), policy=both.policy).verdict is Verdict.TRUSTED
+    only_clone = replace(both, strategy="clone")
+    assert status(attest_bare(machine, only_clone).result, "strategy") is Status.FAILED
+    machine.boot(image, first=False)
+    back = record(attest(machine, both), policy=both.policy)
+    assert (back.verdict, status(back, FRESHNESS)) == (Verdict.UNTRUSTED, Status.FAILED)
+
+
+def test_a_volume_left_on_the_disk_of_a_machine_that_keeps_nothing_is_noticed(
+    machine: Any, bare: Any, both: Grounds, record: Callable[..., Result]
+) -> None:
+    left = attest_bare(bare, both, token=base64.b64encode(machine.token).decode())
+    result = record(left, policy=both.policy, enrol=True)
+    assert (result.verdict, status(result, "no_volume")) == (Verdict.UNTRUSTED, Status.FAILED)
+
+
+def test_a_key_that_was_not_proved_is_not_called_unique(
+    machine: Any, grounds: Grounds, record: Callable[..., Result]
+) -> None:
+    hidden = attest(machine, grounds, token=None)
+    result = record(hidden)
+    assert (result.claims["volume_key_id"], status(result, UNIQUE_KEY)) == (None, Status.UNKNOWN)
+    # Where no evidence of a volume is demanded, nothing is asked of its key.
+    lenient = Policy(volume=VolumeTerms(evidence=False))
+    result = record(attest(machine, replace(grounds, policy=lenient), token=None), policy=lenient, enrol=True)
+    assert (result.verdict, status(result, UNIQUE_KEY)) == (Verdict.TRUSTED, Status.WAIVED)
 
 
 # --- judged again
