@@ -18,7 +18,7 @@ PARTS := lint sanity unit integration attacks crash hostile e2e
 BOOTS := tests/e2e/test_reference_values.py tests/e2e/test_disk.py::test_a_signed_add_on_is_refused \
 	tests/e2e/test_attestation.py
 
-.PHONY: help setup demo test more-e2e molecule crash clean crash-matrix fuzz $(PARTS)
+.PHONY: help setup demo test more-e2e molecule crash clean crash-boots crash-matrix fuzz $(PARTS)
 
 help: ## say what there is
 	@sed -n 's/^\([a-z0-9-]*\):.* ## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -57,6 +57,9 @@ crash: setup ## cut the power at a sample of the moments of a machine's life
 crash-matrix: setup ## cut the power behind every write barrier, and print as the last line what came of it
 	@$(LAB) tools
 	@$(SUDO) $(PYTHON) -m tests.crash.matrix
+
+crash-boots: setup ## cut the power of whole machines in QEMU, at twelve moments from the first boot to a complete root
+	$(SUDO) $(PYTHON) -m tests.crash.whole
 
 fuzz: setup ## fuzz every parser of what strangers send (FUZZ_SECONDS each, 60)
 	@$(PYTHON) -c 'import atheris' 2>/dev/null || $(PYTHON) -m pip --quiet install atheris

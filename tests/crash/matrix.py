@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..integration import uml
 from . import log_writes
@@ -33,6 +33,7 @@ SCENARIOS = ("life", "copy", "overlay", "header", "commit", "recovery", "data-vo
 GUESTS = 2
 #: Fewer cuts are not the whole matrix.
 LEAST = 500
+_T = TypeVar("_T")
 
 
 class MatrixError(Exception):
@@ -63,7 +64,7 @@ def _meaning(mark: str) -> dict[str, Any]:
     return {name: int(number)} if name in ("tpm", "promised") and number.isdigit() else {}
 
 
-def sample(cuts: Sequence[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
+def sample(cuts: Sequence[_T], wanted: int) -> list[_T]:
     """Return ``wanted`` of the cuts, spread evenly over the scenario."""
     if wanted >= len(cuts):
         return list(cuts)

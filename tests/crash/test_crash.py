@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.tests.crash import log_writes, matrix
+from ansible_collections.cvm.fde.tests.crash import log_writes, matrix, whole
 from ansible_collections.cvm.fde.tests.integration import uml
 
 #: Cuts of each scenario; the limit is the time that all tests may take.
@@ -87,6 +87,17 @@ def test_each_cut_knows_its_moment(log: Path, tmp_path: Path) -> None:
     ]
     assert matrix.sample(cuts, 2) == [cuts[1], cuts[3]]
     assert matrix.sample(cuts, 99) == cuts
+
+
+def test_a_cut_of_a_whole_machine_has_the_tpm_and_the_promises_of_its_moment(tmp_path: Path) -> None:
+    write_log(tmp_path / "log", (0, A, 0, ""), (0, b"", FLUSH, ""), (2, B, 0, ""), (0, b"", FLUSH, ""))
+    behind_first, behind_second = 512 + 512 + 1024 + 512, 512 + 2 * (512 + 1024 + 512)
+    found = list(whole.moments(tmp_path / "log", [0, behind_first + 1, behind_second + 1], [behind_second]))
+    assert [(one.cut.after, bool(one.cut.stray), one.tpm, one.promised) for one in found] == [
+        (2, False, 0, 0),
+        (2, True, 0, 0),
+        (4, False, 1, 1),
+    ]
 
 
 def test_the_names_of_the_scenarios_are_those_that_the_guest_knows() -> None:

@@ -92,18 +92,27 @@ class Recording:
             stop.set()
             watching.join()
 
-    def cuts(self) -> list[dict[str, Any]]:
-        """Return every cut: after which entry, what strays, which state of the TPM, how many promises."""
-        listed = tuple(log_writes.entries(self.log))
-        found = []
-        for cut in log_writes.cuts(listed):
-            # The length of the log up to there: an entry's data, or the sector of an entry that has none.
-            last = listed[cut.after - 1]
-            length = last.data + (0 if last.discard else last.length)
-            states = [number for number, (at, _) in enumerate(self.tpm) if at <= length]
-            promises = sum(at <= length for at, _ in self.promised)
-            found.append({"cut": cut, "tpm": states[-1], "promised": promises})
-        return found
+    def cuts(self) -> list[Moment]:
+        """Return every cut that can be made."""
+        return list(moments(self.log, [at for at, _ in self.tpm], [at for at, _ in self.promised]))
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A cut, the number of the TPM's state at that moment, and how many promises had been made."""
+
+    cut: log_writes.Cut
+    tpm: int
+    promised: int
+
+
+def moments(log: Path, tpm: Sequence[int], promised: Sequence[int]) -> Iterator[Moment]:
+    """Yield the cuts of a log; ``tpm`` and ``promised`` are its lengths when the TPM changed and a promise was made."""
+    listed = tuple(log_writes.entries(log))
+    for cut in log_writes.cuts(listed):
+        last = listed[cut.after - 1]
+        length = last.data + (0 if last.discard else last.length)
+        yield Moment(cut, sum(at <= length for at in tpm) - 1, sum(at <= length for at in promised))
 
 
 def record(sealed: Sealed, name: str, cloned: bool) -> Recording:
@@ -133,7 +142,7 @@ def _anchor(guest: Guest) -> dict[str, Any]:
     return anchor
 
 
-def replay(recording: Recording, sealed: Sealed, chosen: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def replay(recording: Recording, sealed: Sealed, chosen: Sequence[Moment]) -> Iterator[dict[str, Any]]:
     """Put a machine together for each of the cuts, boot it, and yield what became of it."""
     listed = tuple(log_writes.entries(recording.log))
     twin = Guest.create(f"{recording.guest.name}-cut", sealed.image, size=SIZE)
@@ -143,16 +152,16 @@ def replay(recording: Recording, sealed: Sealed, chosen: Sequence[dict[str, Any]
     variables = twin.variables.read_bytes()
     try:
         for one in chosen:
-            cut: log_writes.Cut = one["cut"]
+            cut = one.cut
             disk.advance(cut.after)
             run(["cp", "--sparse=always", "--reflink=auto", forward, twin.disk])
             disk.stray(cut, twin.disk)
             twin.variables.write_bytes(variables)
-            (twin.tpm_state / KEPT).write_bytes(recording.tpm[one["tpm"]][1])
-            outcome, why = _outcome(twin, recording, one["promised"])
+            (twin.tpm_state / KEPT).write_bytes(recording.tpm[one.tpm][1])
+            outcome, why = _outcome(twin, recording, one.promised)
             twin.power_off()
             say(f"cut after entry {cut.after} of {len(listed)}: {outcome} {why}".rstrip())
-            yield {"after": cut.after, "tpm": one["tpm"], "promised": one["promised"], "outcome": outcome, "why": why}
+            yield {"after": cut.after, "outcome": outcome, "why": why}
     finally:
         twin.delete()
 
