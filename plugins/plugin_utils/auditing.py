@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import AbstractSet, Iterable, Iterator, Mapping, Optional, Sequence, cast
+from typing import AbstractSet, Iterator, Mapping, Optional, Sequence, cast
 
 from .appraisal.errors import AppraisalError
 from .appraisal.judgement import Result, Status, Verdict, refused
 from .appraisal.roads.trust import RoadName
-from .case_file import NO_DOCUMENTS, Today, judge_again, policy_of
+from .case_file import NO_DOCUMENTS, Today, judge_again, nonce_of, policy_of
 from .ledger.chain import Head
 from .ledger.ledger import Ledger
-from .ledger.records import Attestation, Entry, Kind
+from .ledger.records import Action, Attestation, Decision, Entry, Kind
 from .ledger.verification import Verification, verify
 from .ledger_checks import shown_identity, with_past
 
@@ -29,7 +29,7 @@ class Doubt(str, Enum):
     VERDICT = "verdict"
     #: It says other things than its documents prove.
     RECORD = "record"
-    #: Its documents answer a challenge that another entry answers too.
+    #: Its documents answer a nonce that another entry answers too.
     COPIED = "copied"
     #: The host is known by keys that its last trusted attestation does not prove.
     KEYS = "keys"
@@ -96,11 +96,10 @@ def audit(
     verification = verify(ledger, remembered)
     if not verification.sound:
         return Audit(verification, Inventory((), (), ()))
-    attestations = list(ledger.entries(kind=Kind.ATTESTATION))
-    last = {entry.record.host: entry for entry in attestations}
+    last = {entry.record.host: entry for entry in ledger.entries(kind=Kind.ATTESTATION)}
     again = _Again(ledger, today, {entry.sequence for entry in last.values()})
-    again.findings.extend(_copied(attestations))
-    for entry in attestations if whole_history else last.values():
+    again.findings.extend(_copied(ledger))
+    for entry in ledger.entries(kind=Kind.ATTESTATION) if whole_history else last.values():
         again.judge(entry)
     return Audit(
         verification,
@@ -112,16 +111,23 @@ def audit(
     )
 
 
-def _copied(attestations: Iterable[Entry]) -> Iterator[Finding]:
-    seen: dict[str, int] = {}
-    for entry in attestations:
-        challenge = entry.documents.get("challenge")
-        if challenge is None:
+def _copied(ledger: Ledger) -> Iterator[Finding]:
+    """Find evidence that was used before, by its nonce: what else is kept of a challenge, nobody signed."""
+    seen: dict[bytes, int] = {}
+    for entry, challenge in ledger.documents_called("challenge", Kind.ATTESTATION):
+        nonce = nonce_of(challenge)
+        if nonce is None:
             continue
-        first = seen.setdefault(challenge, entry.sequence)
+        first = seen.setdefault(nonce, entry.sequence)
         if first != entry.sequence:
-            cause = f"its challenge is that of entry {first}: no challenge is given twice"
+            cause = f"its nonce is that of entry {first}: no nonce is given twice"
             yield Finding(Doubt.COPIED, entry.sequence, entry.record.host, cause)
+
+
+def _retired(ledger: Ledger) -> Mapping[str, int]:
+    """Return when hosts were retired last, as the sequence of the decision."""
+    decisions = ((entry, cast(Decision, entry.record)) for entry in ledger.entries(kind=Kind.DECISION))
+    return {one.host: entry.sequence for entry, one in decisions if one.action is Action.RETIRE_HOST}
 
 
 class _Again:
@@ -132,6 +138,7 @@ class _Again:
         self._today = today
         self._latest = latest
         self._register = ledger.register()
+        self._retired = _retired(ledger)
         self.judged = 0
         self.unjudged = 0
         self.findings: list[Finding] = []
@@ -186,9 +193,9 @@ class _Again:
             yield Finding(Doubt.KEYS, entry.sequence, record.host, told)
 
     def _stale(self, entry: Entry) -> Iterator[Finding]:
-        """Doubt a host's last verdict when the policy of today no longer lets it count."""
+        """Doubt a host's last verdict when the policy of today no longer lets it count, and the host is still there."""
         policy, now = self._today.policy, self._today.now
-        if policy is None or now is None:
+        if policy is None or now is None or self._retired.get(entry.record.host, 0) > entry.sequence:
             return
         age = (now - entry.recorded).total_seconds()
         if age > policy.valid_for:

@@ -135,6 +135,14 @@ def policy_of(documents: Mapping[str, bytes], today: Today) -> Policy:
     return today.policy or kept_policy(_read(documents["policy"], "policy")).policy
 
 
+def nonce_of(challenge: bytes) -> Optional[bytes]:
+    """Return the nonce of a kept challenge, which is the part of it that the TPM signed; None where it has none."""
+    try:
+        return Fields(_read(challenge, "challenge"), "challenge").binary("nonce", 64)
+    except AppraisalError:
+        return None
+
+
 def _answers(documents: Mapping[str, bytes]) -> tuple[Any, Any]:
     """Return both answers, as they came."""
     if "answers" in documents:

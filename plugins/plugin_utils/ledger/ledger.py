@@ -10,7 +10,7 @@ it finds depends on a `Head` that was kept elsewhere. Each method is one transac
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +23,7 @@ from .chain import Head
 from .database import Database
 from .identities import Conflict, Register
 from .memory import Past
-from .reading import PAGE, documents_of, entries_of, head_of
+from .reading import PAGE, documents_of, entries_of, head_of, in_order
 from .records import Anchor, Attestation, Decision, Entry, Identity, Kind, Record, text_of
 from .schema import entries
 from .writing import Packed, within, write
@@ -172,6 +172,17 @@ class Ledger:
         """Return the documents of an entry; `Refusal` if one is gone or is not what was kept."""
         with self.database.reading() as connection:
             return documents_of(connection, entry)
+
+    def documents_called(self, name: str, kind: Kind) -> Iterator[tuple[Entry, bytes]]:
+        """Yield the entries of a kind that have a document of this name, each with it; `Refusal` as for `documents`.
+
+        They are those of one moment: what is added meanwhile is not among them.
+        """
+        with self.database.reading() as connection:
+            for entry in in_order(connection, select(entries).where(entries.c.kind == kind.value)):
+                if name in entry.documents:
+                    only = replace(entry, documents={name: entry.documents[name]})
+                    yield entry, documents_of(connection, only)[name]
 
     def highest_anchor(self, host: str, volume: str) -> Optional[Anchor]:
         """Return the highest anchor that this volume proved in its present life, part by part."""

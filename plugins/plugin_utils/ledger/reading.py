@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping, Optional
+from typing import Iterator, Mapping, Optional
 
 from sqlalchemy import Connection, Select, func, select
 
@@ -23,6 +23,15 @@ _RESTORE = "Verify the ledger, and restore it from a copy or an export"
 def entries_of(connection: Connection, query: Select[tuple[object, ...]]) -> list[Entry]:
     """Return the entries that a query on their table selects; `Refusal` if one is not what its digest was made from."""
     return [_entry(connection, dict(row)) for row in connection.execute(query).mappings()]
+
+
+def in_order(connection: Connection, query: Select[tuple[object, ...]]) -> Iterator[Entry]:
+    """Yield the entries that a query selects in their order, not all of them in memory at once."""
+    last = 0
+    paged = query.order_by(entries.c.sequence).limit(PAGE)
+    while page := entries_of(connection, paged.where(entries.c.sequence > last)):
+        yield from page
+        last = page[-1].sequence
 
 
 def last_of(connection: Connection, query: Select[tuple[object, ...]]) -> Optional[Entry]:

@@ -529,6 +529,37 @@ def test_a_copied_attestation_and_a_false_record_show_in_an_audit(
     assert doubts == {Doubt.COPIED, Doubt.RECORD, Doubt.VERDICT}
 
 
+def test_old_evidence_with_another_time_beside_it_is_found_by_its_nonce(
+    honest: Attestation, ledger: Ledger, record: Callable[..., Result], today: Today
+) -> None:
+    """Nobody signed when a challenge was made and answered: whoever writes the ledger can say another time."""
+    record(honest, enrol=True)
+    (entry,) = ledger.entries(kind=Kind.ATTESTATION)
+    documents = ledger.documents(entry)
+    later = json.loads(documents["challenge"])
+    for name in ("made", "judged"):
+        moment = datetime.datetime.fromisoformat(later[name]) + datetime.timedelta(days=30)
+        later[name] = moment.isoformat()
+    ledger.append(entry.record, {**documents, "challenge": json.dumps(later).encode()})
+    assert [(doubt.doubt, doubt.sequence) for doubt in audit(ledger, today).findings] == [
+        (Doubt.COPIED, entry.sequence + 1)
+    ]
+
+
+def test_a_host_that_was_retired_is_not_stale_unless_it_came_back(
+    honest: Attestation, machine: Any, grounds: Grounds, ledger: Ledger, record: Callable[..., Result], today: Today
+) -> None:
+    record(honest, enrol=True)
+    later = replace(
+        today, policy=Policy(), now=datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=2)
+    )
+    assert [doubt.doubt for doubt in audit(ledger, later).findings] == [Doubt.STALE]
+    ledger.decide(Decision("web1", Action.RETIRE_HOST, "ann", "decommissioned"))
+    assert audit(ledger, later).sound
+    record(attest(machine, grounds), enrol=True)
+    assert [doubt.doubt for doubt in audit(ledger, later).findings] == [Doubt.STALE]
+
+
 def test_a_volume_of_one_image_recovered_under_another_and_run_by_a_third_is_judged_again(
     make_machine: Callable[..., Any], grounds: Grounds, image: Any, ledger: Ledger, record: Callable[..., Result]
 ) -> None:

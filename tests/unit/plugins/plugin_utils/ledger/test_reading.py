@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 
+import pytest
+from ansible_collections.cvm.fde.plugins.plugin_utils.ledger import reading
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Ledger
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import (
     Action,
@@ -49,3 +51,15 @@ def test_entries_are_found_by_host_kind_and_time(ledger: Ledger) -> None:
 def test_more_entries_than_a_page_holds_all_come_back(ledger: Ledger) -> None:
     written = ledger.append_all([(attested(f"web{number}"), {}) for number in range(1201)])
     assert tuple(ledger.entries()) == written
+
+
+def test_one_document_of_each_entry_is_read_as_of_one_moment(filled: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "PAGE", 2)
+    filled.append(Identity("host1", "pinned", ek=KEY), {"quote": b"of another kind"})
+    filled.append(attested("host6"), {"log": b"and no quote"})
+    found = filled.documents_called("quote", Kind.ATTESTATION)
+    first = next(found)
+    filled.append(attested("host7"), {"quote": b"too late"})
+    assert [(entry.record.host, quote) for entry, quote in (first, *found)] == [
+        (f"host{number}", b"quote %d" % number) for number in range(1, 6)
+    ]
