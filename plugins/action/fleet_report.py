@@ -43,7 +43,7 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = {"changed": False, "report": report}
         if args["path"] is not None:
             result["path"] = self._loader.path_dwim(str(args["path"]))
-            result["changed"] = not self._task.check_mode
+            result["changed"] = True
             if not self._task.check_mode:
                 _write(result["path"], report)
         self._display.display(table(report))
@@ -59,7 +59,8 @@ class ActionModule(ActionBase):
 
 def _entry(found: Any) -> Optional[dict[str, Any]]:
     """Return a host's entry in the result that the task of ``cvm.fde.attest`` registered."""
-    return found.get("report") if isinstance(found, Mapping) else None
+    report = found.get("report") if isinstance(found, Mapping) else None
+    return dict(report) if isinstance(report, Mapping) else None
 
 
 def _write(path: str, report: dict[str, Any]) -> None:

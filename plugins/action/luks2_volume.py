@@ -13,7 +13,7 @@ import base64
 import binascii
 import hashlib
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Iterator, Optional
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
@@ -135,7 +135,18 @@ def _certificates(escrow: Optional[dict[str, Any]]) -> list[str]:
 
 def _check_silent(result: dict[str, Any], secrets: list[str]) -> None:
     """Fail rather than show a secret that came back from the target."""
-    text = repr({name: value for name, value in result.items() if name != "invocation"})
-    if any(len(secret) >= 8 and secret in text for secret in secrets):
-        raise AnsibleActionFail("the target returned a secret. Its result is not shown")
     result.pop("invocation", None)
+    long = [secret for secret in secrets if len(secret) >= 8]
+    if any(secret in text for text in _texts(result) for secret in long):
+        raise AnsibleActionFail("the target returned a secret. Its result is not shown")
+
+
+def _texts(found: Any) -> Iterator[str]:
+    """Yield every text in a result, as it is: in a representation some characters are written otherwise."""
+    if isinstance(found, dict):
+        found = [*found.keys(), *found.values()]
+    if isinstance(found, (list, tuple)):
+        for one in found:
+            yield from _texts(one)
+    else:
+        yield str(found)

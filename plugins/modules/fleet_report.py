@@ -39,7 +39,7 @@ attributes:
   check_mode:
     support: full
     details:
-      - The report is shown but not written.
+      - The report is shown but not written. A task with O(path) says that it would change it.
   diff_mode:
     support: none
   idempotent:

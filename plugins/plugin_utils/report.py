@@ -89,18 +89,18 @@ def quoted(text: object) -> str:
 
 def fleet(entries: Sequence[Mapping[str, Any]], created: datetime.datetime) -> dict[str, Any]:
     """Return the report over all hosts; a host that shows the keys of another one is trusted no more."""
+    shown = {value: Counter(str(one[value]) for one in entries if one[value] is not None) for value in UNIQUE}
     return {
         "version": VERSION,
         "created": created.astimezone(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "hosts": [_with_uniqueness(entry, entries) for entry in sorted(entries, key=lambda found: str(found["host"]))],
+        "hosts": [_with_uniqueness(entry, shown) for entry in sorted(entries, key=lambda found: str(found["host"]))],
     }
 
 
-def _with_uniqueness(found: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _with_uniqueness(found: Mapping[str, Any], shown: Mapping[str, Counter[str]]) -> dict[str, Any]:
     checks = list(found["checks"])
     for value, name in UNIQUE.items():
-        others = Counter(str(other[value]) for other in entries if other[value] is not None)
-        if found[value] is not None and others[str(found[value])] > 1:
+        if shown[value][str(found[value])] > 1:
             clash = check_entry(Check(name, Status.FAILED, "another host of the fleet shows the same"))
             checks = [*(check for check in checks if check["name"] != name), clash]
     clashes = checks != list(found["checks"])

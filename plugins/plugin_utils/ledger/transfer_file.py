@@ -33,7 +33,7 @@ class Transferred:
 
 
 def export_file(ledger: Ledger, path: Path, write: bool) -> Transferred:
-    """Write a ledger to a file that only its owner can read, unless it is there already, byte for byte.
+    """Write a ledger to a file that only its owner can read, unless it is there already like that, byte for byte.
 
     `Refusal` for a ledger that is not sound. Without ``write`` it is only found out what would be done.
     """
@@ -82,7 +82,8 @@ def _head_of(line: bytes) -> Head:
 
 
 def _digest_of(path: Path) -> Optional[str]:
-    if not path.exists():
+    """Return the digest of an export that is there for its owner only, None where there is none."""
+    if not path.exists() or path.stat().st_mode & 0o077:
         return None
     digest = hashlib.sha256()
     with _opened(path) as file:

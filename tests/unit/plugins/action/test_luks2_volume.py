@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.errors import AnsibleActionFail
+from ansible_collections.cvm.fde.plugins.action.luks2_volume import _check_silent
 
 CHECKOUT = Path(__file__).resolve().parents[4]
 UUID = "6a2f0e55-5b7e-4d0e-9d59-1c2f35e7a001"
@@ -215,6 +217,15 @@ def test_no_machine_writes_outside_the_escrow(told: tuple[Path, dict[str, Any], 
         f"half-b-{UUID}.cms",
         "outside-..%2F..%2F..%2Foutside-%2Fetc%2Fpasswd.cms",
     }
+
+
+@pytest.mark.parametrize("secret", ["only for its owner", 'it\'s \\ "quoted"', "für\tNiemand"])
+def test_a_secret_is_recognised_wherever_it_comes_back(secret: str) -> None:
+    for told in ({"note": f"<{secret}>"}, {"volumes": [{"name": secret}]}, {"diff": {secret: None}}):
+        with pytest.raises(AnsibleActionFail, match="returned a secret") as failed:
+            _check_silent(told, [secret])
+        assert secret not in str(failed.value)
+    _check_silent({"note": secret[:-1]}, [secret])
 
 
 def test_no_secret_is_printed_however_much_is_asked_for(told: tuple[Path, dict[str, Any], str]) -> None:

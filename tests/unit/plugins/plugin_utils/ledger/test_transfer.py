@@ -207,6 +207,16 @@ def test_a_file_is_written_whole_for_its_owner_once(filled: Ledger, tmp_path: Pa
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".ledger-")] == []
 
 
+def test_an_export_that_others_can_read_is_written_anew(filled: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    export_file(filled, path, write=True)
+    path.chmod(0o644)
+    assert export_file(filled, path, write=False).changed
+    assert export_file(filled, path, write=True).changed
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not export_file(filled, path, write=True).changed
+
+
 def test_what_cannot_be_exported_leaves_the_file_that_was_there(
     filled: Ledger, attack: Callable[[Ledger], ContextManager[Connection]], tmp_path: Path
 ) -> None:
