@@ -26,13 +26,15 @@ from ..plugin_utils.appraisal.roads.trust import RoadName
 from ..plugin_utils.appraisal.rules.table import DEFAULT_PCRS
 from ..plugin_utils.asking import AskingAction, Unanswered
 from ..plugin_utils.attestation import Attestation, check_pcrs
-from ..plugin_utils.control_node import authorities_of, imported, small_file, told
+from ..plugin_utils.control_node import authorities_of, import_early, imported, small_file, told
 from ..plugin_utils.operator import PLATFORM_CA_OPTIONS, allowed_from, policy_from, references_from
 from ..plugin_utils.report import check_entry, entry, reasons, unjudged
 
 if TYPE_CHECKING:
     from ..plugin_utils.ledger.ledger import Ledger
     from ..plugin_utils.recording import Recorder
+
+import_early("ledger.ledger", "recording")
 
 ARGUMENTS = {
     "manifest": {"type": "list", "elements": "path", "required": True},

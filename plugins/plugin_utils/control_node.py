@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import importlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Callable, Iterator, Sequence
 
 from ansible.errors import AnsibleActionFail
@@ -29,6 +29,17 @@ def told() -> Iterator[None]:
         raise AnsibleActionFail(str(error)) from error
     except ValueError as error:
         raise AnsibleActionFail(f"ledger: it does not take this: {error}. Nothing was recorded") from error
+
+
+def import_early(*names: str) -> None:
+    """Import modules that `imported` returns; that they cannot be is told by it, where a ledger is used.
+
+    Ansible loads an action plugin before it starts a process for each host. What is imported then is imported once: a
+    process would need longer for that than to judge its host.
+    """
+    with suppress(ImportError):
+        for name in names:
+            importlib.import_module(f"{__package__}.{name}")
 
 
 def imported(name: str) -> Any:

@@ -120,3 +120,21 @@ def test_an_anchor_names_the_parts_in_which_it_is_behind() -> None:
 def test_moments_sort_as_their_texts_do(one: datetime, other: datetime) -> None:
     assert time_of(text_of(one)) == one
     assert (text_of(one) < text_of(other)) == (other - one > timedelta(0))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-27T00:00:00.000000",
+        "2026-11-27T00:00:00Z",
+        "2026-11-27T00:00:00.000000+00:00",
+        "2026-11-27T01:00:00.000000+01:00",
+        "2026-11-27 00:00:00.000000Z",
+        "20261127T000000.000000Z",
+        "2026-11-27T00:00:00.000000ZZ",
+        "",
+    ],
+)
+def test_a_time_that_the_ledger_does_not_write_like_that_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        time_of(text)
