@@ -18,9 +18,8 @@ from .platform import Platform, parse_platform
 from .structures import STRUCTURE_LIMIT, Values
 from .tokens import LOG_LIMIT, TOKEN_LIMIT
 
+#: Bytes of the endorsement key's certificate; real ones have less than 2 KiB.
 CERTIFICATE_LIMIT = 16384
-#: Unpacked, each. Together with the token this bounds the memory that one guest can make the verifier use to some 20
-#: MiB.
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from .errors import AppraisalError
 from .fields import Fields, Signed
 from .structures import STRUCTURE_LIMIT, Values
 
-#: Of a log unpacked, of a token, and of the claims in it.
+#: Bytes of a log unpacked, of a token, and of the claims in it. Four logs and a token bound the memory that one guest
+#: can make the verifier use to some 20 MiB.
 LOG_LIMIT = 4 * 1024 * 1024
 TOKEN_LIMIT = 512 * 1024
 CLAIMS_LIMIT = 4096
