@@ -52,7 +52,7 @@ class ActionModule(ActionBase):
             remote = shell.join_path(shell.tmpdir, "agent.pyz")
             self._transfer_data(remote, archive.build(CORE))
             self._fixup_perms2((shell.tmpdir, remote))
-            arguments = {**args, **brought, "agent": remote}
+            arguments = {**_given(args), **brought, "agent": remote}
             told = self._execute_module("cvm.fde.luks2_volume", arguments, task_vars=task_vars)
             kept, failures = self._keep_all(escrow, host, told.get("volumes"), task_vars or {})
             self._confirm(args, brought, kept, task_vars)
@@ -122,6 +122,13 @@ class ActionModule(ActionBase):
         told = self._execute_module("cvm.fde.luks2_volume", arguments, task_vars=task_vars)
         if told.get("failed"):
             raise AnsibleActionFail(str(told.get("msg")))
+
+
+def _given(found: Any) -> Any:
+    """Return arguments without those that nobody gave: to Ansible an option that is null excludes its alternatives."""
+    if isinstance(found, dict):
+        return {name: _given(value) for name, value in found.items() if value is not None}
+    return [_given(one) for one in found] if isinstance(found, list) else found
 
 
 def _certificates(escrow: Optional[dict[str, Any]]) -> list[str]:

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleActionFail
-from ansible_collections.cvm.fde.plugins.action.luks2_volume import _check_silent
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible_collections.cvm.fde.plugins.action.luks2_volume import OPTIONS, _check_silent, _given
+from ansible_collections.cvm.fde.plugins.module_utils.volume.options import ARGUMENTS
 
 CHECKOUT = Path(__file__).resolve().parents[4]
 UUID = "6a2f0e55-5b7e-4d0e-9d59-1c2f35e7a001"
@@ -231,3 +233,18 @@ def test_a_secret_is_recognised_wherever_it_comes_back(secret: str) -> None:
 def test_no_secret_is_printed_however_much_is_asked_for(told: tuple[Path, dict[str, Any], str]) -> None:
     _folder, results, output = told
     assert PASSPHRASE not in output and PASSPHRASE not in json.dumps(results)
+
+
+@pytest.mark.parametrize(
+    "unlock_with", [{"recovery_key": "a key"}, {"passphrase": PASSPHRASE}, {"key_file": "/run/key"}]
+)
+def test_the_module_accepts_whatever_the_task_accepts(unlock_with: dict[str, str]) -> None:
+    """Both halves check the options; the module sees them after the first check has filled in what was left out."""
+    volume = {"name": "data", "device": "/dev/vdb", "mount": {"path": "/srv"}, "unlock_with": unlock_with}
+    volume["unlock"] = [{"method": "tpm2", "pcrs": [7]}]
+    checked = ArgumentSpecValidator(OPTIONS).validate({"volumes": [volume]})
+    assert checked.error_messages == []
+    brought = {"host": "web1", "certificates": [], "agent": "/run/agent.pyz"}
+    second = ArgumentSpecValidator(ARGUMENTS).validate({**_given(checked.validated_parameters), **brought})
+    assert second.error_messages == []
+    assert second.validated_parameters["volumes"] == checked.validated_parameters["volumes"]
