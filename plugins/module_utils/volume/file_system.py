@@ -18,6 +18,8 @@ import os
 from dataclasses import dataclass
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
+from ..dm import edges
+from ..dm.table import SECTOR
 from ..errors import FdeError
 from ..luks2.profile import Profile
 from ..runner import CommandError, Runner
@@ -25,8 +27,8 @@ from .mount_options import differing, remounting
 from .wanted import FileSystemType, Mount
 
 _BLOCK = 4096
-#: At both ends, in bytes: libblkid looks at up to 1.6 MiB before the end.
-_ENDS = 4 << 20
+#: What libblkid looks at, in bytes.
+_FRONT, _BACK = edges.FRONT * SECTOR, edges.BACK * SECTOR
 #: ext4 with blocks of 4 KiB: a group has as many blocks as a block has bits, and a backup superblock in its first one.
 _EXT4_GROUP = 32768 * _BLOCK
 
@@ -67,7 +69,7 @@ def prepare(path: str, size: int, kind: FileSystemType) -> None:
     """Write zeros where the making of the file system reads first; ``size`` in bytes. Raises ``OSError``."""
     descriptor = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
     try:
-        with mmap.mmap(-1, _ENDS) as zeros:
+        with mmap.mmap(-1, max(_FRONT, _BACK)) as zeros:
             for at, length in prepared_places(size, kind):
                 with memoryview(zeros)[:length] as piece:
                     if os.pwrite(descriptor, piece, at) != length:
@@ -79,9 +81,9 @@ def prepare(path: str, size: int, kind: FileSystemType) -> None:
 
 def prepared_places(size: int, kind: FileSystemType) -> Iterator[tuple[int, int]]:
     """Yield offsets and lengths of what ``prepare`` writes, both multiples of the sector size."""
-    ends = min(_ENDS, size // 2 // _BLOCK * _BLOCK)
-    yield 0, ends
-    yield size // _BLOCK * _BLOCK - ends, ends
+    half = size // 2 // _BLOCK * _BLOCK
+    yield 0, min(_FRONT, half)
+    yield size // _BLOCK * _BLOCK - min(_BACK, half), min(_BACK, half)
     if kind is FileSystemType.EXT4:
         for at in range(_EXT4_GROUP, size - _BLOCK, _EXT4_GROUP):
             yield at, _BLOCK
