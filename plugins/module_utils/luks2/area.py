@@ -83,10 +83,9 @@ def _check(device: str, descriptor: int, offset: int) -> None:
 
 
 def _read(descriptor: int, size: int, offset: int) -> bytes:
-    content = bytearray()
-    while len(content) < size:
-        chunk = os.pread(descriptor, min(1 << 20, size - len(content)), offset + len(content))
-        if not chunk:
-            break
-        content += chunk
-    return bytes(content)
+    chunks, length = [], 0
+    # Most often one chunk is all of it; then it is not copied.
+    while chunk := os.pread(descriptor, size - length, offset + length):
+        chunks.append(chunk)
+        length += len(chunk)
+    return b"".join(chunks)

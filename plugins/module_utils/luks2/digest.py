@@ -17,7 +17,9 @@ def header_digest(area: bytes) -> bytes:
 
     SHA-256 over a fixed prefix and the bytes; 32 bytes. Any change of a header changes it, a harmless one as well.
     """
-    return hashlib.sha256(_DOMAIN + area).digest()
+    digest = hashlib.sha256(_DOMAIN)
+    digest.update(area)
+    return digest.digest()
 
 
 def volume_key_id(volume_key: Union[bytes, bytearray], name: str, uuid: str) -> str:
