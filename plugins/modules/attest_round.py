@@ -162,13 +162,14 @@ def hydration(runner: Runner) -> Optional[dict[str, int]]:
 
 
 def _hydration(mapper: DeviceMapper) -> Optional[dict[str, int]]:
-    if mapper.find(clone.NAMES.root) is None:
+    root = mapper.find(clone.NAMES.root)
+    if root is None:
         return None
     if clone.is_clone(mapper):
         status = clone.status(mapper)
         return {"hydrated": status.hydrated, "total": status.total}
-    sectors = max(target.start + target.length for target in mapper.table(clone.NAMES.root))
-    return {"hydrated": -(-sectors // clone.REGION), "total": -(-sectors // clone.REGION)}
+    regions = -(-root.size // clone.REGION)
+    return {"hydrated": regions, "total": regions}
 
 
 def answer(params: dict[str, Any], runner: Runner) -> dict[str, Any]:

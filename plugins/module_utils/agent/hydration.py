@@ -128,9 +128,8 @@ def settle(mapper: DeviceMapper, ears: Ears) -> None:
 
 def fill(mapper: DeviceMapper, ears: Ears, *, mount_point: str = "/", mounts: str = "/proc/self/mounts") -> None:
     """Let the root's file system grow to the end of its device. Raises ``FdeError``."""
-    size = sum(target.length for target in mapper.table(clone.NAMES.root)) * SECTOR
-    device = mapper.get(clone.NAMES.root).path
-    grown = growth.grow(mount_point, growth.kind_of(mount_point, mounts), device, size)
+    root = mapper.get(clone.NAMES.root)
+    grown = growth.grow(mount_point, growth.kind_of(mount_point, mounts), root.path, root.size * SECTOR)
     if grown > 0:
         ears.log(f"the root's file system has grown by {grown >> 20} MiB to fill the volume")
 

@@ -64,7 +64,7 @@ class Root(Protocol):
 
 def image_size(machine: Machine) -> int:
     """Return the size of the verity root in bytes."""
-    return sum(target.length for target in machine.mapper.table(IMAGE)) * SECTOR
+    return machine.mapper.get(IMAGE).size * SECTOR
 
 
 def room_for_image(machine: Machine) -> int:

@@ -62,7 +62,7 @@ class Copied:
 def _map(machine: Machine) -> int:
     """Make the root device over all of the volume and return its length in bytes."""
     below = machine.mapper.get(VOLUME)
-    length = sum(target.length for target in machine.mapper.table(VOLUME)) // edges.BLOCK * edges.BLOCK
+    length = below.size // edges.BLOCK * edges.BLOCK
     machine.mapper.create(clone.NAMES.root, (Linear(0, length, below.number, 0),))
     return length * SECTOR
 

@@ -42,10 +42,10 @@ class Overlaid:
 
     def first(self, machine: Machine) -> bool:
         """Make the upper file system and mount both layers."""
-        volume = machine.mapper.get(VOLUME).path
-        edges.write(volume, sum(target.length for target in machine.mapper.table(VOLUME)))
+        volume = machine.mapper.get(VOLUME)
+        edges.write(volume.path, volume.size)
         machine.runner.run(
-            ["mkfs.btrfs", "--quiet", "--force", "--nodiscard", "--csum", "sha256", "--label", LABEL, volume]
+            ["mkfs.btrfs", "--quiet", "--force", "--nodiscard", "--csum", "sha256", "--label", LABEL, volume.path]
         )
         self._mount(machine)
         for name in (DATA, WORK):

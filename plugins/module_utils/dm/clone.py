@@ -167,13 +167,12 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
     ``Refusal`` when the metadata of an old volume is unreadable.
     """
     below, image = mapper.get(encrypted), mapper.get(source)
-    size, source_size = _length(mapper, encrypted), _length(mapper, source)
-    cut, how = slices(size, source_size), tuning(source_size)
+    cut, how = slices(below.size, image.size), tuning(image.size)
     destination = mapper.create(names.destination, (Linear(0, cut.destination, below.number, cut.metadata),))
     metadata = mapper.create(names.metadata, (Linear(0, cut.metadata, below.number, 0),))
     if fresh:
         edges.zero(metadata.path, 0, cut.metadata)
-        tail = min(BACK, cut.destination - source_size) // BLOCK * BLOCK
+        tail = min(BACK, cut.destination - image.size) // BLOCK * BLOCK
         edges.zero(destination.path, cut.destination - tail, tail)
     elif _is_empty(metadata.path):
         # The kernel takes an empty superblock as leave to start over, with the image's content everywhere. It was empty
@@ -181,7 +180,7 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
         raise _unusable(names, "it is empty")
     clone = Clone(
         0,
-        source_size,
+        image.size,
         metadata.number,
         destination.number,
         image.number,
@@ -191,7 +190,7 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
     )
     root = mapper.create(names.root, (clone,))
     if fresh:
-        _hydrate_edges(root.path, source_size, how.region)
+        _hydrate_edges(root.path, image.size, how.region)
     state = status(mapper, names)
     if state.mode is not Mode.READ_WRITE:
         raise _unusable(names, f"its mode is '{state.mode.value}'")
@@ -205,7 +204,7 @@ def map_complete(
 ) -> None:
     """Make the root device of a clone that is known to be complete; its record is not read. Raises ``FdeError``."""
     below = mapper.get(encrypted)
-    cut = slices(_length(mapper, encrypted), _length(mapper, source))
+    cut = slices(below.size, mapper.get(source).size)
     root = Linear(0, cut.destination, below.number, cut.metadata)
     mapper.create(names.root, (root,), read_only=read_only)
 
@@ -297,10 +296,6 @@ def parse_status(text: str) -> Status:
 def _fraction(line: str, word: str) -> tuple[int, int]:
     part, _slash, whole = word.partition("/")
     return number(line, part), number(line, whole)
-
-
-def _length(mapper: DeviceMapper, name: str) -> int:
-    return max(target.start + target.length for target in mapper.table(name))
 
 
 def _unusable(names: Names, why: str) -> Refusal:

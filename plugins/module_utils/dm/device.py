@@ -8,7 +8,7 @@ until a udev rule calls ``dmsetup udevcomplete``: without a time limit. In an in
 may be stopping, or its worker may have been killed for being slow, and then nobody ever wakes dmsetup. So every call
 here says ``--noudevsync``: udev still gets the uevent with its flags and makes its links, but nobody waits for it.
 What follows does not need the links either: ``Device.path`` is /dev/dm-N, which the kernel itself makes (devtmpfs)
-before the call returns, and tables name devices by major:minor.
+before the call returns, and tables name devices by major:minor. Which devices there are says sysfs, without a program.
 
 A table is exchanged under a mounted file system by ``swap`` alone, in one call to the kernel (``control``): no program
 could be started from a root that is suspended.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Optional, Sequence
 
 from ..errors import FdeError
@@ -29,16 +30,18 @@ from . import table as tables
 from .control import Control
 from .table import Table, Target
 
+SYSFS = Path("/sys")
+
 
 @dataclass(frozen=True)
 class Device:
-    """A device as the kernel has it now; ``opened`` counts its users, mounts and devices on top of it among them."""
+    """A device as the kernel has it now; ``size`` is that of its active table, in sectors."""
 
     name: str
     major: int
     minor: int
     uuid: str
-    opened: int
+    size: int
     suspended: bool
     read_only: bool
 
@@ -58,19 +61,23 @@ class DeviceMapper:
     refuses.
     """
 
-    def __init__(self, runner: Runner, control: Optional[Control] = None) -> None:
+    def __init__(self, runner: Runner, control: Optional[Control] = None, sysfs: Optional[Path] = None) -> None:
         self._runner = runner
         self._control = control or Control()
+        self._sysfs = sysfs or SYSFS
 
     def find(self, name: str) -> Optional[Device]:
-        """Return the device of that name, or None."""
-        # Listing all tells "absent" from "failed" by the output; asked for one name, dmsetup fails the same way for
-        # both.
-        done = self._dmsetup("info", "-c", "--noheadings", "--separator", "\t", "-o", _COLUMNS)
-        for line in done.stdout.decode().splitlines():
-            device = _device(line)
-            if device is not None and device.name == name:
-                return device
+        """Return the device of that name, or None.
+
+        Source: Linux Documentation/ABI/testing/sysfs-block-dm and stable/sysfs-block.
+        """
+        for directory in (self._sysfs / "block").glob("dm-*"):
+            try:
+                if _line(directory / "dm/name") == name:
+                    return _device(directory, name)
+            except OSError:
+                # It was removed meanwhile.
+                continue
         return None
 
     def get(self, name: str) -> Device:
@@ -148,12 +155,18 @@ class DeviceMapper:
         return self._runner.run(["dmsetup", command, "--noudevsync", *arguments], stdin=stdin)
 
 
-_COLUMNS = "name,major,minor,uuid,open,suspended,readonly"
+def _device(directory: Path, name: str) -> Device:
+    major, minor = _line(directory / "dev").split(":")
+    return Device(
+        name,
+        int(major),
+        int(minor),
+        uuid=_line(directory / "dm/uuid"),
+        size=int(_line(directory / "size")),
+        suspended=_line(directory / "dm/suspended") == "1",
+        read_only=_line(directory / "ro") == "1",
+    )
 
 
-def _device(line: str) -> Optional[Device]:
-    words = line.split("\t")
-    if len(words) != 7:
-        return None
-    name, major, minor, uuid, opened, suspended, read_only = (word.strip() for word in words)
-    return Device(name, int(major), int(minor), uuid, int(opened), suspended == "Suspended", read_only == "Read-only")
+def _line(path: Path) -> str:
+    return path.read_text().rstrip("\n")

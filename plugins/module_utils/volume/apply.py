@@ -14,6 +14,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Callable, Mapping, Optional, Sequence, Union
 
+from ..dm.table import SECTOR
 from ..errors import FdeError, Refusal, certain
 from ..luks2 import keyslots
 from ..luks2.area import HeaderArea
@@ -198,11 +199,10 @@ class _Work:
 
     def _make_file_system(self, _step: Step) -> None:
         wanted, mapper = self._wanted, self._machine.mapper
-        path = mapper.get(wanted.name).path
-        size = sum(target.length for target in mapper.table(wanted.name)) * 512
+        device = mapper.get(wanted.name)
         if wanted.profile.integrity is not None and not wanted.wipe:
-            file_system.prepare(path, size, wanted.file_system)
-        file_system.make(self._machine.runner, path, wanted.file_system, wanted.label, wanted.format_options)
+            file_system.prepare(device.path, device.size * SECTOR, wanted.file_system)
+        file_system.make(self._machine.runner, device.path, wanted.file_system, wanted.label, wanted.format_options)
 
     # Keyslots
 

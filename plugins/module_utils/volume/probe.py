@@ -115,8 +115,7 @@ def _header(area: Optional[HeaderArea], wanted: Wanted, pin: Optional[Pin]) -> O
 
 
 def _mapping(machine: Machine, name: str, pin: Optional[Pin], device: Optional[Device]) -> Optional[MappingFound]:
-    # Nothing is open where there is no program to open it with.
-    mapping = machine.mapper.find(name) if machine.runner.find("dmsetup") is not None else None
+    mapping = machine.mapper.find(name)
     if mapping is None:
         return None
     problems = None

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.dm import device
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened, tss
@@ -449,3 +450,20 @@ def make_machine(
 def machine(make_machine: Callable[..., Machine]) -> Machine:
     """A machine that was booted once; tests leave it as it is."""
     return make_machine()
+
+
+@pytest.fixture
+def mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Add a device to what the kernel says of device-mapper, which is nothing at first."""
+    monkeypatch.setattr(device, "SYSFS", tmp_path / "sys")
+
+    def add(
+        name: str, minor: int, uuid: str = "", size: int = 0, suspended: bool = False, read_only: bool = False
+    ) -> None:
+        directory = tmp_path / f"sys/block/dm-{minor}"
+        (directory / "dm").mkdir(parents=True)
+        said = {"dm/name": name, "dm/uuid": uuid, "dm/suspended": int(suspended), "dev": f"254:{minor}"}
+        for path, word in {**said, "size": size, "ro": int(read_only)}.items():
+            (directory / path).write_text(f"{word}\n")
+
+    return add

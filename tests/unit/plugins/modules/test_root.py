@@ -16,12 +16,11 @@ from ansible_collections.cvm.fde.plugins.modules import root_commit, root_info
 
 #: What dmsetup 2.03 says on a machine in the middle of hydration, by the command.
 CLONE = {
-    "info": "fde-root\t253\t3\t\t1\tActive\tWriteable",
     "table": "0 1048576 clone 253:2 253:1 253:0 128 0 4 hydration_threshold 64 hydration_batch_size 16",
     "status": "0 1048576 clone 8 12/1024 128 6400/8192 16 0 4 hydration_threshold 64 hydration_batch_size 16 rw",
 }
 STOPPED = {**CLONE, "status": CLONE["status"].replace("16 0 4 hydr", "0 1 no_hydration 4 hydr")}
-LINEAR = {"info": CLONE["info"], "table": "0 1048576 linear 253:0 8192", "status": ""}
+LINEAR = {"table": "0 1048576 linear 253:0 8192", "status": ""}
 
 
 def run(main, capsys, **options):
@@ -51,17 +50,19 @@ def dmsetup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (CLONE, {"hydrated": 6400, "total": 8192, "percent": 78.1, "running": True}),
         (STOPPED, {"hydrated": 6400, "total": 8192, "percent": 78.1, "running": False}),
         (LINEAR, {"hydrated": 1, "total": 1, "percent": 100.0, "running": False}),
-        ({"info": "No devices found", "table": "", "status": ""}, None),
+        ({}, None),
     ],
 )
-def test_the_progress_of_hydration_is_shown(dmsetup, capsys, said, hydration) -> None:
+def test_the_progress_of_hydration_is_shown(dmsetup, mapped, capsys, said, hydration) -> None:
     dmsetup(said)
+    if said:
+        mapped("fde-root", 3)
     status, result = run(root_info.main, capsys)
     assert (status, result["changed"], result["root"]["hydration"]) == (0, False, hydration)
 
 
-def test_what_cannot_be_found_out_is_null_and_says_why(dmsetup, capsys) -> None:
-    dmsetup({"info": "No devices found"})
+def test_what_cannot_be_found_out_is_null_and_says_why(dmsetup, mapped, capsys) -> None:
+    dmsetup({})
     status, result = run(root_info.main, capsys)
     assert status == 0
     assert [result["root"][name] for name in ("strategy", "anchor", "header_digest", "refusal")] == [None] * 4

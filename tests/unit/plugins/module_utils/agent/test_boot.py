@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent import boot, partition
@@ -21,8 +21,6 @@ class Udev:
         self.asked: list[tuple[str, ...]] = []
 
     def run(self, argv: Any, **_options: Any) -> Completed:
-        if argv[0].endswith("dmsetup"):
-            return Completed(tuple(argv), 0, b"fde-root\t254\t7\t\t0\tActive\tWriteable\n", b"")
         self.asked.append(tuple(argv))
         return Completed(tuple(argv), 0, b"", b"")
 
@@ -37,9 +35,10 @@ def machine(udev: Udev, strategy: Strategy) -> Machine:
 
 @pytest.mark.parametrize("strategy", [Strategy.CLONE, Strategy.COPY])
 def test_udev_is_sent_to_the_kernels_node_because_the_link_is_its_own_work(
-    strategy: Strategy, monkeypatch: pytest.MonkeyPatch
+    strategy: Strategy, monkeypatch: pytest.MonkeyPatch, mapped: Callable[..., None]
 ) -> None:
     monkeypatch.setattr(partition, "udev_runs", lambda: True)
+    mapped("fde-root", 7)
     udev = Udev()
     boot._announce(machine(udev, strategy))
     trigger, wait = udev.asked

@@ -12,14 +12,12 @@ from ansible_collections.cvm.fde.plugins.module_utils.dm.table import TableError
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
 from ansible_collections.cvm.fde.plugins.module_utils.runner import CommandError, Completed
 
-LISTED = b"root\t254\t0\tCRYPT-VERITY-1\t1\tActive\tRead-only\nfde-root\t254\t5\t\t0\tSuspended\tWriteable\n"
-
 
 class Dmsetup:
     """Answers as dmsetup does, and fails at one command where it is told to."""
 
     def __init__(self, answers=None, fails=""):
-        self.answers = {"info": LISTED, **(answers or {})}
+        self.answers = answers or {}
         self.fails = fails
         self.calls = []
 
@@ -37,24 +35,34 @@ class Dmsetup:
         return name
 
 
-def test_a_device_is_found_by_its_name():
+def test_a_device_is_found_by_its_name(mapped):
+    mapped("root", 0, "CRYPT-VERITY-1", 2048, read_only=True)
+    mapped("fde-root", 5, suspended=True)
     mapper = DeviceMapper(Dmsetup())
-    assert mapper.find("root") == Device("root", 254, 0, "CRYPT-VERITY-1", 1, False, True)
+    assert mapper.find("root") == Device("root", 254, 0, "CRYPT-VERITY-1", 2048, False, True)
     assert mapper.get("fde-root") == Device("fde-root", 254, 5, "", 0, True, False)
     assert (mapper.get("fde-root").path, mapper.get("fde-root").number) == ("/dev/dm-5", "254:5")
 
 
-def test_an_absent_device_is_none_or_an_error():
-    mapper = DeviceMapper(Dmsetup({"info": b"No devices found\n"}))
+def test_a_device_that_goes_away_while_it_is_looked_at_is_none(mapped, tmp_path):
+    mapped("root", 0)
+    (tmp_path / "sys/block/dm-0/dm/uuid").unlink()
+    assert DeviceMapper(Dmsetup()).find("root") is None
+
+
+def test_an_absent_device_is_none_or_an_error(mapped):
+    mapped("other", 0)
+    mapper = DeviceMapper(Dmsetup())
     assert mapper.find("root") is None
     with pytest.raises(FdeError, match="no such"):
         mapper.get("root")
 
 
-def test_a_table_travels_by_standard_input():
+def test_a_table_travels_by_standard_input(mapped):
+    mapped("root", 0)
     dmsetup = Dmsetup()
     DeviceMapper(dmsetup).create("root", zero(8), uuid="CVM-1", read_only=True)
-    assert dmsetup.calls[0] == ("create", "--uuid", "CVM-1", "--readonly", "root", "0 8 zero\n")
+    assert dmsetup.calls == [("create", "--uuid", "CVM-1", "--readonly", "root", "0 8 zero\n")]
 
 
 class Kernel:
