@@ -32,9 +32,14 @@ def missing(strategy: Strategy, known: str) -> tuple[str, ...]:
 
 def require(runner: Runner, strategy: Strategy) -> None:
     """Load what the strategy needs. Raises ``Refusal`` with ``strategy-unsupported``."""
-    absent = [name for name in MODULES[strategy] if runner.run(["modprobe", "--quiet", name], ok=()).status != 0]
+    names = MODULES[strategy]
+    absent = [] if _loaded(runner, *names) else [name for name in names if not _loaded(runner, name)]
     if absent:
         raise refuse(Code.STRATEGY_UNSUPPORTED, f"strategy '{strategy.value}'", _sentence(absent))
+
+
+def _loaded(runner: Runner, *names: str) -> bool:
+    return runner.run(["modprobe", "--quiet", "--all", *names], ok=()).status == 0
 
 
 def _sentence(absent: Iterable[str]) -> str:
