@@ -1,7 +1,10 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One boot: look, decide, then make or open the root."""
+"""One boot: look, decide, then make or open the root.
+
+What only a first boot needs, or one that finds a header half changed, is imported there.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from typing import Optional
 from ..codes import Code, refuse
 from ..dm.table import Other
 from ..errors import Refusal
+from ..luks2.area import HeaderArea
 from ..tpm.anchor import Anchor
 from ..tpm.esys import opened
 from ..tpm.quote import read_pcrs
-from . import anchoring, capability, commit, disks, partition, probe
+from . import anchoring, capability, disks, partition, probe
 from .console import say
 from .decision import Action, Decision, decide
-from .first_boot import first_boot
 from .machine import IMAGE, Machine
 from .opening import open_volume
 from .strategies import ROOTS
@@ -42,12 +45,14 @@ def boot(machine: Machine) -> Action:
         say(f"strategy {machine.configuration.strategy.value}: there is no volume, and nothing written is kept")
         return Action.EPHEMERAL
     anchor = anchoring.look(machine)
-    look = probe.look(machine.configuration, anchor, disks.survey(), lambda device: commit.saved(machine, device))
+    look = probe.look(machine.configuration, anchor, disks.survey(), lambda device: _saved(machine, device))
     decision = decide(look.probed)
     if isinstance(decision, Refusal):
         raise decision
     say(f"anchor {anchor.standing.value}, decision {decision.action.value}")
     if decision.action is Action.FIRST_BOOT:
+        from .first_boot import first_boot
+
         first_boot(machine, look.choice.volume, decision)
     else:
         later_boot(machine, look, decision, anchor.anchor)
@@ -62,16 +67,26 @@ def later_boot(machine: Machine, look: probe.Look, decision: Decision, anchor: O
     root = ROOTS[machine.configuration.strategy]
     area = look.areas[decision.volume.device]
     if decision.action is Action.REPAIR and look.saved is not None:
+        from . import commit
+
         area = look.saved
         commit.repair(machine, area)
         say("a change of the volume's header was cut short: it is written again")
     open_volume(machine, area, anchor.volume_key_id)
     if any(anchor.header_next):
+        from . import commit
+
         commit.settle(machine, area)
     state = root.later(machine, anchor.complete)
     say(f"volume opened: {state.said}")
     if state.complete:
         anchoring.mark_complete(machine)
+
+
+def _saved(machine: Machine, device: str) -> Optional[HeaderArea]:
+    from . import commit
+
+    return commit.saved(machine, device)
 
 
 def check_secure_boot(machine: Machine) -> None:

@@ -1,7 +1,11 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The boot agent's command line."""
+"""The boot agent's command line.
+
+A command imports what it needs when it is run: a boot waits for its agent, and half of the agent is for other commands.
+``initrd.closure`` takes all of it along.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,10 @@ from typing import Optional, Sequence
 
 from ..codes import Code, refuse
 from ..errors import FdeError, Refusal
-from ..volume import command as volume_command
-from . import commit, console, dialogue, initrd, recovery, refusals, upkeep
+from . import console
 from .boot import boot
 from .machine import Machine, this_machine
 from .process import SubprocessRunner
-from .status import status
 
 #: Seconds; a loaded host may take minutes for what a quiet one does in one second.
 _LIMIT = 900
@@ -41,11 +43,17 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     pin.add_argument("--digest", metavar="HEX", help="commit no other header than the one with this digest")
     tree = commands.add_parser("initrd", help="write the agent into the tree of an initrd; for dracut")
     tree.add_argument("root", type=Path)
-    volume_command.add_parser(commands)
+    data = commands.add_parser("volume", help="check a data volume before and after it is opened")
+    data.add_argument("action", choices=("check", "header"))
+    data.add_argument("name")
     chosen = parser.parse_args(arguments)
     if chosen.command == "volume":
+        from ..volume import command as volume_command
+
         return volume_command.run(SubprocessRunner(limit=_LIMIT), chosen.action, chosen.name)
     if chosen.command == "initrd":
+        from . import initrd
+
         for source, target in initrd.write(initrd.closure(), chosen.root):
             print(f"{source}\t{target}")
         return 0
@@ -69,6 +77,8 @@ def _early(command: str) -> int:
         if machine is None:
             console.refuse(known, runner)
         else:
+            from . import refusals
+
             console.refuse(known, runner, remember=partial(refusals.remember, machine))
         if known is not error:
             # The traceback of a defect goes to the journal.
@@ -79,6 +89,8 @@ def _early(command: str) -> int:
 
 def _recovered(machine: Machine, refusal: Refusal) -> bool:
     """Offer the recovery of a refused boot at the console, if the image does, and tell whether it was carried out."""
+    from . import dialogue, recovery, refusals
+
     if not recovery.offered(machine, refusal):
         return False
     console.announce(refusal)
@@ -101,6 +113,9 @@ def _recovered(machine: Machine, refusal: Refusal) -> bool:
 
 def _late(chosen: argparse.Namespace) -> int:
     """Run a command of the running system; what went wrong is one line, and a defect keeps its traceback."""
+    from . import commit, upkeep
+    from .status import status
+
     # Nothing takes longer by the size of a disk but hydration.
     runner = SubprocessRunner(limit=None if chosen.command == "hydrate" else _LIMIT)
     try:

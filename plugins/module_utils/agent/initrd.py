@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What of Python an initrd needs to run the agent: exactly the modules that are imported now, compiled.
+"""What of Python an initrd needs to run the agent: the modules that are imported now, and those that will be, compiled.
 
 Modules are stored without their source (PEP 3147, "legacy" pyc beside its package): that is a third of the size, and an
 initrd that normalises time stamps cannot make Python compile everything again at each boot.
@@ -23,7 +23,12 @@ from typing import Iterator, Mapping, Optional
 
 #: Where the agent stands in an initrd, as a directory that Python runs.
 AGENT_DIRECTORY = "/usr/lib/cvm-fde/agent"
-#: Modules that Python imports only when it comes to need them.
+#: The agent's modules that it imports only when it comes to need them, by their names in its package.
+_RARE = (
+    *("agent.commit", "agent.dialogue", "agent.first_boot", "agent.recovery", "agent.refusals", "agent.status"),
+    *("agent.upkeep", "luks2.change", "luks2.keyslots", "volume.command"),
+)
+#: Modules that Python itself imports so.
 _LATE = ("encodings.ascii", "encodings.latin_1", "encodings.utf_16_le", "traceback", "linecache", "tokenize")
 #: Imported where they exist, but only for formats that the agent does not use.
 _UNUSED = ("bcrypt", "pycparser")
@@ -42,7 +47,8 @@ class Closure:
 
 def closure() -> Closure:
     """Return the closure of the modules that this process has imported, and of the late ones."""
-    for name in _LATE:
+    package = __name__.rpartition(".agent.")[0]
+    for name in (*_LATE, *(f"{package}.{name}" for name in _RARE)):
         importlib.import_module(name)
     compiled, copied = {}, {os.path.realpath(sys.executable): os.path.realpath(sys.executable)}
     for name, module in sorted(sys.modules.items()):

@@ -18,9 +18,7 @@ from ..dm import integrity
 from ..dm.table import SECTOR
 from ..errors import FdeError
 from ..luks2.area import HeaderArea
-from ..luks2.change import draft
 from ..luks2.expectation import Expectation, root_volume
-from ..luks2.keyslots import Means, Tpm2, enrolled, proves
 from ..luks2.policy import judge
 from ..luks2.profile import LAYOUT
 from ..luks2.volume import attach, check_active
@@ -85,6 +83,9 @@ def check_length(device: str) -> None:
 
 def released(machine: Machine, area: HeaderArea) -> bool:
     """Tell whether the TPM gives the key of a keyslot of the header; what keeps it from being found out is a no."""
+    from ..luks2.change import draft
+    from ..luks2.keyslots import Means, Tpm2, enrolled, proves
+
     try:
         with draft(area, str(machine.paths.state)) as copy:
             slots = [slot for slot in enrolled(area.header()) if isinstance(slot.method, Tpm2)]

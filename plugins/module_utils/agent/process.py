@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from typing import Mapping, Optional, Sequence
 
@@ -72,4 +71,5 @@ class SubprocessRunner:
             return name
         if os.path.isabs(name):
             return name if os.access(name, os.X_OK) else None
-        return shutil.which(name, path=SEARCH_PATH)
+        places = (os.path.join(directory, name) for directory in SEARCH_PATH.split(":"))
+        return next((path for path in places if os.path.isfile(path) and os.access(path, os.X_OK)), None)

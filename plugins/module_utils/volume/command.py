@@ -1,12 +1,11 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The commands by which the boot asks for the checks of a data volume."""
+"""The command by which the boot asks for the checks of a data volume."""
 
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from ..errors import FdeError, Refusal
 from ..runner import Runner
@@ -14,13 +13,6 @@ from . import boot
 from .machine import Machine
 
 _ACTIONS = {"header": boot.header, "check": boot.check}
-
-
-def add_parser(commands: Any) -> None:
-    """Add the command to the agent's."""
-    parser = commands.add_parser("volume", help="check a data volume before and after it is opened")
-    parser.add_argument("action", choices=sorted(_ACTIONS))
-    parser.add_argument("name")
 
 
 def run(runner: Runner, action: str, name: str) -> int:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import ansible_collections.cvm.fde.plugins.module_utils.agent as agent
@@ -14,6 +16,16 @@ import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent import archive
 
 CORE = Path(str(agent.__file__)).resolve().parents[1]
+
+
+def imported(source: Path) -> Iterator[Path]:
+    """Yield the modules of the core that a module of it imports, be it at its beginning or in a function."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            package = source.parents[node.level - 1]
+            place = package.joinpath(*(node.module or "").split("."))
+            named = [place / f"{alias.name}.py" for alias in node.names]
+            yield from (one for one in (place.with_suffix(".py"), *named) if one.is_file())
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +63,10 @@ def test_the_tree_of_an_initrd_holds_the_agent_compiled_and_nothing_of_ansible(z
     directory = tmp_path / "usr/lib/cvm-fde/agent"
     assert (directory / "__main__.pyc").is_file()
     assert (directory / "cvm_fde/agent/boot.pyc").is_file()
+    for compiled in (directory / "cvm_fde").rglob("*.pyc"):
+        source = CORE / compiled.relative_to(directory / "cvm_fde").with_suffix(".py")
+        for module in imported(source) if source.exists() else ():
+            assert (directory / "cvm_fde" / module.relative_to(CORE)).with_suffix(".pyc").is_file(), source
     assert not list(tmp_path.rglob("*.py")) and not list(tmp_path.rglob("*ansible*"))
     copied = [line.split("\t") for line in done.stdout.splitlines()]
     assert all(Path(source).is_file() for source, _target in copied)

@@ -10,8 +10,9 @@ import re
 from pathlib import Path
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import entry
+from ansible_collections.cvm.fde.plugins.module_utils.agent import entry, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
+from ansible_collections.cvm.fde.plugins.module_utils.volume import command as volume_command
 
 CHECKOUT = Path(__file__).resolve().parents[5]
 UNITS = sorted((CHECKOUT / "roles/image/files").rglob("*.service"))
@@ -34,6 +35,12 @@ def test_every_command_of_a_service_exists(unit: Path, capsys: pytest.CaptureFix
         assert f"cvm-fde {name}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("action", volume_command._ACTIONS)
+def test_a_check_of_a_data_volume_is_called_as_it_is_named(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["volume", action, "absent"]) == 1
+    assert "cvm-fde: volume absent" in capsys.readouterr().err
+
+
 def test_copying_is_stopped_when_its_service_was_killed() -> None:
     [unit] = [unit for unit in UNITS if unit.name == "cvm-fde-hydrate.service"]
     assert re.search(r"^ExecStopPost=-\S+ pause$", unit.read_text(), re.MULTILINE)
@@ -54,7 +61,7 @@ def test_what_goes_wrong_in_the_running_system_is_one_line(
         raise raised
 
     for name in ("hydrate_root", "keep_masks", "pause"):
-        monkeypatch.setattr(entry.upkeep, name, fail)
+        monkeypatch.setattr(upkeep, name, fail)
     for command in ("hydrate", "masks", "pause"):
         assert entry.main([command]) == 1
         error = capsys.readouterr().err
@@ -65,6 +72,6 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_runner: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(entry.upkeep, "keep_masks", fail)
+    monkeypatch.setattr(upkeep, "keep_masks", fail)
     with pytest.raises(ZeroDivisionError):
         entry.main(["masks"])
