@@ -8,7 +8,6 @@ python3 -m tests.bench.boot_uml         # inside of the guest; prints JSON, of e
 
 from __future__ import annotations
 
-import compileall
 import json
 import os
 import resource
@@ -22,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.cvm.fde.plugins.module_utils.agent import archive
+from ansible_collections.cvm.fde.plugins.module_utils.agent import archive, initrd
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.attacks import stock_inside
@@ -34,19 +33,23 @@ MIB = 1 << 20
 VOLUME, RECORD = 160 * MIB, 8 << 11
 ROUNDS = 5
 CORE = Path(__file__).resolve().parents[2] / "plugins/module_utils"
-#: What the unit of the initrd runs, with the paths of the test's machine.
+#: How the unit of the initrd runs Python, and what it runs: the command ``boot``, with the paths of the test's machine.
+PYTHON = ("/usr/bin/python3", "-I", "-S", "-B")
 AGENT = """
 import sys
 sys.path.insert(0, sys.argv[1])
+from functools import partial
 from pathlib import Path
-from cvm_fde.agent.boot import boot
-from cvm_fde.agent.machine import Paths, this_machine
-from cvm_fde.agent.process import SubprocessRunner
+from cvm_fde.agent import entry
+from cvm_fde.agent.machine import Paths
 at = Path(sys.argv[2])
 paths = Paths(command_line=str(at / "cmdline"), public_key=str(at / "public.pem"),
               signatures=str(at / "signatures.json"), state=at / "state", secure_boot=str(at / "SecureBoot"))
+entry.this_machine = partial(entry.this_machine, paths=paths, tcti=sys.argv[3])
 environment = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}
-boot(this_machine(SubprocessRunner(environment=environment), paths, sys.argv[3]))
+entry.SubprocessRunner = partial(entry.SubprocessRunner, environment=environment)
+if entry.main(["boot"]) != 0:
+    sys.exit("the boot is refused")
 import json, resource
 own = resource.getrusage(resource.RUSAGE_SELF)
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -54,20 +57,22 @@ print("\\n" + json.dumps({"own": own.ru_utime + own.ru_stime, "peak": peak}))
 """
 
 
-def compiled(target: Path) -> Path:
-    """Write the agent's modules compiled, as the initrd has them."""
-    for name, content in archive.unpack(archive.build(CORE)).items():
-        path = target / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    compileall.compile_dir(target, quiet=1)
-    return target
+def installed(place: Path) -> Path:
+    """Write the agent as it is in an initrd, by its own command, and return its directory."""
+    program = place / "agent.pyz"
+    program.write_bytes(archive.build(CORE))
+    root = place / "initrd"
+    for line in instance.run("python3", "-I", str(program), "initrd", str(root)).decode().splitlines():
+        source, target = line.split("\t")
+        if target.startswith(initrd.AGENT_DIRECTORY):
+            shutil.copy(source, root / target.lstrip("/"))
+    return root / initrd.AGENT_DIRECTORY.lstrip("/")
 
 
 def agent(program: Path, machine: Any) -> dict[str, float]:
     """Run the agent once and return seconds, with and without the programs it starts, and its own MB at the peak."""
     begun = time.monotonic()
-    words = ["python3", "-B", "-c", AGENT, str(program), str(machine.directory), machine.tcti]
+    words = [*PYTHON, "-c", AGENT, str(program), str(machine.directory), machine.tcti]
     process = subprocess.Popen(words, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE)
     assert process.stdout is not None
     # Its own word: what wait4 says counts what the process was forked from.
@@ -147,11 +152,10 @@ def cut_in_two(name: str) -> tuple[str, str]:
     return "/dev/mapper/bench-dest", "/dev/mapper/bench-meta"
 
 
-def once(place: Path) -> dict[str, Any]:
+def once(place: Path, program: Path) -> dict[str, Any]:
     """Make every boot once, in a new directory."""
     for name in ("sealed", "machine", "native"):
         (place / name).mkdir(parents=True)
-    program = compiled(place / "agent")
     sealed = instance.make_sealed(place / "sealed")
     machine = instance.make_lab(place / "machine", sealed, rsa.generate_private_key(65537, 2048))
     result: dict[str, Any] = {}
@@ -170,9 +174,12 @@ def least(results: Sequence[Any]) -> Any:
 
 def main() -> int:
     results = []
-    for _number in range(ROUNDS):
-        with tempfile.TemporaryDirectory() as directory:
-            results.append(once(Path(directory) / "round"))
+    with tempfile.TemporaryDirectory() as directory:
+        program = installed(Path(directory))
+        for number in range(ROUNDS):
+            place = Path(directory) / f"round-{number}"
+            results.append(once(place, program))
+            shutil.rmtree(place)
     print(json.dumps({"rounds": ROUNDS, **least(results)}))
     return 0
 
