@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import uuid
 from pathlib import Path
 from typing import Sequence, Union
@@ -57,29 +56,32 @@ def require_room(disk: Union[Disk, Bare], minimum: int, *, replace: bool) -> Non
         raise refuse(Code.DISK_TOO_SMALL, disk.device, f"{free >> 20} MiB are free in one piece, {wanted} are needed")
 
 
-def create(runner: Runner, disk: Union[Disk, Bare], minimum: int, *, replace: bool) -> tuple[Partition, str]:
+def create(
+    runner: Runner, disk: Union[Disk, Bare], minimum: int, *, replace: bool, state: Path
+) -> tuple[Partition, str]:
     """Make the partition in the free space of ``disk`` and return it with its device node.
 
     A blank disk gets a partition table first. ``minimum`` is the least size in bytes. ``replace`` first removes the
-    partition of an earlier attempt. The partition's id is random, so that nothing can be prepared for it. Raises
-    ``FdeError`` when the table does not become what it was plus this one partition.
+    partition of an earlier attempt. ``state`` is the agent's directory in RAM. The partition's id is random, so that
+    nothing can be prepared for it. Raises ``FdeError`` when the table does not become what it was plus this one
+    partition.
     """
     wanted = uuid.uuid4()
-    with tempfile.TemporaryDirectory(prefix="cvm-fde-repart-") as directory:
-        definition = _DEFINITION.format(type=FDE, label=LABEL, id=wanted, size=minimum)
-        (Path(directory) / "50-fde.conf").write_text(definition)
-        runner.run(
-            [
-                "systemd-repart",
-                "--dry-run=no",
-                f"--empty={'refuse' if isinstance(disk, Disk) else 'require'}",
-                "--seed=random",
-                f"--factory-reset={'yes' if replace else 'no'}",
-                "--discard=no",
-                f"--definitions={directory}",
-                disk.device,
-            ]
-        )
+    definitions = state / "repart.d"
+    definitions.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (definitions / "50-fde.conf").write_text(_DEFINITION.format(type=FDE, label=LABEL, id=wanted, size=minimum))
+    runner.run(
+        [
+            "systemd-repart",
+            "--dry-run=no",
+            f"--empty={'refuse' if isinstance(disk, Disk) else 'require'}",
+            "--seed=random",
+            f"--factory-reset={'yes' if replace else 'no'}",
+            "--discard=no",
+            f"--definitions={definitions}",
+            disk.device,
+        ]
+    )
     after = reread(disk.name)
     partition = _new_one(disk.table.partitions if isinstance(disk, Disk) else (), after, wanted)
     settle(runner)
