@@ -41,6 +41,8 @@ from tests.lab.sealed import prepared_tree, sealed_image
 from tests.lab.trees import copy_tree, run_in
 
 UNIT = "cvm-fde-boot.service"
+#: Have User-mode Linux catch system calls by a filter, not by ptrace, which takes twice as long: nearer to a machine.
+FILTER = "seccomp=on"
 INSIDE = Path(__file__).with_name("boot_inside.py")
 RESULTS = BUILD / "bench"
 DISK = DataDisk(4 * GIB, serial="bench")
@@ -85,12 +87,15 @@ def budget(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def in_uml(*words: str) -> dict[str, Any]:
-    """Run a module of the checkout, or a program, in User-mode Linux and return the JSON that it prints last."""
+    """Run a module of the checkout, or a program, in User-mode Linux and return the JSON that it prints last.
+
+    Raises ``RuntimeError`` when it fails.
+    """
     tree = uml.tools_tree()
     assert tree is not None, uml.missing()
     argv = ["python3", *(words if words[0].startswith("/") else ("-m", *words))]
     with tempfile.TemporaryDirectory(prefix="fde-exchange-") as exchange:
-        done = uml.Guest(tree, limit=3600, idle=900).run(argv, exchange=Path(exchange))
+        done = uml.Guest(tree, limit=3600, idle=900, words=(FILTER,)).run(argv, exchange=Path(exchange))
     if done.status != 0:
         raise RuntimeError(done.output[-2000:])
     found: dict[str, Any] = json.loads(done.output.splitlines()[-1])
