@@ -5,12 +5,15 @@
 
 As root, after ``make setup``, from the checkout::
 
-    python -m tests.bench.hydration --guest uml     # User-mode Linux, disks in memory
+    python -m tests.bench.hydration --guest uml     # User-mode Linux; disks in memory, and such with latency
     python -m tests.bench.hydration --guest qemu    # the lab's guest
 
 Both clones have the same source (in the lab's guest a part of the image's root), and volumes of the same kind
 (authenticated, with a journal) on disks of the same kind; one is measured after the other. The rate is that of regions
 that became hydrated, after what is copied at the start.
+
+A disk in memory answers at once. Those with latency are the kernel's simulated SCSI disks (scsi_debug): in memory too,
+but each request ends a millisecond after it came, however many there are at once.
 """
 
 from __future__ import annotations
@@ -35,10 +38,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.bench.hydration", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--guest", choices=("uml", "qemu"), default="uml")
     options = parser.parse_args()
-    before = host()
-    found = in_uml(INSIDE, "--memory") if options.guest == "uml" else _in_qemu()
-    ratio = round(found["cvm.fde"]["mb_per_second"] / found["systemd-clonesetup"]["mb_per_second"], 1)
-    result = {"guest": options.guest, "host": before, **found, "ratio": ratio, "budget": BUDGET}
+    result: dict[str, Any] = {"guest": options.guest, "host": host(), "budget": BUDGET}
+    if options.guest == "uml":
+        disks = {"in memory": lambda: in_uml(INSIDE, "--memory"), "with latency": lambda: in_uml(INSIDE, "--latency")}
+    else:
+        disks = {"virtio": _in_qemu}
+    for name, measure in disks.items():
+        found = measure()
+        ratio = round(found["cvm.fde"]["mb_per_second"] / found["systemd-clonesetup"]["mb_per_second"], 1)
+        result[name] = {**found, "ratio": ratio, "met": ratio >= BUDGET}
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"hydration-{options.guest}.json").write_text(json.dumps(result, indent=1))
     print(json.dumps(result, indent=1))

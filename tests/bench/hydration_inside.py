@@ -5,6 +5,7 @@
 
 python3 - DISK DISK            # a guest of the lab, its own image as the source
 python3 FILE --memory          # User-mode Linux, with disks in memory
+python3 FILE --latency         # the same, but a request takes a millisecond
 """
 
 import importlib
@@ -28,12 +29,16 @@ def core(name: str):
 
 volume_key, clone, tables = core("agent.volume_key"), core("dm.clone"), core("dm.table")
 SubprocessRunner, DeviceMapper = core("agent.process").SubprocessRunner, core("dm.device").DeviceMapper
+queue_of = core("dm.queue").queue_of
 read_area, volumes = core("luks2.area").read_area, core("luks2.volume")
 Linear = tables.Linear
 
 #: Sectors: what is copied, and the place of systemd's record in its volume.
 SOURCE = 384 << 11
 RECORD = 16 << 11
+#: Bytes of the disks in memory, and nanoseconds that a request takes to those with latency, as on a cloud's network.
+DISK = 256 << 20
+LATENCY = 1_000_000
 #: Seconds that one measurement takes at most.
 LIMIT = 180.0
 NAMES = clone.Names("bench-root", "bench-dest", "bench-meta")
@@ -79,7 +84,8 @@ def rate(mapper: DeviceMapper, names: clone.Names) -> dict[str, float]:
 def ours(runner: SubprocessRunner, mapper: DeviceMapper, device: str) -> dict[str, float]:
     volume(runner, "bench", device)
     state = clone.assemble(mapper, "bench", "bench-source", fresh=True, names=NAMES)
-    tuning = clone.tuning(state.total * state.region)
+    queue = queue_of(mapper.get(NAMES.destination).minor)
+    tuning = clone.tuning(state.total * state.region, queue)
     clone.hydrate(mapper, NAMES, threshold=tuning.threshold, batch=tuning.batch)
     found = rate(mapper, NAMES)
     clone.disassemble(mapper, NAMES)
@@ -90,9 +96,8 @@ def ours(runner: SubprocessRunner, mapper: DeviceMapper, device: str) -> dict[st
 def systemds(runner: SubprocessRunner, mapper: DeviceMapper, device: str) -> dict[str, float]:
     volume(runner, "bench2", device)
     below = mapper.get("bench2")
-    size = sum(target.length for target in mapper.table("bench2"))
     mapper.create("bench2-meta", (Linear(0, RECORD, below.number, 0),))
-    mapper.create("bench2-dest", (Linear(0, size - RECORD, below.number, RECORD),))
+    mapper.create("bench2-dest", (Linear(0, below.size - RECORD, below.number, RECORD),))
     with open(mapper.get("bench2-meta").path, "wb", buffering=0) as record:
         record.write(bytes(RECORD * 512))
         os.fsync(record.fileno())
@@ -108,24 +113,40 @@ def systemds(runner: SubprocessRunner, mapper: DeviceMapper, device: str) -> dic
     return found
 
 
-def in_memory(size: int) -> str:
-    """A loop device over a file in memory, of random content as far as a source needs it."""
+def in_memory() -> str:
+    """A loop device over a file in memory."""
     path = Path(f"/tmp/bench-{time.monotonic_ns()}")
     with path.open("wb") as file:
-        file.write(os.urandom(SOURCE * 512) if size == SOURCE * 512 else b"")
-        file.truncate(size)
-    return (
-        subprocess.run(["losetup", "--find", "--show", path], check=True, capture_output=True).stdout.decode().strip()
-    )
+        file.truncate(DISK)
+    found = subprocess.run(["losetup", "--find", "--show", path], check=True, capture_output=True)
+    return found.stdout.decode().strip()
+
+
+def with_latency(count: int) -> list[str]:
+    """Disks of the kernel's SCSI simulator: their content is in memory, and a timer ends each request."""
+    subprocess.run(["modprobe", "sd_mod"], check=True)
+    # A host of its own for each, or they would share one content.
+    words = [f"add_host={count}", "per_host_store=1", f"dev_size_mb={DISK >> 20}"]
+    subprocess.run(["modprobe", "scsi_debug", *words, "delay=0", f"ndelay={LATENCY}"], check=True)
+    simulated = Path("/sys/bus/pseudo/drivers/scsi_debug").glob("adapter*/host*/target*/*/block/*")
+    found = [f"/dev/{disk.name}" for disk in simulated]
+    if len(found) != count:
+        raise RuntimeError(f"the kernel made {found} of {count} disks")
+    return found
 
 
 def main(words: list[str]) -> None:
     global SOURCE
-    runner = SubprocessRunner(environment={"DM_DISABLE_UDEV": "1"} if words == ["--memory"] else None)
+    alone = words in (["--memory"], ["--latency"])
+    runner = SubprocessRunner(environment={"DM_DISABLE_UDEV": "1"} if alone else None)
     mapper = DeviceMapper(runner)
-    if words == ["--memory"]:
+    if alone:
         SOURCE = 128 << 11
-        source, first, second = in_memory(SOURCE * 512), in_memory(512 << 20), in_memory(512 << 20)
+        disks = with_latency(3) if words == ["--latency"] else [in_memory() for _number in range(3)]
+        source, first, second = disks
+        with open(source, "r+b", buffering=0) as disk:
+            disk.write(os.urandom(SOURCE * 512))
+            os.fsync(disk.fileno())
     else:
         source, first, second = sealed_partition(), *map(os.path.realpath, words)
     stat = os.stat(source)
