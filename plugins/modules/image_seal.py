@@ -113,9 +113,11 @@ options:
     type: str
     default: ''
   esp_size:
-    description: Size of the EFI system partition. Leave room for a second kernel image when kernels are to be updated.
+    description:
+      - Size of the EFI system partition. Leave room for a second kernel image when kernels are to be updated.
+      - On disks with sectors of 4096 bytes it has at least 257 MiB.
     type: bytes
-    default: 256M
+    default: 288M
   tools_tree:
     description:
       - Root of an installed system whose programs are used instead of the builder's, for builders with a systemd
@@ -236,7 +238,7 @@ ARGUMENTS = {
     "sign_tool": {"type": "str", "choices": ["systemd-sbsign", "sbsign"], "default": "systemd-sbsign"},
     "kernel": {"type": "str"},
     "command_line": {"type": "str", "default": ""},
-    "esp_size": {"type": "bytes", "default": "256M"},
+    "esp_size": {"type": "bytes", "default": "288M"},
     "tools_tree": {"type": "path"},
     "work_dir": {"type": "path"},
 }

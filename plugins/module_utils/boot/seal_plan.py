@@ -12,7 +12,7 @@ from typing import Iterable, Mapping, Optional
 
 from ..agent.capability import missing
 from ..disk import gpt
-from ..disk.esp import MIN_SIZE, OVERHEAD
+from ..disk.esp import OVERHEAD, min_size
 from ..disk.ext4 import Change, Entry
 from ..disk.file_system import FileSystem
 from ..disk.sparse import Content
@@ -52,7 +52,7 @@ class Request:
     force: bool = False
     kernel: Optional[str] = None
     command_line: str = ""
-    esp_size: int = 256 << 20
+    esp_size: int = 288 << 20
     sign_tool: SignTool = SignTool.SYSTEMD
     choices: Choices = Choices()
 
@@ -270,11 +270,11 @@ def _check_strategy(request: Request, source: Source) -> None:
 
 
 def _check_sizes(request: Request, source: Source, output: Output, room: Room) -> None:
-    if request.esp_size < max(MIN_SIZE, source.kernel.size + OVERHEAD):
-        least = -(-max(MIN_SIZE, source.kernel.size + OVERHEAD) // gpt.MIB)
-        raise FdeError(
-            "esp_size", "the kernel image does not fit the EFI system partition", f"Make it at least {least} MiB"
-        )
+    smallest, needed = min_size(source.sector_size), source.kernel.size + OVERHEAD
+    if request.esp_size < max(smallest, needed):
+        fat = f"no FAT32 on sectors of {source.sector_size} bytes is that small"
+        cause = "the kernel image does not fit the EFI system partition" if needed > smallest else fat
+        raise FdeError("esp_size", cause, f"Make it at least {-(-max(smallest, needed) // gpt.MIB)} MiB")
     superblock = wanted_superblock(source)
     try:
         lay_out(

@@ -11,11 +11,17 @@ from ..boot.tools import File, Tools
 from ..luks2.profile import LAYOUT
 
 LABEL = "ESP"
-#: FAT32 has at least 65525 clusters; below this size mkfs.vfat would warn that firmware may take it for FAT16.
-MIN_SIZE = 64 << 20
+#: Fewer clusters make a FAT16 for firmware, whatever the file system says of itself (FAT specification 1.03, 3.5).
+CLUSTERS = 65525
 #: What the two tables and the directories take at most, and beside the kernel image the copy of a LUKS2 header that the
 #: boot agent keeps there while the header is changed.
 OVERHEAD = (4 << 20) + LAYOUT.offset
+
+
+def min_size(sector_size: int) -> int:
+    """Return the least size in bytes of a FAT32 on sectors of that size: no cluster is smaller than one."""
+    # An entry of each of two tables belongs to every cluster; 32 reserved sectors are what mkfs.vfat takes.
+    return max(64 << 20, CLUSTERS * (sector_size + 2 * 4) + 40 * sector_size)
 
 
 def make_esp(

@@ -107,7 +107,7 @@ def test_what_is_done(request_: Request, source: Optional[Source], found: Output
     [
         ({}, output(None), PLENTY, "not a sealed image"),
         ({"command_line": "rd.break"}, NOTHING, PLENTY, "may not be set"),
-        ({"esp_size": 32 * MIB}, NOTHING, PLENTY, "does not fit the EFI system partition"),
+        ({"esp_size": 32 * MIB}, NOTHING, PLENTY, "is that small. Make it at least 64 MiB"),
         ({}, NOTHING, Room(200 * MIB), "not enough free space"),
         ({}, NOTHING, Room(1 << 40, 100 * MIB), "not enough free space"),
         ({}, replace(NOTHING, device_size=1000 * MIB), PLENTY, "the device has"),
@@ -246,6 +246,20 @@ def test_a_kernel_that_lacks_what_the_strategy_needs_is_refused_at_sealing() -> 
         seal_plan.plan(REQUEST, trixie, NOTHING, PLENTY)
     copy = replace(REQUEST, choices=Choices(Strategy.COPY))
     assert seal_plan.plan(copy, replace(trixie, strategy="copy"), NOTHING, PLENTY).action is Action.SEAL
+
+
+def test_the_kernel_image_and_a_copy_of_a_header_must_fit() -> None:
+    large = replace(SOURCE, kernel=replace(SOURCE.kernel, size=100 * MIB))
+    with pytest.raises(FdeError, match="does not fit the EFI system partition. Make it at least 112 MiB"):
+        seal_plan.plan(replace(REQUEST, esp_size=100 * MIB), large, NOTHING, PLENTY)
+
+
+def test_large_sectors_need_a_larger_efi_system_partition() -> None:
+    large = replace(SOURCE, sector_size=4096)
+    with pytest.raises(FdeError, match="no FAT32 on sectors of 4096 bytes is that small. Make it at least 257 MiB"):
+        seal_plan.plan(replace(REQUEST, esp_size=256 * MIB), large, NOTHING, PLENTY)
+    assert seal_plan.plan(replace(REQUEST, esp_size=257 * MIB), large, NOTHING, PLENTY).action is Action.SEAL
+    assert seal_plan.plan(REQUEST, large, NOTHING, PLENTY).action is Action.SEAL
 
 
 def test_another_strategy_or_sector_size_is_another_image() -> None:
