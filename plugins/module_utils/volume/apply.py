@@ -160,7 +160,7 @@ class _Work:
         self._save(
             Pin(
                 name=wanted.name,
-                uuid=str(uuid.uuid4()),
+                uuid=step.uuid or str(uuid.uuid4()),
                 device=device.path,
                 state=PinState(step.subject),
                 profile=wanted.profile.name,

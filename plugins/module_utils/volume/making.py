@@ -5,27 +5,33 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Iterator, Optional
 
 from ..errors import FdeError, Refusal
 from ..luks2 import enrolment
 from .device import Device
 from .found import Found
-from .pin import PinState
+from .pin import Pin, PinState
 from .steps import Action, Step, keyslot_step
 from .using import check_use, configure, own_leftovers, tidy
 from .wanted import LEAST, FileSystemType, State, Wanted
 
 
 def create(found: Found, wanted: Wanted, device: Device) -> Iterator[Step]:
-    _check_blank(found, wanted, device)
+    unfinished = found.pin if found.pin is not None and found.pin.state is PinState.INITIALIZING else None
+    _check_free(found, wanted, device, unfinished)
+    own = unfinished if unfinished is not None and own_leftovers(found, device, unfinished) else None
+    if own is None:
+        _check_blank(wanted, device)
     least = LEAST[wanted.file_system]
     if device.size < least:
         raise FdeError(device.path, f"it is smaller than {least >> 20} MiB", "Take a larger device")
     yield from tidy(found)
     if found.mapping is not None:
         yield Step(Action.CLOSE, wanted.name)
-    yield Step(Action.PIN, "initializing")
+    # Until the new mark is written, the pin must name what the last attempt has left there. That was never ready, so no
+    # recovery key was handed over for its UUID.
+    yield Step(Action.PIN, "initializing", uuid=None if own is None else own.uuid)
     yield Step(Action.CLEAR, device.path)
     yield Step(Action.FORMAT, f"{wanted.profile.name}, {'journal' if wanted.journal else 'no journal'}")
     yield keyslot_step(enrolment.plan((), wanted.unlock))
@@ -39,10 +45,9 @@ def create(found: Found, wanted: Wanted, device: Device) -> Iterator[Step]:
         yield Step(Action.MOUNT, wanted.mount.path)
 
 
-def _check_blank(found: Found, wanted: Wanted, device: Device) -> None:
-    """Raise unless the device is blank, or holds this volume's own unfinished work, or is named by ``force``."""
-    unfinished = found.pin is not None and found.pin.state is PinState.INITIALIZING
-    if found.mapping is not None and not (unfinished and found.pin and found.mapping.uuid == found.pin.uuid):
+def _check_free(found: Found, wanted: Wanted, device: Device, unfinished: Optional[Pin]) -> None:
+    """Raise ``FdeError`` where device or name are in use by anything but this volume's own unfinished work."""
+    if found.mapping is not None and not (unfinished is not None and found.mapping.uuid == unfinished.uuid):
         raise FdeError(
             f"/dev/mapper/{wanted.name}", "something else is open under this name", "Close it, or rename the volume"
         )
@@ -51,8 +56,10 @@ def _check_blank(found: Found, wanted: Wanted, device: Device) -> None:
     check_use(found, device)
     if device.read_only:
         raise FdeError(device.path, "it is read-only", "Name another device")
-    if unfinished and found.pin is not None and own_leftovers(found, device, found.pin):
-        return
+
+
+def _check_blank(wanted: Wanted, device: Device) -> None:
+    """Raise ``Refusal`` unless the device is blank, or is named by ``force``."""
     contents = device.contents()
     # What an encrypted volume holds cannot be seen, and a play may still name the disk that it was made on.
     encrypted = tuple(one.uuid for one in device.signatures if one.type == "crypto_LUKS" and one.uuid)

@@ -42,13 +42,15 @@ class Action(str, Enum):
 class Step:
     """One thing to do. ``subject`` says to people what it is done to; ``keyslots`` is what changes of them.
 
-    ``retiring`` are keyslots that stay until the control node has stored the new recovery key.
+    ``retiring`` are keyslots that stay until the control node has stored the new recovery key, ``uuid`` is that of an
+    unfinished volume which is made anew.
     """
 
     action: Action
     subject: str
     keyslots: Optional[enrolment.Plan] = None
     retiring: tuple[enrolment.Enrolled, ...] = ()
+    uuid: Optional[str] = None
 
 
 @dataclass(frozen=True)

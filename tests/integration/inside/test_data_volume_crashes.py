@@ -20,8 +20,9 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_are
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Passphrase, Recovery
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT
 from ansible_collections.cvm.fde.plugins.module_utils.volume import boot
+from ansible_collections.cvm.fde.plugins.module_utils.volume.erasure import mark
 from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import State, UnlockWith, Wanted
-from owner import NAME, Owner
+from owner import NAME, Owner, drop_caches
 
 MIB = 1 << 20
 SIZE = 48 * MIB
@@ -31,13 +32,11 @@ class PowerCut(BaseException):
     """Nothing may catch this, as nothing catches a power cut."""
 
 
-def cut_before(step: int) -> Callable[[str], None]:
-    """Return what ends a run before its step of that number, counted from 0."""
-    seen: list[str] = []
+def cut_before(action: str) -> Callable[[str], None]:
+    """Return what ends a run before its first step with that action."""
 
     def announce(text: str) -> None:
-        seen.append(text)
-        if len(seen) > step:
+        if text.split()[1] == action:
             raise PowerCut(text)
 
     return announce
@@ -139,7 +138,7 @@ def test_a_creation_that_is_killed_is_made_anew_though_everything_is_still_open(
 ) -> None:
     device = disk(SIZE)
     wanted = recoverable(owner, device)
-    for step in (5, 6, 7):
+    for step in ("make-file-system", "store", "ready"):
         with pytest.raises(PowerCut):
             owner.run(wanted, cut_before(step))
         assert owner.machine.mapper.find(NAME) is not None and pinned(owner) == "initializing"
@@ -148,6 +147,25 @@ def test_a_creation_that_is_killed_is_made_anew_though_everything_is_still_open(
         owner.cut_power()
         write(device, bytes(SIZE))
         owner.machine.places.pin(NAME).unlink()
+
+
+@pytest.mark.parametrize("first", ["format", "ready"])
+@pytest.mark.parametrize("torn", [False, True], ids=["before its mark", "within its mark"])
+def test_a_second_attempt_that_is_cut_short_of_its_mark_is_made_anew(
+    owner: Owner, disk: Callable[..., str], first: str, torn: bool
+) -> None:
+    """The first attempt has left its mark on the disk, or its header."""
+    device = disk(SIZE)
+    wanted = recoverable(owner, device)
+    for action in (first, "clear"):
+        with pytest.raises(PowerCut):
+            owner.run(wanted, cut_before(action))
+        owner.cut_power()
+    if torn:
+        # A disk writes a sector as a whole or not at all.
+        write(device, mark(json.loads(owner.machine.places.pin(NAME).read_text())["uuid"])[:512])
+        drop_caches()
+    assert owner.run(wanted)["state"] == "mounted"
 
 
 def test_a_change_of_keyslots_cut_before_any_step_loses_neither_data_nor_keys(
@@ -160,7 +178,7 @@ def test_a_change_of_keyslots_cut_before_any_step_loses_neither_data_nor_keys(
     key = UnlockWith(recovery_key=owner.recovery_key)
     one = {"passphrase": "one passphrase", "unlock": (Recovery(), Passphrase())}
     change = replace(wanted, **one, unlock_with=key)
-    for step in range(3):
+    for step in ("change-keyslots", "store", "ready"):
         alive()
         with pytest.raises(PowerCut):
             owner.run(change, cut_before(step))
@@ -180,7 +198,7 @@ def test_a_torn_header_is_finished_at_the_next_boot_or_run(owner: Owner, disk: C
     change = replace(wanted, passphrase="one passphrase", unlock=(Recovery(), Passphrase()), unlock_with=key)
     before = read_area(device, LAYOUT.offset).content
     with pytest.raises(PowerCut):
-        owner.run(change, cut_before(2))
+        owner.run(change, cut_before("ready"))
     owner.cut_power()
     after = read_area(device, LAYOUT.offset).content
     for torn in (after[:4096] + before[4096:], before[: LAYOUT.metadata_size] + after[LAYOUT.metadata_size :]):

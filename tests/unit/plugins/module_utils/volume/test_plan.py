@@ -196,6 +196,27 @@ def test_unknown_data_stay_unless_they_are_marked_as_the_unfinished_volume() -> 
             plan(found, WANTED)
 
 
+@pytest.mark.parametrize(
+    ("found", "uuid"),
+    [
+        (Found(DEVICE), None),
+        (Found(DEVICE, INITIALIZING), None),
+        (Found(DEVICE, INITIALIZING.having(identity=("DATA1",)), marked=UUID), None),
+        (Found(replace(DEVICE, signatures=CONTENTS["file system"]), INITIALIZING, marked=UUID), None),
+        (Found(replace(DEVICE, unknown_data=True), INITIALIZING, marked=OTHER), None),
+        (Found(replace(DEVICE, unknown_data=True), marked=UUID), None),
+        (Found(replace(DEVICE, unknown_data=True), INITIALIZING, marked=UUID), UUID),
+        (Found(replace(DEVICE, signatures=(LUKS,)), INITIALIZING), UUID),
+    ],
+    ids=["blank", "blank again", "another disk", "used since", "another mark", "no pin", "its mark", "its header"],
+)
+def test_an_unfinished_volume_keeps_its_uuid_because_the_device_names_it_until_the_next_mark(
+    found: Found, uuid: Optional[str]
+) -> None:
+    [pinned] = [step for step in plan(found, replace(WANTED, force="DATA1")).steps if step.action is Action.PIN]
+    assert (pinned.subject, pinned.uuid) == ("initializing", uuid)
+
+
 def test_a_creation_that_was_killed_is_tidied_up_first() -> None:
     strays = ("temporary-cryptsetup-41", "temporary-cryptsetup-41_dif")
     found = Found(replace(STRAY, signatures=(), unknown_data=True), INITIALIZING, strays=strays, marked=UUID)
