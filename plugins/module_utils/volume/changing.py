@@ -24,14 +24,7 @@ def reconcile(found: Found, wanted: Wanted, device: Device) -> Iterator[Step]:
         _check_adoptable(found, wanted, device)
     else:
         _check_same(found, wanted)
-    if found.header is None or found.header.violations:
-        where = (
-            "" if found.header is None else ", ".join(f"{v.reason.value} at {v.where}" for v in found.header.violations)
-        )
-        raise Refusal(
-            "luks2-policy", device.path, f"its LUKS2 header is not one this collection makes: {where or 'none'}",
-            "Somebody changed it; do not open it",
-        )  # fmt: skip
+    certain(found.header).judgement.require(device.path)
     if found.mapping is not None and found.mapping.problems is not None:
         raise Refusal("active-table", f"/dev/mapper/{wanted.name}", found.mapping.problems, "Close it")
     check_use(found, device)

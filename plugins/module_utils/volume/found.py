@@ -10,7 +10,7 @@ from typing import Mapping, Optional
 
 from ..luks2.area import HeaderArea
 from ..luks2.enrolment import Enrolled
-from ..luks2.policy import Violation
+from ..luks2.policy import Judgement
 from .device import Device
 from .file_system import FileSystem, Mounted
 from .pin import Pin
@@ -27,7 +27,7 @@ class HeaderFound:
     digest: str = ""
     uuid: Optional[str] = None
     defect: Optional[str] = None
-    violations: tuple[Violation, ...] = ()
+    judgement: Judgement = Judgement(())
     enrolled: tuple[Enrolled, ...] = ()
     fingerprints: Mapping[int, str] = field(default_factory=dict)
 

@@ -107,11 +107,11 @@ def _header(area: Optional[HeaderArea], wanted: Wanted, pin: Optional[Pin]) -> O
     except HeaderError as error:
         return HeaderFound(area, digest, defect=error.defect.value)
     uuid = None if pin is None else pin.uuid
-    found = judge(header, data_volume(uuid=uuid, profile=wanted.profile, journal=wanted.journal)).violations
+    judgement = judge(header, data_volume(uuid=uuid, profile=wanted.profile, journal=wanted.journal))
     # The keyslots of a header that deviates are of no interest, and reading them is not safe.
-    if found:
-        return HeaderFound(area, digest, header.uuid, None, found)
-    return HeaderFound(area, digest, header.uuid, None, (), enrolled(header), fingerprints(area))
+    if not judgement.accepted:
+        return HeaderFound(area, digest, header.uuid, None, judgement)
+    return HeaderFound(area, digest, header.uuid, None, judgement, enrolled(header), fingerprints(area))
 
 
 def _mapping(machine: Machine, name: str, pin: Optional[Pin], device: Optional[Device]) -> Optional[MappingFound]:
@@ -159,7 +159,7 @@ def boot_entry(wanted: Wanted, pin: Optional[Pin], device: Optional[Device]) -> 
 
 
 def _credentials(machine: Machine, wanted: Wanted, header: Optional[HeaderFound]) -> Credentials:
-    if header is None or header.defect is not None or header.violations:
+    if header is None or header.defect is not None or not header.judgement.accepted:
         return Credentials()
     machine.places.run.mkdir(mode=0o700, parents=True, exist_ok=True)
     proven = set()

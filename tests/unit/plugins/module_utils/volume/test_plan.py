@@ -13,7 +13,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Re
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.enrolment import Enrolled
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Passphrase, Recovery, Tpm2
-from ansible_collections.cvm.fde.plugins.module_utils.luks2.policy import Reason, Violation
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.policy import Judgement, Reason, Violation
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import CONFIDENTIAL
 from ansible_collections.cvm.fde.plugins.module_utils.volume.device import Device, Signature
 from ansible_collections.cvm.fde.plugins.module_utils.volume.file_system import Mounted
@@ -62,6 +62,7 @@ MAPPING = MappingFound("/dev/dm-1", UUID)
 SHOWN = ("rw", "relatime", "stripe=8")
 BY_TPM = Credentials(frozenset({1}), by_tpm=True)
 KEY = UnlockWith(recovery_key="x")
+NULL_CIPHER = Judgement((Violation(Reason.NULL_CIPHER, "segments.0", "null"),))
 
 
 def header(digest: str = CURRENT, *enrolled: Enrolled, **other: Any) -> HeaderFound:
@@ -295,7 +296,7 @@ def test_what_cannot_be_done_is_said(found: Found, wanted: Wanted, message: str)
         (volume(header=None), "header-changed"),
         (volume(header=header(FOREIGN, uuid=None, defect="checksum")), "header-changed"),
         (volume(header=header(FOREIGN), pin=PIN.having(next=NEXT), saved=FOREIGN), "header-changed"),
-        (volume(header=header(violations=(Violation(Reason.NULL_CIPHER, "segments.0", "null"),))), "luks2-policy"),
+        (volume(header=header(judgement=NULL_CIPHER)), "luks2-policy"),
         (used(mapping=replace(MAPPING, problems="cipher null")), "active-table"),
         (volume(device=replace(DEVICE, size=SIZE - 512)), "device-shrunk"),
     ],
@@ -317,14 +318,7 @@ def test_tampering_is_refused_by_its_code(found: Found, code: str) -> None:
         (Found(DEVICE, header=header(FOREIGN, uuid=None, defect="magic"), credentials=OPENED), KEY),
         (Found(DEVICE, credentials=OPENED), KEY),
         (volume(header=header(FOREIGN, uuid=OTHER), credentials=OPENED), KEY),
-        (
-            Found(
-                DEVICE,
-                header=header(violations=(Violation(Reason.NULL_CIPHER, "segments.0", "null"),)),
-                credentials=OPENED,
-            ),
-            KEY,
-        ),
+        (Found(DEVICE, header=header(judgement=NULL_CIPHER), credentials=OPENED), KEY),
     ],
     ids=["only the TPM opens it", "nothing given", "unsound", "nothing there", "another volume", "null cipher"],
 )
