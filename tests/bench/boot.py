@@ -41,7 +41,7 @@ from tests.lab.sealed import prepared_tree, sealed_image
 from tests.lab.trees import copy_tree, run_in
 
 UNIT = "cvm-fde-boot.service"
-#: Have User-mode Linux catch system calls by a filter, not by ptrace, which takes twice as long: nearer to a machine.
+#: No falling back to ptrace, which takes twice as long: with the filter User-mode Linux is nearer to a machine.
 FILTER = "seccomp=on"
 INSIDE = Path(__file__).with_name("boot_inside.py")
 RESULTS = BUILD / "bench"

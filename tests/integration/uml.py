@@ -8,6 +8,8 @@ tmpfs laid over it: whatever the program writes is gone afterwards, and the tree
 visible, read-only, under its own path. ``/exchange`` is a directory of the host for results: its files are what
 counts, the console is for people.
 
+The guest catches system calls by a filter (seccomp) where the machine has it; ptrace takes twice as long.
+
 Each page of a process in the guest may become a mapping of the host's, of which Linux allows 65,530
 (``vm.max_map_count``): a process that grows far beyond 256 MiB ends with ``Killed``, whatever memory there is, and the
 console says ``UML ran out of memory on the host side``.
@@ -179,7 +181,7 @@ class Guest:
                 f"uml_dir={memory}/",
             ),
             *("root=/dev/root", "rootfstype=hostfs", f"rootflags={self.tree}", "ro"),
-            *("quiet", "loglevel=4", "panic=-1", *self.words),
+            *("quiet", "loglevel=4", "panic=-1", "seccomp=auto", *self.words),
             *("con=null", f"con0=null,fd:{console}", "ssl=null", f"ssl0=null,fd:{output}"),
             *("init=/bin/sh", "--", "-c", f'"{first}"'),
         ]
