@@ -97,8 +97,11 @@ class DeviceMapper:
         return self.get(name)
 
     def remove(self, name: str) -> None:
-        """Remove a device that nobody has open."""
-        self._dmsetup("remove", name)
+        """Remove a device that nobody has open.
+
+        udev may be looking at a device that was just made or closed; that is tried again for five seconds.
+        """
+        self._dmsetup("remove", "--retry", name)
 
     def suspend(self, name: str, *, flush: bool = True) -> None:
         """Hold all I/O; with ``flush`` a mounted file system is frozen and what is under way is finished first."""
