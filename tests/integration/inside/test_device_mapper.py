@@ -7,6 +7,11 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
+import time
+
+from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
+from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Other
 
 
 def test_the_guest_is_root_with_the_targets_we_build_on() -> None:
@@ -14,3 +19,15 @@ def test_the_guest_is_root_with_the_targets_we_build_on() -> None:
     names = {line.split()[0] for line in targets.splitlines()}
     assert os.geteuid() == 0
     assert {"crypt", "integrity", "verity", "clone", "linear", "zero", "flakey", "snapshot"} <= names
+
+
+def test_a_device_that_somebody_looks_at_for_a_moment_is_removed(mapper: DeviceMapper) -> None:
+    """As udev does with every device that was just made."""
+    looking = os.open(mapper.create("looked-at", (Other(0, 8, "zero", ""),)).path, os.O_RDONLY)
+    begun = time.monotonic()
+    look = threading.Timer(1, os.close, (looking,))
+    look.start()
+    mapper.remove("looked-at")
+    look.join()
+    assert mapper.find("looked-at") is None
+    assert time.monotonic() - begun >= 1, "it was never busy"
