@@ -17,12 +17,13 @@ from __future__ import annotations
 import argparse
 import collections
 import json
+import math
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +111,34 @@ def moments(log: Path, tpm: Sequence[int], promised: Sequence[int]) -> Iterator[
     """Yield the cuts of a log; ``tpm`` and ``promised`` are its lengths when the TPM changed and a promise was made."""
     listed = tuple(log_writes.entries(log))
     for cut in log_writes.cuts(listed):
-        last = listed[cut.after - 1]
-        length = last.data + (0 if last.discard else last.length)
-        yield Moment(cut, sum(at <= length for at in tpm) - 1, sum(at <= length for at in promised))
+        length = _end(listed[cut.after - 1])
+        state = sum(at <= length for at in tpm)
+        # What was written after the TPM changed cannot be there before it.
+        before = tpm[state] if state < len(tpm) else math.inf
+        stray = tuple(number for number in cut.stray if _end(listed[number]) <= before)
+        if cut.stray and not stray:
+            continue
+        torn = cut.torn if stray == cut.stray else None
+        yield Moment(replace(cut, stray=stray, torn=torn), state - 1, sum(at <= length for at in promised))
+
+
+def _end(entry: log_writes.Entry) -> int:
+    """Return how long the log is once it has this entry."""
+    return entry.data + (0 if entry.discard else entry.length)
 
 
 def record(sealed: Sealed, name: str, cloned: bool) -> Recording:
     """Let a new guest of the image live until a cloned root is complete, and has made a few promises."""
-    guest = Guest.create(name, sealed.image, size=SIZE, log=LOG)
-    recording = Recording(guest)
+    recording = Recording(Guest.create(name, sealed.image, size=SIZE, log=LOG))
+    try:
+        _live(recording, cloned)
+    finally:
+        recording.guest.power_off()
+    return recording
+
+
+def _live(recording: Recording, cloned: bool) -> None:
+    guest = recording.guest
     with recording.watched():
         boot(guest)
         end = time.monotonic() + LIMIT
@@ -133,7 +153,6 @@ def record(sealed: Sealed, name: str, cloned: bool) -> Recording:
             raise GuestError(guest, f"is not complete after {LIMIT} s")
         recording.volume_key = state["volume_key_id"]
         guest.shut_down()
-    return recording
 
 
 def _anchor(guest: Guest) -> dict[str, Any]:
