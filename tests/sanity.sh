@@ -6,7 +6,7 @@
 #
 # ansible-test makes a virtual environment for every group of tests and fills it from the Python package index. It wants
 # to bootstrap pip from a server of its own; where that server is out of reach a wheel of pip from the package index does
-# as well, so its place in the cache of ansible-test is taken by a small script. The cache is in build/, not in the
+# as well, so its place in the cache of ansible-test is taken by a small script. All of it is in build/, not in the
 # user's home. Nothing is compiled that may never be imported: that was a third of the time.
 set -eu
 
@@ -16,10 +16,10 @@ if [ -x "$here/.venv/bin/ansible-test" ]; then
 fi
 work="$here/build/sanity"
 tree="$work/ansible_collections/cvm/fde"
-cache="$work/home/.ansible/test/cache"
+cache="$work/cache"
 
 rm -rf "$work/ansible_collections" "$work/archive"
-mkdir -p "$tree/tests" "$cache" "$work/home/.config"
+mkdir -p "$tree/tests" "$cache"
 ansible-galaxy collection build --output-path "$work/archive" "$here" >/dev/null
 tar -xzf "$work"/archive/cvm-fde-*.tar.gz -C "$tree"
 cp "$here/galaxy.yml" "$tree/"
@@ -30,12 +30,6 @@ grep -v '^#' "$here/tests/sanity/exceptions.txt" >"$tree/tests/sanity/ignore-$co
 # ansible-test asks git for the list of files, and must not ask the checkout, which ignores build/.
 git init --quiet "$tree"
 echo /tests/output/ >"$tree/.git/info/exclude"
-
-if [ -e "${HOME:-/nonexistent}/.config/pip" ]; then
-    ln -sfn "$HOME/.config/pip" "$work/home/.config/pip"
-fi
-mkdir -p "$work/home/.pip"
-printf '[install]\nno-compile = true\nquiet = 2\n' >"$work/home/.pip/pip.conf"
 
 requirements=$(python3 -c 'import ansible_test, os; print(os.path.join(list(ansible_test.__path__)[0], "_internal/python_requirements.py"))')
 for version in $(sed -n "s/.*pip='\([0-9.]*\)'.*/\1/p" "$requirements"); do
@@ -54,11 +48,21 @@ done
 # One Python, the one that ansible-test itself runs on: others that are found on a machine may be broken or incomplete.
 python=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 cd "$tree"
+# sanity LANE [ARGUMENT...]: every lane has a home of its own, because ansible-test keeps one virtual environment there for
+# all tests that require nothing, and two that start at once delete it from under each other.
 sanity() {
-    HOME="$work/home" ansible-test sanity --local --python "$python" --color no "$@"
+    home="$work/homes/$1"
+    shift
+    mkdir -p "$home/.ansible/test" "$home/.config" "$home/.pip"
+    ln -sfn "$cache" "$home/.ansible/test/cache"
+    if [ -e "${HOME:-/nonexistent}/.config/pip" ]; then
+        ln -sfn "$HOME/.config/pip" "$home/.config/pip"
+    fi
+    printf '[install]\nno-compile = true\nquiet = 2\n' >"$home/.pip/pip.conf"
+    HOME="$home" ansible-test sanity --local --python "$python" --color no "$@"
 }
 if [ $# -gt 0 ]; then
-    sanity "$@"
+    sanity chosen "$@"
     exit
 fi
 
@@ -66,12 +70,12 @@ fi
 # The test "import" has neither cryptography nor tpm2-pytss. Modules must be importable without them, because a target may
 # lack them; the control node always has cryptography, which ansible-core depends on.
 begun=$(date +%s)
-sanity --test pylint >"$work/pylint.log" 2>&1 &
+sanity pylint --test pylint >"$work/pylint.log" 2>&1 &
 pylint=$!
-sanity --test import plugins/modules/ plugins/module_utils/ plugins/doc_fragments/ >"$work/import.log" 2>&1 &
+sanity import --test import plugins/modules/ plugins/module_utils/ plugins/doc_fragments/ >"$work/import.log" 2>&1 &
 import=$!
 failed=""
-sanity --skip-test pylint --skip-test import || failed="$failed others"
+sanity others --skip-test pylint --skip-test import || failed="$failed others"
 wait $pylint || failed="$failed pylint"
 wait $import || failed="$failed import"
 cat "$work/pylint.log" "$work/import.log"
