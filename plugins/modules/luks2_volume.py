@@ -71,7 +71,9 @@ options:
       wipe:
         description:
           - Whether every sector is written when the volume is made, which takes as long as writing the whole device.
-          - With V(auto) only for xfs and V(none), whose programs read sectors that nobody wrote before.
+          - With V(auto) every volume with authentication. There a sector that was never written cannot be read, and
+            programs that read beside the file system's blocks (C(e2fsck), C(btrfs scrub), C(xfs_repair)) would report
+            sound data as unreadable.
         type: str
         choices: [auto, always, never]
         default: auto

@@ -28,6 +28,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.strategies import RO
 from ansible_collections.cvm.fde.plugins.module_utils.agent.strategy_overlay import LOWER, UPPER
 from ansible_collections.cvm.fde.plugins.module_utils.boot.command_line import ROOT_WORDS
 from ansible_collections.cvm.fde.plugins.module_utils.disk import growth
+from ansible_collections.cvm.fde.plugins.module_utils.dm import clone, written
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import SECTOR, Linear
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Tpm2
@@ -94,25 +95,34 @@ def _to_its_end(machine: Machine, root: Path) -> None:
     """Do what the running system's service does for its root."""
     if machine.configuration.strategy is Strategy.OVERLAY:
         masks.keep(machine, lambda _line: None)
-    else:
-        # It looks more often than on a real machine, where nobody waits for it.
-        with mock.patch.object(upkeep, "hydrate", partial(upkeep.hydrate, interval=0.05)):
-            upkeep.finish(machine, _DEAF, str(root))
+    # It looks more often than on a real machine, where nobody waits for it.
+    with mock.patch.object(upkeep, "hydrate", partial(upkeep.hydrate, interval=0.05)):
+        upkeep.finish(machine, _DEAF, mount_point(machine, root))
+
+
+def mount_point(machine: Machine, root: Path) -> str:
+    """Return where the volume's file system is mounted when the root is mounted at ``root``."""
+    where = ROOTS[machine.configuration.strategy].mount_point(machine)
+    assert where is not None
+    return str(root) if where == "/" else where
 
 
 def _at_its_end(machine: Machine, root: Path) -> None:
     """Raise ``Lost`` unless the root needs nothing of the image any more and fills its volume."""
-    device = ROOTS[machine.configuration.strategy].device
-    if device is None:
-        return
-    table = machine.mapper.table(Path(device).name)
-    if not all(isinstance(target, Linear) for target in table):
+    table = machine.mapper.table(clone.NAMES.root)
+    if len(table) != 1 or not isinstance(table[0], Linear):
         raise Lost(f"the root is not linear: {table}")
     anchor = anchoring.look(machine).anchor
     if anchor is None or not anchor.complete:
         raise Lost("the anchor does not say that the root is complete")
-    size = sum(target.length for target in table) * SECTOR
-    if grown := growth.grow(str(root), growth.kind_of(str(root)), device, size):
+    size, volume, where = (
+        machine.mapper.get(clone.NAMES.root).size,
+        machine.mapper.get(VOLUME),
+        mount_point(machine, root),
+    )
+    if size < written.room(volume, table[0].offset):
+        raise Lost(f"the root device of {size} sectors does not fill its volume of {volume.size}")
+    if grown := growth.grow(where, growth.kind_of(where), size * SECTOR):
         raise Lost(f"the root did not fill its volume: {grown} bytes were missing")
 
 
@@ -124,8 +134,8 @@ def _sound(machine: Machine) -> None:
         return
     for layer in (UPPER, LOWER):
         subprocess.run(["umount", machine.paths.state / layer], check=True)
-    volume = machine.mapper.get(VOLUME).path
-    subprocess.run(["btrfs", "check", "--readonly", "--check-data-csum", volume], check=True, capture_output=True)
+    upper = machine.mapper.get(clone.NAMES.root).path
+    subprocess.run(["btrfs", "check", "--readonly", "--check-data-csum", upper], check=True, capture_output=True)
 
 
 class Keyholder:

@@ -31,6 +31,7 @@ from .aftermath import (
     after_the_cut,
     after_the_cut_with_a_key,
     data_after_the_cut,
+    mount_point,
     mounted,
     recovered,
 )
@@ -80,8 +81,7 @@ def other_life(lab: RecordedLab, log: Log) -> None:
             with user.busy(4):
                 if machine.configuration.strategy is Strategy.OVERLAY:
                     masks.keep(machine, log.label)
-                else:
-                    upkeep.finish(machine, Ears(status=lambda _line: None, log=log.label), str(root))
+                upkeep.finish(machine, Ears(status=lambda _line: None, log=log.label), mount_point(machine, root))
             user.write()
     _second_boot(lab, log, user.written)
 

@@ -34,7 +34,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("boot", help="make or open the encrypted root; in the initrd")
     commands.add_parser("emergency", help="say that the initrd cannot continue")
-    commands.add_parser("hydrate", help="copy the image's root into the encrypted volume")
+    commands.add_parser("hydrate", help="copy the image's root into the encrypted volume, and fill that")
     commands.add_parser("pause", help="stop that copying, whatever became of the process that paced it")
     commands.add_parser("masks", help="report what the volume of an overlay hides of the image")
     commands.add_parser("status", help="print what is known about the root as JSON")

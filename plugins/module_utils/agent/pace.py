@@ -10,6 +10,7 @@ on when it was quiet for a moment. It does not wait for ever: a root that is alw
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -72,3 +73,24 @@ def load_of(minor: int, sysfs: Path = SYSFS) -> Load:
     """
     words = (sysfs / "block" / f"dm-{minor}" / "stat").read_text().split()
     return Load(int(words[0]) + int(words[4]) + int(words[11] if len(words) > 11 else 0), int(words[8]))
+
+
+class Watch:
+    """Looks at what users do to a device-mapper device, and keeps the pace that follows."""
+
+    def __init__(self, minor: int) -> None:
+        self._minor = minor
+        self._pacer = Pacer()
+        self._seen, self._at = load_of(minor), time.monotonic()
+
+    @property
+    def pace(self) -> Pace:
+        """The pace since the last look."""
+        return self._pacer.pace
+
+    def look(self) -> bool:
+        """Look at what users did since the last look, and tell whether the pace is another one now."""
+        load, now = load_of(self._minor), time.monotonic()
+        before, self._pacer = self._pacer, self._pacer.after(self._seen, load, now - self._at)
+        self._seen, self._at = load, now
+        return self._pacer.pace is not before.pace

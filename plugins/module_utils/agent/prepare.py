@@ -104,7 +104,7 @@ class Step:
 AGENT, COMMAND = "/usr/lib/cvm-fde/agent.pyz", "/usr/bin/cvm-fde"
 #: What a running system does for its root, and for which strategies.
 _SERVICES = {
-    "cvm-fde-hydrate.service": (Strategy.CLONE, Strategy.COPY),
+    "cvm-fde-hydrate.service": (Strategy.CLONE, Strategy.COPY, Strategy.OVERLAY),
     "cvm-fde-masks.service": (Strategy.OVERLAY,),
 }
 _EXECUTABLE = (".pyz", ".sh")

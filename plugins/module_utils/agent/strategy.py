@@ -43,6 +43,9 @@ class Root(Protocol):
     def device(self) -> Optional[str]:
         """The device that systemd mounts, None where it mounts something else."""
 
+    def mount_point(self, machine: Machine) -> Optional[str]:
+        """Return where the file system of the volume is mounted in a running system, None where there is none."""
+
     def minimum(self, machine: Machine) -> int:
         """Return the least size of the volume's partition in bytes."""
 

@@ -18,6 +18,11 @@ class Cloned:
     has_volume = True
     device: Optional[str] = ROOT
 
+    def mount_point(self, machine: Machine) -> Optional[str]:
+        """Return the root: it is the volume's file system."""
+        del machine
+        return "/"
+
     def minimum(self, machine: Machine) -> int:
         """Return the least size of the partition in bytes."""
         return room_for_image(machine)

@@ -21,6 +21,11 @@ class Ephemeral:
     has_volume = False
     device: Optional[str] = None
 
+    def mount_point(self, machine: Machine) -> Optional[str]:
+        """There is no volume."""
+        del machine
+        return None
+
     def minimum(self, machine: Machine) -> int:
         """There is no partition."""
         del machine

@@ -17,7 +17,8 @@ import os
 from pathlib import Path
 from typing import Optional
 
-from ..dm import edges
+from ..dm import clone, written
+from ..dm.table import SECTOR
 from ..luks2.profile import LAYOUT
 from .machine import IMAGE, VOLUME, Machine
 from .strategy import OVERHEAD, Assembled
@@ -25,7 +26,7 @@ from .strategy import OVERHEAD, Assembled
 #: Below the agent's state directory: the layers, and in the upper file system what overlayfs is given.
 LOWER, UPPER, DATA, WORK = "lower", "upper", "data", "work"
 LABEL = "fde"
-#: btrfs needs 110 MiB to begin with; a root that is written to needs more.
+#: btrfs needs 110 MiB to begin with; a root that is written to needs more. It is what a first boot waits for.
 _LEAST = 256 << 20
 
 
@@ -35,6 +36,10 @@ class Overlaid:
     has_volume = True
     device: Optional[str] = None
 
+    def mount_point(self, machine: Machine) -> Optional[str]:
+        """Return where the upper file system is mounted."""
+        return str(machine.paths.state / UPPER)
+
     def minimum(self, machine: Machine) -> int:
         """Return the least size of the partition in bytes; the image stays where it is."""
         del machine
@@ -43,9 +48,12 @@ class Overlaid:
     def first(self, machine: Machine) -> bool:
         """Make the upper file system and mount both layers."""
         volume = machine.mapper.get(VOLUME)
-        edges.write(volume.path, volume.size)
+        length = min(_LEAST // SECTOR, written.room(volume))
+        written.fill(volume, written.SLICE, length)
+        written.store(volume, length)
+        upper = written.map_root(machine.mapper, clone.NAMES.root, volume).path
         machine.runner.run(
-            ["mkfs.btrfs", "--quiet", "--force", "--nodiscard", "--csum", "sha256", "--label", LABEL, volume.path]
+            ["mkfs.btrfs", "--quiet", "--force", "--nodiscard", "--csum", "sha256", "--label", LABEL, upper]
         )
         self._mount(machine)
         for name in (DATA, WORK):
@@ -57,18 +65,20 @@ class Overlaid:
     def later(self, machine: Machine, complete: bool) -> Assembled:
         """Mount both layers."""
         del complete
+        written.map_root(machine.mapper, clone.NAMES.root, machine.mapper.get(VOLUME))
         self._mount(machine)
         return Assembled(True, "the volume lies over the verified image")
 
     def mountable(self, machine: Machine, complete: bool) -> Optional[str]:
-        """Return the volume: it has a file system of its own."""
+        """Return the upper file system's device, made read-only."""
         del complete
-        return machine.mapper.get(VOLUME).path
+        volume = machine.mapper.get(VOLUME)
+        return written.map_root(machine.mapper, clone.NAMES.root, volume, read_only=True).path
 
     def _mount(self, machine: Machine) -> None:
         state, mapper = machine.paths.state, machine.mapper
         _mounted(machine, mapper.get(IMAGE).path, state / LOWER, "ro")
-        _mounted(machine, mapper.get(VOLUME).path, state / UPPER, "rw,noatime", "btrfs")
+        _mounted(machine, mapper.get(clone.NAMES.root).path, state / UPPER, "rw,noatime", "btrfs")
 
 
 def _mounted(machine: Machine, device: str, directory: Path, options: str, kind: str = "") -> None:

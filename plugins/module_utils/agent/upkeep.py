@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The service of the running system that brings its root to the end of its way, by strategy.
 
-``clone``: copy the rest, map the volume linearly under the mounted root, say so in the anchor, grow. ``copy``: grow.
-``overlay``: keep and compare the record of what the volume masks of the image.
+``clone``: copy the rest, map the volume linearly under the mounted root, say so in the anchor. All that have a volume:
+grow to its end. ``overlay``: keep and compare the record of what the volume masks of the image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ..errors import FdeError
 from ..runner import Runner
 from . import anchoring, masks
 from .configuration import Strategy
-from .hydration import Ears, fill, hydrate, notify, settle
+from .filling import fill
+from .hydration import Ears, hydrate, notify, settle
 from .machine import Machine, this_machine
 from .strategies import ROOTS
 
@@ -26,10 +27,11 @@ _NOTICE, _WARNING = "<5>", "<4>"
 
 
 def hydrate_root(runner: Runner) -> None:
-    """Do what a root with a device of its own needs. Raises ``FdeError``; the service is started again then."""
+    """Do what a root with a volume needs. Raises ``FdeError``; the service is started again then."""
     machine = this_machine(runner)
-    if ROOTS[machine.configuration.strategy].device is not None:
-        finish(machine, Ears(notify, log))
+    mount_point = ROOTS[machine.configuration.strategy].mount_point(machine)
+    if mount_point is not None:
+        finish(machine, Ears(notify, log), mount_point)
 
 
 def pause(runner: Runner) -> None:
@@ -51,9 +53,9 @@ def keep_masks(runner: Runner) -> None:
 
 
 def finish(machine: Machine, ears: Ears, mount_point: str = "/") -> None:
-    """Bring a root with a device of its own to its end. Raises ``FdeError``."""
+    """Bring a root with a volume to its end. Raises ``FdeError``."""
     mapper = machine.mapper
-    hydrate(mapper, machine.runner, ears, mount_point=mount_point)
+    hydrate(mapper, ears)
     settle(mapper, ears)
     try:
         anchoring.mark_complete(machine)

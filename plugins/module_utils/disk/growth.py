@@ -16,7 +16,6 @@ import struct
 from typing import Callable, Union
 
 from ..errors import FdeError
-from .allocation import read_while_growing
 
 _EXT4_RESIZE = 0x40086610
 _XFS_GEOMETRY = 0x80705864
@@ -29,15 +28,14 @@ _BTRFS_NAME = 4088
 Call = Callable[[int, int, Union[bytes, bytearray]], object]
 
 
-def grow(mount_point: str, kind: str, device: str, size: int, call: Call = fcntl.ioctl) -> int:
+def grow(mount_point: str, kind: str, size: int, call: Call = fcntl.ioctl) -> int:
     """Let the file system of ``kind`` at ``mount_point`` fill its device of ``size`` bytes; return by how many bytes it
-    has grown. What it reads of its new part is written first. Raises ``FdeError`` when it cannot.
+    has grown. Raises ``FdeError`` when it cannot.
     """
     descriptor = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         before = _size(descriptor)
         if kind == "ext4":
-            _make_readable(device, size)
             call(descriptor, _EXT4_RESIZE, struct.pack("=Q", size // os.fstatvfs(descriptor).f_bsize))
         elif kind == "xfs":
             geometry = bytearray(_XFS_GEOMETRY_SIZE)
@@ -46,7 +44,8 @@ def grow(mount_point: str, kind: str, device: str, size: int, call: Call = fcntl
             (percent,) = struct.unpack_from("=I", geometry, 28)
             call(descriptor, _XFS_GROW, struct.pack("=QII", size // block, percent, 0))
         elif kind == "btrfs":
-            call(descriptor, _BTRFS_RESIZE, struct.pack("=q", 0) + b"max".ljust(_BTRFS_NAME, b"\0"))
+            # Larger than what Python copies for a call, so the kernel gets the buffer itself.
+            call(descriptor, _BTRFS_RESIZE, bytearray(struct.pack("=q", 0) + b"max".ljust(_BTRFS_NAME, b"\0")))
         else:
             raise FdeError(mount_point, f"a file system of type {kind} cannot grow", "It stays as large as it is")
         return _size(descriptor) - before
@@ -56,16 +55,6 @@ def grow(mount_point: str, kind: str, device: str, size: int, call: Call = fcntl
         ) from error
     finally:
         os.close(descriptor)
-
-
-def _make_readable(device: str, size: int) -> None:
-    """Write zeros where ext4 will read: a sector of an authenticated device that was never written is an error."""
-    zeros = bytes(1 << 20)
-    with open(device, "r+b", buffering=0) as volume:
-        for extent in read_while_growing(volume.fileno(), size):
-            for at in range(extent.offset, extent.end, len(zeros)):
-                os.pwrite(volume.fileno(), zeros[: extent.end - at], at)
-        os.fsync(volume.fileno())
 
 
 def kind_of(mount_point: str, mounts: str = "/proc/self/mounts") -> str:

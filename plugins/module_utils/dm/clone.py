@@ -3,13 +3,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A writable root from a verity device: dm-clone with its destination and its metadata inside one encrypted device.
 
-The encrypted device is cut in two: ``meta`` (the record of what is already copied) from its start, ``dest`` behind it
-to the end. The metadata must be as authentic as the data: whoever could write it could make the kernel read the image's
-old content instead of what was written since, or parts of the destination that were never written.
+The encrypted device is cut in three: the record of how far it is written (``written``), ``meta`` (dm-clone's record of
+what is already copied), and ``dest`` behind it to the end. The metadata must be as authentic as the data: whoever could
+write it could make the kernel read the image's old content instead of what was written since.
 
 Layout version 1: the metadata slice is ``metadata_sectors(size of the source)`` long. Where it lies depends on nothing
 that the host chooses: the length of the encrypted device comes from a superblock of dm-integrity that nobody
 authenticates. The rule is part of the volume's format; a change of it needs a new version beside it.
+
+Every region is copied, also where the file system is free: what was never written cannot be read (``written``). So the
+device takes no discards, by which dm-clone would count a region as copied.
 
 Sizes and offsets are in sectors of 512 bytes. Source: Linux Documentation/admin-guide/device-mapper/dm-clone.rst and
 drivers/md/dm-clone-{target,metadata}.c.
@@ -17,16 +20,15 @@ drivers/md/dm-clone-{target,metadata}.c.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from enum import Enum
 
 from ..codes import Code, refuse
 from ..errors import FdeError, Refusal
-from . import edges
+from . import edges, written
 from .device import DeviceMapper
-from .edges import BACK, BLOCK, FRONT, MEBIBYTE
-from .queue import UNKNOWN, Queue
+from .edges import BLOCK, MEBIBYTE
+from .queue import UNKNOWN, Queue, refuse_discards
 from .table import SECTOR, Clone, Linear, TableError, counted, number
 
 #: The smallest region, 64 KiB: large enough that a request costs little beside its data, small enough that a write of
@@ -55,10 +57,15 @@ class Mode(str, Enum):
 
 @dataclass(frozen=True)
 class Slices:
-    """How long the parts of a cloned root are; the destination begins where the metadata ends."""
+    """How long the parts of a cloned root are; the metadata begins behind ``written.SLICE``."""
 
     metadata: int
     destination: int
+
+    @property
+    def start(self) -> int:
+        """Where the destination begins."""
+        return written.SLICE + self.metadata
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ def slices(size: int, source: int) -> Slices:
     Raises ``Refusal`` when the source does not fit.
     """
     metadata = metadata_sectors(source, tuning(source).region)
-    destination = (size - metadata) // 8 * 8
+    destination = (size - written.SLICE - metadata) // BLOCK * BLOCK
     if source <= 0 or source > destination:
         raise refuse(
             Code.DISK_TOO_SMALL,
@@ -161,19 +168,18 @@ def slices(size: int, source: int) -> Slices:
 def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, names: Names = NAMES) -> Status:
     """Make the root device from the active devices ``encrypted`` and ``source`` (device-mapper names).
 
-    ``fresh`` says that the volume was made in this boot: only then is the metadata zeroed, and both ends of the root
-    made readable for good. Hydration in the background
-    stays off (``hydrate``). A clone that was complete at an earlier boot becomes a linear device at once. Raises
-    ``Refusal`` when the metadata of an old volume is unreadable.
+    ``fresh`` says that the volume was made in this boot: only then is the metadata zeroed. Hydration in the background
+    stays off (``hydrate``). A clone that was complete at an earlier boot becomes a linear device at once, as long as it
+    has grown to be. Raises ``Refusal`` when the metadata of an old volume is unreadable.
     """
     below, image = mapper.get(encrypted), mapper.get(source)
     cut, how = slices(below.size, image.size), tuning(image.size)
-    destination = mapper.create(names.destination, (Linear(0, cut.destination, below.number, cut.metadata),))
-    metadata = mapper.create(names.metadata, (Linear(0, cut.metadata, below.number, 0),))
+    if fresh:
+        written.store(below, image.size)
+    destination = written.map_root(mapper, names.destination, below, start=cut.start)
+    metadata = mapper.create(names.metadata, (Linear(0, cut.metadata, below.number, written.SLICE),))
     if fresh:
         edges.zero(metadata.path, 0, cut.metadata)
-        tail = min(BACK, cut.destination - image.size) // BLOCK * BLOCK
-        edges.zero(destination.path, cut.destination - tail, tail)
     elif _is_empty(metadata.path):
         # The kernel takes an empty superblock as leave to start over, with the image's content everywhere. It was empty
         # for a moment of the first boot, so the host can have a copy of that very sector.
@@ -188,9 +194,7 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
         threshold=how.threshold,
         batch=how.batch,
     )
-    root = mapper.create(names.root, (clone,))
-    if fresh:
-        _hydrate_edges(root.path, image.size, how.region)
+    refuse_discards(mapper.create(names.root, (clone,)).minor)
     state = status(mapper, names)
     if state.mode is not Mode.READ_WRITE:
         raise _unusable(names, f"its mode is '{state.mode.value}'")
@@ -205,8 +209,7 @@ def map_complete(
     """Make the root device of a clone that is known to be complete; its record is not read. Raises ``FdeError``."""
     below = mapper.get(encrypted)
     cut = slices(below.size, mapper.get(source).size)
-    root = Linear(0, cut.destination, below.number, cut.metadata)
-    mapper.create(names.root, (root,), read_only=read_only)
+    written.map_root(mapper, names.root, below, start=cut.start, read_only=read_only)
 
 
 def status(mapper: DeviceMapper, names: Names = NAMES) -> Status:
@@ -232,7 +235,7 @@ def pause(mapper: DeviceMapper, names: Names = NAMES) -> None:
 
 
 def finish(mapper: DeviceMapper, names: Names = NAMES) -> None:
-    """Replace a complete clone by its destination while it is in use; the root device grows to all of the slice.
+    """Replace a complete clone by its destination while it is in use.
 
     What it was assembled from is not needed any more and is removed; the metadata stays on the disk and says "complete"
     at the next boot. Raises ``FdeError`` when it is not complete.
@@ -306,16 +309,3 @@ def _is_empty(path: str) -> bool:
     """Tell whether the clone's superblock, the first 4 KiB block, is all zeros."""
     with open(path, "rb", buffering=0) as device:
         return not any(device.read(BLOCK * SECTOR))
-
-
-def _hydrate_edges(path: str, length: int, region: int) -> None:
-    """Copy the regions at both ends now, by writing a block of each back as it is.
-
-    Otherwise the first ``fstrim`` would mark the free ones as copied, and their sectors would stay unwritten.
-    """
-    back = max(0, length - BACK) // region * region
-    starts = {*range(0, min(FRONT, length), region), *range(back, length, region)}
-    with edges.opened(path) as device:
-        for at in sorted(starts):
-            size = min(BLOCK, length - at) * SECTOR
-            edges.put(device, os.pread(device, size, at * SECTOR), at)

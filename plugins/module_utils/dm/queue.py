@@ -33,6 +33,13 @@ def queue_of(minor: int, sysfs: Path = SYSFS) -> Queue:
     return Queue(_number(directory / "rotational") == 1, _number(directory / "optimal_io_size"))
 
 
+def refuse_discards(minor: int, sysfs: Path = SYSFS) -> None:
+    """Let a device take no discards until its table is exchanged; one that cannot take any stays as it is."""
+    maximum = sysfs / "block" / f"dm-{minor}" / "queue" / "discard_max_bytes"
+    if _number(maximum):
+        maximum.write_text("0")
+
+
 def _number(path: Path) -> int:
     try:
         return max(0, int(path.read_text()))

@@ -5,9 +5,8 @@
 
 Without wiping, a sector of an authenticated volume can only be read after it was written. Programs that make a file
 system read before they write: libblkid and mkfs look at both ends, mkfs.ext4 writes the 1024 bytes of each backup
-superblock through the page cache, which reads the rest of the block first. So those places are written before. It is
-enough for ext4 and btrfs, whose own tools read only what was written; xfs_repair reads in pieces of 128 KiB, so a
-volume with xfs is wiped, as is one without a file system.
+superblock through the page cache, which reads the rest of the block first. So those places are written before. The
+file systems themselves then read only what was written, but programs that check them read ahead (``dm.written``).
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from typing import Any, Iterator, Mapping, Optional, Sequence
 from ..dm import edges
 from ..dm.table import SECTOR
 from ..errors import FdeError
-from ..luks2.profile import Profile
 from ..runner import CommandError, Runner
 from .mount_options import differing, remounting
 from .wanted import FileSystemType, Mount
@@ -48,11 +46,6 @@ class Mounted:
 
     path: str
     options: tuple[str, ...] = ()
-
-
-def wipe_for(kind: FileSystemType, profile: Profile) -> bool:
-    """Return whether every sector must be written at creation; one that never was cannot be read."""
-    return kind in (FileSystemType.XFS, FileSystemType.NONE) and profile.integrity is not None
 
 
 def identify(runner: Runner, path: str) -> Optional[FileSystem]:

@@ -11,7 +11,6 @@ from typing import Any, Mapping, Optional, Sequence
 from ..errors import FdeError
 from ..luks2.method import Method, Passphrase, Recovery, Tpm2
 from ..luks2.profile import PROFILES
-from .file_system import wipe_for
 from .wanted import FileSystemType, Mount, State, UnlockWith, Wanted
 
 _WHEN = ["auto", "always", "never"]
@@ -107,7 +106,8 @@ def _wanted(volume: Mapping[str, Any], parameters: Mapping[str, Any]) -> Wanted:
         profile=profile,
         # Without it a write that a crash tears makes a sector unreadable, and btrfs too writes its superblock in place.
         journal=_when(volume["journal"], True),
-        wipe=_when(volume["wipe"], wipe_for(kind, profile)),
+        # A sector of an authenticated volume that was never written cannot be read, and somebody will try.
+        wipe=_when(volume["wipe"], profile.integrity is not None),
         file_system=kind,
         label=volume["label"],
         format_options=tuple(volume["format_options"]),

@@ -18,7 +18,6 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Tpm2
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import PROFILES
 from ansible_collections.cvm.fde.plugins.module_utils.runner import Runner
 from ansible_collections.cvm.fde.plugins.module_utils.volume.confirmation import confirm
-from ansible_collections.cvm.fde.plugins.module_utils.volume.file_system import wipe_for
 from ansible_collections.cvm.fde.plugins.module_utils.volume.machine import Machine
 from ansible_collections.cvm.fde.plugins.module_utils.volume.places import Places
 from ansible_collections.cvm.fde.plugins.module_utils.volume.volumes import Interrupted, apply_all, plan_all
@@ -64,7 +63,7 @@ class Owner:
             "name": NAME,
             "profile": profile,
             "journal": True,
-            "wipe": wipe_for(kind, profile),
+            "wipe": profile.integrity is not None,
             "format_options": older,
             "mount": Mount(str(self.mount_point)) if mounted else None,
             "unlock": (Tpm2(pcrs=(7,)),),

@@ -59,7 +59,7 @@ def test_hydration_ends_and_leaves_no_plaintext_on_the_partition(installed: Lab)
         assert boot(machine) is Action.OPEN
         with mounted() as root:
             ears = Ears(told.append, lambda _: None)
-            state = hydrate(machine.mapper, machine.runner, ears, mount_point=str(root), interval=0.1)
+            state = hydrate(machine.mapper, ears, interval=0.1)
             assert state is not None and state.complete
             assert (root / "plaintext").read_bytes() == PLAINTEXT
         assert status(machine.runner, machine.paths, installed.tcti)["hydration"]["percent"] == 100.0

@@ -21,6 +21,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Acti
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
 from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
+from ansible_collections.cvm.fde.plugins.module_utils.agent.strategies import ROOTS
 from ansible_collections.cvm.fde.plugins.module_utils.boot.command_line import ROOT_WORDS
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear
@@ -87,14 +88,19 @@ def test_an_overlay_keeps_what_is_written_in_an_encrypted_volume(make: Any) -> N
         assert boot(machine) is Action.FIRST_BOOT
         anchor = lab.anchor().anchor
         assert anchor is not None and anchor.state is State.READY and anchor.complete
-        assert machine.mapper.find("fde-root") is None
+        first = machine.mapper.get("fde-root").size
         [integrity] = machine.mapper.table("fde-crypt_dif")
         assert integrity.arguments.split()[3] == "J", "a power cut must not tear btrfs's superblock from its tag"
         with overlaid(machine) as root:
             assert (root / "plaintext").read_bytes() == PLAINTEXT
             (root / "secret").write_bytes(SECRET)
             (root / "plaintext").write_bytes(b"mine")
-        found = run("btrfs", "inspect-internal", "dump-super", machine.mapper.get("fde-crypt").path).decode()
+            upper = ROOTS[Strategy.OVERLAY].mount_point(machine)
+            before = os.statvfs(upper).f_blocks
+            upkeep.finish(machine, Ears(lambda _: None, lambda _: None), upper)
+            assert os.statvfs(upper).f_blocks > before
+        assert machine.mapper.get("fde-root").size > first
+        found = run("btrfs", "inspect-internal", "dump-super", machine.mapper.get("fde-root").path).decode()
         assert "sha256" in next(line for line in found.splitlines() if line.startswith("csum_type"))
     assert not holds(lab.image, SECRET[:43])
     assert holds(lab.image, PLAINTEXT[:64]), "the image is public"

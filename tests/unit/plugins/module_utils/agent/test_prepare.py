@@ -177,7 +177,7 @@ def test_what_a_kernel_lacks_depends_on_the_strategy(strategy: Strategy, lacking
     [
         (Strategy.CLONE, ["cvm-fde-hydrate.service"]),
         (Strategy.COPY, ["cvm-fde-hydrate.service"]),
-        (Strategy.OVERLAY, ["cvm-fde-masks.service"]),
+        (Strategy.OVERLAY, ["cvm-fde-hydrate.service", "cvm-fde-masks.service"]),
         (Strategy.EPHEMERAL, []),
     ],
 )

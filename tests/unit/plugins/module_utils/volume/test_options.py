@@ -37,24 +37,26 @@ MOUNT = {"mount": {"path": "/srv/data"}}
 
 def test_the_defaults_are_an_authenticated_ext4_that_the_tpm_unlocks_at_boot() -> None:
     [one] = wanted(MOUNT)
-    assert (one.profile.name, one.file_system.value, one.journal, one.wipe) == ("authenticated", "ext4", True, False)
+    assert (one.profile.name, one.file_system.value, one.journal, one.wipe) == ("authenticated", "ext4", True, True)
     assert (one.state, one.boot, one.nofail, one.unlock) == (State.MOUNTED, True, True, (Tpm2((7,)),))
 
 
 @pytest.mark.parametrize(
     ("options", "journal", "wipe"),
     [
-        ({"file_system": "ext4"}, True, False),
+        ({"file_system": "ext4"}, True, True),
         ({"file_system": "xfs"}, True, True),
-        ({"file_system": "btrfs"}, True, False),
+        ({"file_system": "btrfs"}, True, True),
+        ({"file_system": "ext4", "profile": "aegis"}, True, True),
         ({"file_system": "none", "mount": None}, True, True),
         ({"file_system": "btrfs", "journal": "never", "wipe": "always"}, False, True),
         ({"file_system": "xfs", "wipe": "never"}, True, False),
+        ({"file_system": "ext4", "wipe": "never"}, True, False),
         ({"file_system": "btrfs", "profile": "confidential"}, True, False),
         ({"file_system": "xfs", "profile": "confidential"}, True, False),
     ],
 )
-def test_volumes_have_a_journal_and_are_wiped_for_some_file_systems(
+def test_volumes_have_a_journal_and_are_wiped_where_they_are_authenticated(
     options: dict[str, Any], journal: bool, wipe: bool
 ) -> None:
     [one] = wanted({**MOUNT, **options})

@@ -1,0 +1,88 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A running system's root grows to the end of its volume, which is written before anybody can read it.
+
+A piece at a time: zeros to the disk, the record of them, a longer root device, a larger file system. Each may be cut
+off. What lies behind the end of the root device belongs to nobody, so it is simply written again.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from ..disk import growth
+from ..dm import clone, written
+from ..dm.device import Device, DeviceMapper
+from ..dm.table import SECTOR, Linear
+from ..errors import FdeError
+from .hydration import INTERVAL, Ears
+from .machine import VOLUME
+from .pace import Pace, Watch
+
+#: Sectors by which the root grows at once, 512 MiB: soon of use, and the root is frozen for a moment each time.
+STEP = 1 << 20
+#: Seconds of rest before each MiB where users never pause.
+_REST = 0.1
+
+
+def fill(
+    mapper: DeviceMapper,
+    ears: Ears,
+    *,
+    mount_point: str = "/",
+    mounts: str = "/proc/self/mounts",
+    step: int = STEP,
+) -> None:
+    """Let the root device, whose file system is mounted at ``mount_point``, grow to the end of its volume.
+
+    Raises ``FdeError``; the root is as large then as it has become.
+    """
+    volume, kind = mapper.get(VOLUME), growth.kind_of(mount_point, mounts)
+    courtesy, grown = _Courtesy(Watch(mapper.get(clone.NAMES.root).minor)), 0
+    while True:
+        root = _root(mapper, volume)
+        # Also before the first piece: a root device that grew may have been the last thing before a power cut.
+        grown += growth.grow(mount_point, kind, root.length * SECTOR)
+        left = written.room(volume, root.offset) - root.length
+        if left <= 0:
+            break
+        ears.status(f"{left * SECTOR >> 20} MiB of the volume are to be written before the root has them")
+        piece = min(step, left)
+        try:
+            written.fill(volume, root.offset + root.length, piece, courtesy.wait)
+            written.store(volume, root.length + piece)
+        except OSError as error:
+            raise FdeError(VOLUME, f"it cannot be written: {error.strerror}", "Check the disk") from error
+        mapper.swap(clone.NAMES.root, (replace(root, length=root.length + piece),))
+    if grown > 0:
+        ears.log(f"the root's file system has grown by {grown >> 20} MiB to fill the volume")
+
+
+def _root(mapper: DeviceMapper, volume: Device) -> Linear:
+    targets = mapper.table(clone.NAMES.root)
+    if len(targets) != 1 or not isinstance(targets[0], Linear) or targets[0].device != volume.number:
+        raise FdeError(clone.NAMES.root, "it is not a slice of the encrypted device", "Reboot to assemble it again")
+    return targets[0]
+
+
+class _Courtesy:
+    """Waits while users read and write, but not for ever."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch, self._looked = watch, time.monotonic()
+
+    def wait(self) -> None:
+        """Return when the next MiB may be written."""
+        if time.monotonic() - self._looked >= INTERVAL:
+            self._look()
+        while self._watch.pace is Pace.PAUSED:
+            time.sleep(INTERVAL)
+            self._look()
+        if self._watch.pace is Pace.GENTLE:
+            time.sleep(_REST)
+
+    def _look(self) -> None:
+        self._watch.look()
+        self._looked = time.monotonic()

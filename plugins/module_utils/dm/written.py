@@ -1,0 +1,113 @@
+# Copyright: (c) 2026, the cvm.fde authors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How far an authenticated volume is written.
+
+A sector that nobody has written yet has no tag, and to read it is an error. A file system does not do that, but others
+read what lies beside its blocks: ``e2fsck`` through the page cache, whose large folios fail as a whole (Linux >= 6.15),
+``btrfs scrub`` by whole stripes. They report sound data as unreadable, and a repair would throw it away. So a root
+device ends where its volume is written, and grows with it: nobody can reach a sector that cannot be read.
+
+The volume begins with a record of how long the root device may be: what it says is written, and on the disk. It is
+replaced in one sector, which dm-integrity's journal makes whole. A host that puts an older record back shortens the
+device, and a file system that is longer than its device is not mounted.
+
+Layout version 1: the record's slice is 1 MiB long; in its first block 16 bytes that name it and the length in sectors
+of 512 bytes as a little-endian 64-bit number, then zeros. All sizes and offsets are in such sectors.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from typing import Callable, Union
+
+from ..codes import Code, refuse
+from ..errors import FdeError
+from . import edges
+from .device import Device, DeviceMapper
+from .table import SECTOR, Linear
+
+#: The record's slice. What is written by its means begins behind it, or behind what a strategy has there of its own.
+SLICE = edges.MEBIBYTE
+_NAME = b"cvm.fde written\0"
+_RECORD = struct.Struct("<16sQ")
+_BLOCK = edges.BLOCK * SECTOR
+#: Bytes that are written at once.
+_CHUNK = 1 << 20
+
+
+def room(volume: Device, start: int = SLICE) -> int:
+    """Return how long a device from ``start`` to the end of a volume can be, in whole blocks."""
+    return max(0, volume.size - start) // edges.BLOCK * edges.BLOCK
+
+
+def store(volume: Device, length: int) -> None:
+    """Record that ``length`` sectors behind the strategy's start are written. Raises ``OSError``."""
+    with mmap.mmap(-1, _BLOCK) as block:
+        block.write(_RECORD.pack(_NAME, length))
+        descriptor = os.open(volume.path, os.O_WRONLY | os.O_DIRECT | os.O_DSYNC | os.O_CLOEXEC)
+        try:
+            _put(descriptor, block, 0)
+        finally:
+            os.close(descriptor)
+
+
+def load(volume: Device, start: int = SLICE) -> int:
+    """Return the recorded length. Raises ``FdeError`` for what is no record, ``Refusal`` when the volume is shorter."""
+    with mmap.mmap(-1, _BLOCK) as block:
+        descriptor = os.open(volume.path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+        try:
+            size = os.preadv(descriptor, [block], 0)
+        except OSError as error:
+            raise FdeError(
+                volume.name, f"the record of what is written cannot be read: {error.strerror}", "Check the disk"
+            ) from error
+        finally:
+            os.close(descriptor)
+        content = block[:size]
+    if len(content) < _BLOCK:
+        raise FdeError(volume.name, "it is too short for a record of what is written", "Check the disk")
+    name, length = _RECORD.unpack_from(content)
+    if name != _NAME or any(content[_RECORD.size :]) or length <= 0 or length % edges.BLOCK:
+        raise FdeError(volume.name, "it begins with no record of what is written", "Deploy the image again")
+    if length > room(volume, start):
+        raise refuse(
+            Code.DEVICE_SHRUNK,
+            volume.name,
+            f"the root has {length * SECTOR} bytes, there is room for {room(volume, start) * SECTOR}",
+        )
+    return int(length)
+
+
+def target(volume: Device, start: int = SLICE) -> Linear:
+    """Return the table of a device over what is written of a volume. Raises as ``load`` does."""
+    return Linear(0, load(volume, start), volume.number, start)
+
+
+def map_root(mapper: DeviceMapper, name: str, volume: Device, *, start: int = SLICE, read_only: bool = False) -> Device:
+    """Make the device ``name`` over what is written of a volume. Raises as ``load`` does."""
+    return mapper.create(name, (target(volume, start),), read_only=read_only)
+
+
+def fill(volume: Device, start: int, length: int, between: Callable[[], None] = lambda: None) -> None:
+    """Write zeros to sectors of a volume that belong to nobody yet; they are on the disk afterwards.
+
+    ``between`` is called before each MiB. Raises ``OSError``.
+    """
+    descriptor = os.open(volume.path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        with mmap.mmap(-1, _CHUNK) as zeros, memoryview(zeros) as whole:
+            for at in range(start * SECTOR, (start + length) * SECTOR, _CHUNK):
+                between()
+                with whole[: (start + length) * SECTOR - at] as piece:
+                    _put(descriptor, piece, at)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put(descriptor: int, content: Union[mmap.mmap, memoryview], at: int) -> None:
+    if os.pwrite(descriptor, content, at) != len(content):
+        raise OSError(f"only a part of {len(content)} bytes was written at byte {at}")
