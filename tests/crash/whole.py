@@ -39,7 +39,7 @@ LOG = "writes.log"
 KEPT = "tpm2-00.permall"
 #: A pause between two looks at the TPM's file, in seconds; the agent needs longer from its answer to the next write.
 _GLANCE = 0.001
-SIZE = 6 * GIB
+SIZE = 5 * GIB
 #: Seconds for the copy of the root by an emulated machine that shares its host.
 LIMIT = 1800
 #: The least number of promises in a recording.

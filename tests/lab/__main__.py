@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--image", type=Path, help="raw image (default: the general-purpose base image of the suite)")
     _suite(up)
     up.add_argument("--new", action="store_true", help="replace guests that exist")
-    up.add_argument("--size", type=int, default=8, help="size of the disk, GiB")
+    up.add_argument("--size", type=int, default=5, help="size of the disk, GiB")
     up.add_argument("--interface", choices=BY_ID, default="virtio", help="how the root disk is attached")
     up.add_argument("--sector", type=int, choices=SECTORS, default=512, help="logical sectors of the root disk, bytes")
     up.add_argument(

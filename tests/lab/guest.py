@@ -67,7 +67,7 @@ class Guest:
         name: str,
         image: Path,
         *,
-        size: int = 8 * GIB,
+        size: int = 5 * GIB,
         cpus: int = 2,
         memory: int = 1536,
         interface: str = "virtio",
