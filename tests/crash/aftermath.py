@@ -25,10 +25,10 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Acti
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import VOLUME, Machine
 from ansible_collections.cvm.fde.plugins.module_utils.agent.strategies import ROOTS
-from ansible_collections.cvm.fde.plugins.module_utils.agent.strategy_overlay import LOWER, UPPER
+from ansible_collections.cvm.fde.plugins.module_utils.agent.strategy_overlay import LOWER, UPPER, UPPER_DEVICE
 from ansible_collections.cvm.fde.plugins.module_utils.boot.command_line import ROOT_WORDS
 from ansible_collections.cvm.fde.plugins.module_utils.disk import growth
-from ansible_collections.cvm.fde.plugins.module_utils.dm import clone, written
+from ansible_collections.cvm.fde.plugins.module_utils.dm import written
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import SECTOR, Linear
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Tpm2
@@ -109,14 +109,16 @@ def mount_point(machine: Machine, root: Path) -> str:
 
 def _at_its_end(machine: Machine, root: Path) -> None:
     """Raise ``Lost`` unless the root needs nothing of the image any more and fills its volume."""
-    table = machine.mapper.table(clone.NAMES.root)
+    name = ROOTS[machine.configuration.strategy].mapping
+    assert name is not None
+    table = machine.mapper.table(name)
     if len(table) != 1 or not isinstance(table[0], Linear):
         raise Lost(f"the root is not linear: {table}")
     anchor = anchoring.look(machine).anchor
     if anchor is None or not anchor.complete:
         raise Lost("the anchor does not say that the root is complete")
     size, volume, where = (
-        machine.mapper.get(clone.NAMES.root).size,
+        machine.mapper.get(name).size,
         machine.mapper.get(VOLUME),
         mount_point(machine, root),
     )
@@ -134,7 +136,7 @@ def _sound(machine: Machine) -> None:
         return
     for layer in (UPPER, LOWER):
         subprocess.run(["umount", machine.paths.state / layer], check=True)
-    upper = machine.mapper.get(clone.NAMES.root).path
+    upper = machine.mapper.get(UPPER_DEVICE).path
     subprocess.run(["btrfs", "check", "--readonly", "--check-data-csum", upper], check=True, capture_output=True)
 
 

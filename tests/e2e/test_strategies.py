@@ -196,7 +196,8 @@ def test_every_sector_of_the_volume_can_be_read_and_its_file_system_is_sound(ins
     """Also through the page cache, which reads ahead and, on forky, in large folios."""
     guest = instances.guests[kind]
     settled(guest)
-    guest.ssh("sync && echo 3 > /proc/sys/vm/drop_caches && cat /dev/mapper/fde-root > /dev/null", timeout=1200)
+    device = "/dev/mapper/fde-upper" if kind.strategy == "overlay" else "/dev/mapper/fde-root"
+    guest.ssh(f"sync && echo 3 > /proc/sys/vm/drop_caches && cat {device} > /dev/null", timeout=1200)
     if kind.strategy == "overlay":
         scrubbed = guest.ssh("btrfs scrub start -B /run/cvm-fde/upper", timeout=1200).stdout
         assert "no errors found" in scrubbed
@@ -204,7 +205,7 @@ def test_every_sector_of_the_volume_can_be_read_and_its_file_system_is_sound(ins
         assert size > GIB
     else:
         # It is mounted and in use, so that counts may be behind; but nothing may be unreadable.
-        checked = guest.ssh("e2fsck -fn /dev/mapper/fde-root", check=False, timeout=1200).stdout
+        checked = guest.ssh(f"e2fsck -fn {device}", check=False, timeout=1200).stdout
         assert "Pass 5" in checked and "Input/output error" not in checked, checked
     assert "AEAD ERROR" not in guest.ssh("dmesg").stdout
 

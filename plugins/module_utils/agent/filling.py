@@ -31,18 +31,19 @@ def fill(
     mapper: DeviceMapper,
     ears: Ears,
     *,
+    name: str = clone.NAMES.root,
     mount_point: str = "/",
     mounts: str = "/proc/self/mounts",
     step: int = STEP,
 ) -> None:
-    """Let the root device, whose file system is mounted at ``mount_point``, grow to the end of its volume.
+    """Let the root device ``name``, whose file system is mounted at ``mount_point``, grow to the end of its volume.
 
     Raises ``FdeError``; the root is as large then as it has become.
     """
     volume, kind = mapper.get(VOLUME), growth.kind_of(mount_point, mounts)
-    courtesy, grown = _Courtesy(Watch(mapper.get(clone.NAMES.root).minor)), 0
+    courtesy, grown = _Courtesy(Watch(mapper.get(name).minor)), 0
     while True:
-        root = _root(mapper, volume)
+        root = _root(mapper, name, volume)
         # Also before the first piece: a root device that grew may have been the last thing before a power cut.
         grown += growth.grow(mount_point, kind, root.length * SECTOR)
         left = written.room(volume, root.offset) - root.length
@@ -55,15 +56,15 @@ def fill(
             written.store(volume, root.length + piece)
         except OSError as error:
             raise FdeError(VOLUME, f"it cannot be written: {error.strerror}", "Check the disk") from error
-        mapper.swap(clone.NAMES.root, (replace(root, length=root.length + piece),))
+        mapper.swap(name, (replace(root, length=root.length + piece),))
     if grown > 0:
         ears.log(f"the root's file system has grown by {grown >> 20} MiB to fill the volume")
 
 
-def _root(mapper: DeviceMapper, volume: Device) -> Linear:
-    targets = mapper.table(clone.NAMES.root)
+def _root(mapper: DeviceMapper, name: str, volume: Device) -> Linear:
+    targets = mapper.table(name)
     if len(targets) != 1 or not isinstance(targets[0], Linear) or targets[0].device != volume.number:
-        raise FdeError(clone.NAMES.root, "it is not a slice of the encrypted device", "Reboot to assemble it again")
+        raise FdeError(name, "it is not a slice of the encrypted device", "Reboot to assemble it again")
     return targets[0]
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Optional
 
 from ..codes import Code
-from ..dm import clone
+from ..dm import clone, written
 from ..errors import FdeError, Refusal
 from ..luks2 import keyslots
 from ..luks2.area import HeaderArea
@@ -179,6 +179,7 @@ def opened_read_only(machine: Machine, patient: Patient, key: bytearray) -> Iter
         yield measured[0]
     finally:
         clone.disassemble(machine.mapper)
+        written.unmap(machine.mapper, ROOTS[machine.configuration.strategy].mapping)
         detach(machine.runner, VOLUME)
 
 

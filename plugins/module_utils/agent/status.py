@@ -19,6 +19,7 @@ from ..tpm.esys import DEFAULT_TCTI
 from . import anchoring, commit, masks, refusals
 from .hydration import percent
 from .machine import IMAGE, PATHS, VOLUME, Paths, this_machine
+from .strategy_overlay import UPPER_DEVICE
 
 _T = TypeVar("_T")
 
@@ -64,7 +65,7 @@ def matches(found: Found, header: Optional[HeaderArea]) -> Optional[bool]:
 def _mappings(mapper: DeviceMapper, problems: list[str]) -> dict[str, list[str]]:
     """Return the active tables of our devices by name; keys are not in them."""
     found = {}
-    for name in (IMAGE, VOLUME, clone.NAMES.destination, clone.NAMES.metadata, clone.NAMES.root):
+    for name in (IMAGE, VOLUME, clone.NAMES.destination, clone.NAMES.metadata, clone.NAMES.root, UPPER_DEVICE):
         try:
             if mapper.find(name) is not None:
                 found[name] = tables.render(mapper.table(name)).splitlines()

@@ -43,6 +43,10 @@ class Root(Protocol):
     def device(self) -> Optional[str]:
         """The device that systemd mounts, None where it mounts something else."""
 
+    @property
+    def mapping(self) -> Optional[str]:
+        """The device-mapper name of the device over what is written of the volume, None where there is no volume."""
+
     def mount_point(self, machine: Machine) -> Optional[str]:
         """Return where the file system of the volume is mounted in a running system, None where there is none."""
 

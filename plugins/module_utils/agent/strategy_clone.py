@@ -17,6 +17,7 @@ class Cloned:
 
     has_volume = True
     device: Optional[str] = ROOT
+    mapping: Optional[str] = clone.NAMES.root
 
     def mount_point(self, machine: Machine) -> Optional[str]:
         """Return the root: it is the volume's file system."""

@@ -20,6 +20,7 @@ class Ephemeral:
 
     has_volume = False
     device: Optional[str] = None
+    mapping: Optional[str] = None
 
     def mount_point(self, machine: Machine) -> Optional[str]:
         """There is no volume."""

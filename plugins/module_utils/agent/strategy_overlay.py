@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 from typing import Optional
 
-from ..dm import clone, written
+from ..dm import written
 from ..dm.table import SECTOR
 from ..luks2.profile import LAYOUT
 from .machine import IMAGE, VOLUME, Machine
@@ -26,6 +26,8 @@ from .strategy import OVERHEAD, Assembled
 #: Below the agent's state directory: the layers, and in the upper file system what overlayfs is given.
 LOWER, UPPER, DATA, WORK = "lower", "upper", "data", "work"
 LABEL = "fde"
+#: The device of the upper file system.
+UPPER_DEVICE = "fde-upper"
 #: btrfs needs 110 MiB to begin with; a root that is written to needs more. It is what a first boot waits for.
 _LEAST = 256 << 20
 
@@ -35,6 +37,7 @@ class Overlaid:
 
     has_volume = True
     device: Optional[str] = None
+    mapping: Optional[str] = UPPER_DEVICE
 
     def mount_point(self, machine: Machine) -> Optional[str]:
         """Return where the upper file system is mounted."""
@@ -51,7 +54,7 @@ class Overlaid:
         length = min(_LEAST // SECTOR, written.room(volume))
         written.fill(volume, written.SLICE, length)
         written.store(volume, length)
-        upper = written.map_root(machine.mapper, clone.NAMES.root, volume).path
+        upper = written.map_root(machine.mapper, UPPER_DEVICE, volume).path
         machine.runner.run(
             ["mkfs.btrfs", "--quiet", "--force", "--nodiscard", "--csum", "sha256", "--label", LABEL, upper]
         )
@@ -65,7 +68,7 @@ class Overlaid:
     def later(self, machine: Machine, complete: bool) -> Assembled:
         """Mount both layers."""
         del complete
-        written.map_root(machine.mapper, clone.NAMES.root, machine.mapper.get(VOLUME))
+        written.map_root(machine.mapper, UPPER_DEVICE, machine.mapper.get(VOLUME))
         self._mount(machine)
         return Assembled(True, "the volume lies over the verified image")
 
@@ -73,12 +76,12 @@ class Overlaid:
         """Return the upper file system's device, made read-only."""
         del complete
         volume = machine.mapper.get(VOLUME)
-        return written.map_root(machine.mapper, clone.NAMES.root, volume, read_only=True).path
+        return written.map_root(machine.mapper, UPPER_DEVICE, volume, read_only=True).path
 
     def _mount(self, machine: Machine) -> None:
         state, mapper = machine.paths.state, machine.mapper
         _mounted(machine, mapper.get(IMAGE).path, state / LOWER, "ro")
-        _mounted(machine, mapper.get(clone.NAMES.root).path, state / UPPER, "rw,noatime", "btrfs")
+        _mounted(machine, mapper.get(UPPER_DEVICE).path, state / UPPER, "rw,noatime", "btrfs")
 
 
 def _mounted(machine: Machine, device: str, directory: Path, options: str, kind: str = "") -> None:

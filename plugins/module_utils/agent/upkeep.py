@@ -29,8 +29,7 @@ _NOTICE, _WARNING = "<5>", "<4>"
 def hydrate_root(runner: Runner) -> None:
     """Do what a root with a volume needs. Raises ``FdeError``; the service is started again then."""
     machine = this_machine(runner)
-    mount_point = ROOTS[machine.configuration.strategy].mount_point(machine)
-    if mount_point is not None:
+    if mount_point := ROOTS[machine.configuration.strategy].mount_point(machine):
         finish(machine, Ears(notify, log), mount_point)
 
 
@@ -53,17 +52,20 @@ def keep_masks(runner: Runner) -> None:
 
 
 def finish(machine: Machine, ears: Ears, mount_point: str = "/") -> None:
-    """Bring a root with a volume to its end. Raises ``FdeError``."""
-    mapper = machine.mapper
-    hydrate(mapper, ears)
-    settle(mapper, ears)
+    """Bring a root with a volume, whose file system is mounted at ``mount_point``, to its end. Raises ``FdeError``."""
+    mapper, name = machine.mapper, ROOTS[machine.configuration.strategy].mapping
+    if name is None:
+        raise FdeError("the root", "it has no volume", "Nothing is to be done")
+    if machine.configuration.strategy is Strategy.CLONE:
+        hydrate(mapper, ears)
+        settle(mapper, ears)
     try:
         anchoring.mark_complete(machine)
     except FdeError as error:
         # The next boot finds the record complete and says so itself.
         log(f"{_WARNING}the anchor does not know yet that the root is complete: {error}")
     try:
-        fill(mapper, ears, mount_point=mount_point)
+        fill(mapper, ears, name=name, mount_point=mount_point)
     except FdeError as error:
         # The root is complete as it is; it is tried again at the next boot.
         log(f"{_WARNING}{error}")

@@ -21,7 +21,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-from typing import Callable, Union
+from typing import Callable, Optional, Union
 
 from ..codes import Code, refuse
 from ..errors import FdeError
@@ -89,6 +89,12 @@ def target(volume: Device, start: int = SLICE) -> Linear:
 def map_root(mapper: DeviceMapper, name: str, volume: Device, *, start: int = SLICE, read_only: bool = False) -> Device:
     """Make the device ``name`` over what is written of a volume. Raises as ``load`` does."""
     return mapper.create(name, (target(volume, start),), read_only=read_only)
+
+
+def unmap(mapper: DeviceMapper, name: Optional[str]) -> None:
+    """Remove a device; one that is absent already, or that there never is, is fine."""
+    if name is not None and mapper.find(name) is not None:
+        mapper.remove(name)
 
 
 def fill(volume: Device, start: int, length: int, between: Callable[[], None] = lambda: None) -> None:

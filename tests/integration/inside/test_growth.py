@@ -111,6 +111,27 @@ def test_a_root_device_that_grew_without_its_file_system_is_caught_up_with(root:
     assert len([line for line in told if "are to be written" in line]) == 1
 
 
+@pytest.mark.parametrize("kind", MAKE)
+def test_an_older_record_that_is_put_back_mounts_nothing_and_loses_nothing(root: Root, kind: str) -> None:
+    root.make(kind)
+    root.runner.run(["mount", "-t", kind, root.path, "/mnt"])
+    fill(root.mapper, DEAF, mount_point="/mnt")
+    Path("/mnt/file").write_bytes(b"kept" * 9999)
+    root.runner.run(["umount", "/mnt"])
+    root.mapper.remove("fde-root")
+    whole = written.load(root.volume)
+    written.store(root.volume, LEAST.get(kind, FIRST))
+    written.map_root(root.mapper, "fde-root", root.volume)
+    with pytest.raises(FdeError):
+        root.runner.run(["mount", "-t", kind, root.path, "/mnt"])
+    root.mapper.remove("fde-root")
+    written.store(root.volume, whole)
+    written.map_root(root.mapper, "fde-root", root.volume)
+    root.runner.run(["mount", "-t", kind, root.path, "/mnt"])
+    assert Path("/mnt/file").read_bytes() == b"kept" * 9999
+    root.runner.run(["umount", "/mnt"])
+
+
 def test_without_that_a_check_of_sound_files_would_fail(root: Root) -> None:
     """What the growth by pieces is for: the fault as it is, on a device that reaches beyond what is written."""
     root.make("ext4")

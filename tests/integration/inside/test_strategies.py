@@ -88,7 +88,7 @@ def test_an_overlay_keeps_what_is_written_in_an_encrypted_volume(make: Any) -> N
         assert boot(machine) is Action.FIRST_BOOT
         anchor = lab.anchor().anchor
         assert anchor is not None and anchor.state is State.READY and anchor.complete
-        first = machine.mapper.get("fde-root").size
+        first = machine.mapper.get("fde-upper").size
         [integrity] = machine.mapper.table("fde-crypt_dif")
         assert integrity.arguments.split()[3] == "J", "a power cut must not tear btrfs's superblock from its tag"
         with overlaid(machine) as root:
@@ -99,8 +99,8 @@ def test_an_overlay_keeps_what_is_written_in_an_encrypted_volume(make: Any) -> N
             before = os.statvfs(upper).f_blocks
             upkeep.finish(machine, Ears(lambda _: None, lambda _: None), upper)
             assert os.statvfs(upper).f_blocks > before
-        assert machine.mapper.get("fde-root").size > first
-        found = run("btrfs", "inspect-internal", "dump-super", machine.mapper.get("fde-root").path).decode()
+        assert machine.mapper.get("fde-upper").size > first
+        found = run("btrfs", "inspect-internal", "dump-super", machine.mapper.get("fde-upper").path).decode()
         assert "sha256" in next(line for line in found.splitlines() if line.startswith("csum_type"))
     assert not holds(lab.image, SECRET[:43])
     assert holds(lab.image, PLAINTEXT[:64]), "the image is public"
