@@ -18,7 +18,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.dm.clone import (
     slices,
     tuning,
 )
-from ansible_collections.cvm.fde.plugins.module_utils.dm.queue import Queue, queue_of
+from ansible_collections.cvm.fde.plugins.module_utils.dm.queue import Queue, queue_of, refuse_discards
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import SECTOR, TableError
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
 from hypothesis import given
@@ -177,3 +177,12 @@ def test_what_the_kernel_knows_of_a_disk_is_read(tmp_path, files, expected):
     for name, text in files.items():
         (directory / name).write_text(text)
     assert queue_of(3, tmp_path) == expected
+
+
+@pytest.mark.parametrize(("before", "after"), [("4294966784\n", "0"), ("0\n", "0\n")])
+def test_discards_are_refused_where_there_are_any(tmp_path, before, after):
+    maximum = tmp_path / "block" / "dm-3" / "queue" / "discard_max_bytes"
+    maximum.parent.mkdir(parents=True)
+    maximum.write_text(before)
+    refuse_discards(3, tmp_path)
+    assert maximum.read_text() == after
