@@ -154,6 +154,11 @@ class Code(str, Enum):
         "The volume was opened, but its key was not measured into PCR 15",
         "Boot through the signed image with a working TPM",
     )
+    WRITTEN_RECORD = (
+        "written-record",
+        "The volume does not begin with its record of how far it is written",
+        "Restore the newest state of the disk, or deploy the image again; a recovery key does not help",
+    )
     CLONE_METADATA = (
         "clone-metadata",
         "dm-clone's record of what was copied is empty or unreadable",

@@ -34,10 +34,10 @@ EXAMPLES = r"""
   cvm.fde.root_info:
   register: root
 
-- name: Wait until the whole root is in the encrypted volume
+- name: Wait until the whole root is in the encrypted volume and fills it
   cvm.fde.root_info:
   register: root
-  until: root.root.hydration.percent == 100
+  until: root.root.hydration.percent == 100 and root.root.written.bytes == root.root.written.of
   retries: 60
   delay: 10
 """
@@ -66,6 +66,14 @@ root:
       type: dict
       returned: always
       sample: {"hydrated": 12800, "total": 16384, "percent": 78.1, "running": true}
+    written:
+      description:
+        - How many bytes of the volume the root has, and how many it will have. In a volume with authentication a sector
+          cannot be read before it was written, so the root grows as far as that.
+        - Null where there is no volume.
+      type: dict
+      returned: always
+      sample: {"bytes": 1610612736, "of": 32212254720}
     overlay:
       description:
         - With the strategy V(overlay), how many files of the image are hidden by the instance's own (C(masked)), and

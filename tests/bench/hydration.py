@@ -58,7 +58,7 @@ def _in_qemu() -> dict[str, Any]:
     try:
         boot(guest)
         # The guest's own root first, or both would compete with it.
-        guest.ssh('while test -n "$(dmsetup status --target clone)"; do sleep 2; done', timeout=1800)
+        guest.ssh("while systemctl is-active --quiet cvm-fde-hydrate.service; do sleep 2; done", timeout=1800)
         with open(INSIDE, "rb") as file:
             command = f"python3 - {' '.join(disk.by_id for disk in DISKS)}"
             found: dict[str, Any] = json.loads(guest.ssh(command, stdin=file.read(), timeout=1800).stdout)

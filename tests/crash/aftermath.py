@@ -40,6 +40,8 @@ from .user import Lost, Outcome, check
 RECOVERY_KEY = "recovery-key"
 #: Where systemd-cryptenroll looks for the signatures of PCR 11; it has no option for it.
 SIGNATURES = "/run/systemd/tpm2-pcr-signature.json"
+#: Sectors by which a root grows at once, 48 MiB.
+PIECE = 48 << 11
 _DEAF = Ears(status=lambda _line: None, log=lambda _line: None)
 
 
@@ -97,7 +99,13 @@ def _to_its_end(machine: Machine, root: Path) -> None:
         masks.keep(machine, lambda _line: None)
     # It looks more often than on a real machine, where nobody waits for it.
     with mock.patch.object(upkeep, "hydrate", partial(upkeep.hydrate, interval=0.05)):
-        upkeep.finish(machine, _DEAF, mount_point(machine, root))
+        finish(machine, _DEAF, root)
+
+
+def finish(machine: Machine, ears: Ears, root: Path) -> None:
+    """Bring the root to its end; its small volume is filled by as many pieces as a large one is."""
+    with mock.patch.object(upkeep, "fill", partial(upkeep.fill, most=PIECE)):
+        upkeep.finish(machine, ears, mount_point(machine, root))
 
 
 def mount_point(machine: Machine, root: Path) -> str:

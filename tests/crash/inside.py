@@ -35,7 +35,7 @@ def record(name: str, target: Path) -> None:
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         (place / "sealed").mkdir()
-        sealed = instance.make_sealed(place / "sealed", scenarios.CONTENT)
+        sealed = instance.make_sealed(place / "sealed", scenario.content)
         (place / "instance").mkdir()
         made = instance.make_lab(place / "instance", sealed, rsa.generate_private_key(65537, 2048), scenario.strategy)
         shutil.rmtree(place / "sealed")

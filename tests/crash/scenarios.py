@@ -31,7 +31,7 @@ from .aftermath import (
     after_the_cut,
     after_the_cut_with_a_key,
     data_after_the_cut,
-    mount_point,
+    finish,
     mounted,
     recovered,
 )
@@ -48,7 +48,10 @@ from .machine import (
 )
 from .user import FILES, MIB, Outcome, User
 
-CONTENT = instance.Content(FILES, disk=560 * MIB, root=24 * MIB)
+#: What an image holds, on a disk on which its volume has little to spare: all of that is written after each cut.
+CONTENT = instance.Content(FILES, disk=320 * MIB, root=24 * MIB)
+#: The same for an overlay, whose volume is larger to begin with.
+LARGER = replace(CONTENT, disk=560 * MIB)
 #: Writes that were promised before the recording begins, where an instance was used before.
 BEFORE = 2
 
@@ -63,7 +66,7 @@ def life(lab: RecordedLab, log: Log) -> None:
             lab.start_system()
             ears = Ears(status=lambda _line: None, log=log.label)
             with user.busy(20), phases(log, {"hydrate": "hydration", "settle": "swap", "fill": "growth"}):
-                upkeep.finish(machine, ears, str(root))
+                finish(machine, ears, root)
             log.label("phase grown")
             user.write()
     _second_boot(lab, log, user.written)
@@ -81,7 +84,7 @@ def other_life(lab: RecordedLab, log: Log) -> None:
             with user.busy(4):
                 if machine.configuration.strategy is Strategy.OVERLAY:
                     masks.keep(machine, log.label)
-                upkeep.finish(machine, Ears(status=lambda _line: None, log=log.label), mount_point(machine, root))
+                finish(machine, Ears(status=lambda _line: None, log=log.label), root)
             user.write()
     _second_boot(lab, log, user.written)
 
@@ -245,6 +248,7 @@ class Scenario:
     after: Callable[[Lab, int, str], Outcome] = after_the_cut
     before: Callable[[Lab], None] | None = None
     strategy: str = "clone"
+    content: instance.Content = CONTENT
     machine: type[Lab] = Lab
     recorded: type[RecordedLab] = RecordedLab
     prepare: Callable[[Path], None] | None = None
@@ -253,7 +257,7 @@ class Scenario:
 SCENARIOS: dict[str, Scenario] = {
     "life": Scenario(life),
     "copy": Scenario(other_life, strategy="copy"),
-    "overlay": Scenario(other_life, strategy="overlay"),
+    "overlay": Scenario(other_life, strategy="overlay", content=LARGER),
     "header": Scenario(header, before=installed),
     "commit": Scenario(committed, after_the_cut_with_a_key({"foreign-change", "commit"}), before=recoverable),
     "recovery": Scenario(recovery, after_the_cut_with_a_key({"", "refused", "recovery"}), before=forgotten),

@@ -127,17 +127,17 @@ def _end(entry: log_writes.Entry) -> int:
     return entry.data + (0 if entry.discard else entry.length)
 
 
-def record(sealed: Sealed, name: str, cloned: bool) -> Recording:
-    """Let a new guest of the image live until a cloned root is complete, and has made a few promises."""
+def record(sealed: Sealed, name: str) -> Recording:
+    """Let a new guest of the image live until its root fills its volume, and has made a few promises."""
     recording = Recording(Guest.create(name, sealed.image, size=SIZE, log=LOG))
     try:
-        _live(recording, cloned)
+        _live(recording)
     finally:
         recording.guest.power_off()
     return recording
 
 
-def _live(recording: Recording, cloned: bool) -> None:
+def _live(recording: Recording) -> None:
     guest = recording.guest
     with recording.watched():
         boot(guest)
@@ -145,13 +145,13 @@ def _live(recording: Recording, cloned: bool) -> None:
         while time.monotonic() < end:
             told = guest.ssh(_PROMISE.format(n=len(recording.promised) + 1)).stdout
             recording.promised.append((recording.now(), told))
-            state = _anchor(guest)
-            if len(recording.promised) >= FEW and (not cloned or state["complete"]):
+            service = guest.ssh("systemctl is-active cvm-fde-hydrate.service", check=False).stdout.strip()
+            if len(recording.promised) >= FEW and service == "inactive":
                 break
             time.sleep(10)
         else:
             raise GuestError(guest, f"is not complete after {LIMIT} s")
-        recording.volume_key = state["volume_key_id"]
+        recording.volume_key = _anchor(guest)["volume_key_id"]
         guest.shut_down()
 
 
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     begun = time.monotonic()
     sealed = sealed_image(strategy=None if options.strategy == "clone" else options.strategy)
-    recording = record(sealed, f"crash-{options.strategy}", options.strategy == "clone")
+    recording = record(sealed, f"crash-{options.strategy}")
     try:
         cuts = recording.cuts()
         say(f"{len(cuts)} moments to cut at, {len(recording.tpm)} states of the TPM")

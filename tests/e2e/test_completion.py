@@ -11,8 +11,8 @@ import time
 import pytest
 from ansible_collections.cvm.fde.tests.lab.guest import Guest
 
-#: Seconds for the copy of a root of 1.5 GiB by an emulated machine that shares its host.
-LIMIT = 900
+#: Seconds for the copy of a root of 1.5 GiB, and as many zeros, by an emulated machine that shares its host.
+LIMIT = 1800
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,13 @@ off. What lies behind the end of the root device belongs to nobody, so it is sim
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
+from typing import Callable
 
 from ..disk import growth
-from ..dm import clone, written
+from ..dm import clone, edges, written
 from ..dm.device import Device, DeviceMapper
 from ..dm.table import SECTOR, Linear
 from ..errors import FdeError
@@ -21,8 +23,11 @@ from .hydration import INTERVAL, Ears
 from .machine import VOLUME
 from .pace import Pace, Watch
 
-#: Sectors by which the root grows at once, 512 MiB: soon of use, and the root is frozen for a moment each time.
-STEP = 1 << 20
+#: Sectors by which the root grows at once: a quarter of what it has, within these limits (64 MiB and 4 GiB). It is soon
+#: of use that way, and the root, which is frozen for a moment each time, not frozen often.
+_LEAST, _MOST = 1 << 17, 1 << 23
+#: Bytes that users can count on: with less room than that nothing waits for them.
+_SHORT = 1 << 30
 #: Seconds of rest before each MiB where users never pause.
 _REST = 0.1
 
@@ -34,14 +39,14 @@ def fill(
     name: str = clone.NAMES.root,
     mount_point: str = "/",
     mounts: str = "/proc/self/mounts",
-    step: int = STEP,
+    most: int = _MOST,
 ) -> None:
     """Let the root device ``name``, whose file system is mounted at ``mount_point``, grow to the end of its volume.
 
     Raises ``FdeError``; the root is as large then as it has become.
     """
     volume, kind = mapper.get(VOLUME), growth.kind_of(mount_point, mounts)
-    courtesy, grown = _Courtesy(Watch(mapper.get(name).minor)), 0
+    courtesy, grown = _Courtesy(Watch(mapper.get(name).minor), lambda: _free(mount_point) < _SHORT), 0
     while True:
         root = _root(mapper, name, volume)
         # Also before the first piece: a root device that grew may have been the last thing before a power cut.
@@ -50,9 +55,11 @@ def fill(
         if left <= 0:
             break
         ears.status(f"{left * SECTOR >> 20} MiB of the volume are to be written before the root has them")
-        piece = min(step, left)
+        piece = min(max(root.length // 4 // edges.BLOCK * edges.BLOCK, _LEAST), most, left)
         try:
             written.fill(volume, root.offset + root.length, piece, courtesy.wait)
+            if _root(mapper, name, volume) != root:
+                raise FdeError(name, "it was changed by somebody else meanwhile", "It is tried again")
             written.store(volume, root.length + piece)
         except OSError as error:
             raise FdeError(VOLUME, f"it cannot be written: {error.strerror}", "Check the disk") from error
@@ -68,22 +75,29 @@ def _root(mapper: DeviceMapper, name: str, volume: Device) -> Linear:
     return targets[0]
 
 
-class _Courtesy:
-    """Waits while users read and write, but not for ever."""
+def _free(mount_point: str) -> int:
+    known = os.statvfs(mount_point)
+    return known.f_bavail * known.f_frsize
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch, self._looked = watch, time.monotonic()
+
+class _Courtesy:
+    """Waits while users read and write, but not for ever, and not when ``short`` says that they need the room."""
+
+    def __init__(self, watch: Watch, short: Callable[[], bool]) -> None:
+        self._watch, self._short = watch, short
+        self._look()
 
     def wait(self) -> None:
         """Return when the next MiB may be written."""
         if time.monotonic() - self._looked >= INTERVAL:
             self._look()
-        while self._watch.pace is Pace.PAUSED:
+        while self._pace is Pace.PAUSED:
             time.sleep(INTERVAL)
             self._look()
-        if self._watch.pace is Pace.GENTLE:
+        if self._pace is Pace.GENTLE:
             time.sleep(_REST)
 
     def _look(self) -> None:
-        self._watch.look()
         self._looked = time.monotonic()
+        self._watch.look()
+        self._pace = Pace.FULL if self._short() else self._watch.pace

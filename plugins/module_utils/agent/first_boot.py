@@ -14,7 +14,6 @@ import uuid
 from typing import Union
 
 from ..disk.gpt import Partition
-from ..dm import edges
 from ..luks2.area import read_area
 from ..luks2.digest import volume_key_id
 from ..luks2.profile import AUTHENTICATED, LAYOUT
@@ -44,8 +43,6 @@ def first_boot(machine: Machine, disk: Union[Disk, Bare], decision: Decision) ->
     key_id = _make_volume(machine, made, device)
     area = read_area(device)
     open_volume(machine, area, key_id)
-    volume = machine.mapper.get(VOLUME)
-    edges.write(volume.path, volume.size)
     complete = root.first(machine)
     anchoring.ready(machine, area.digest, key_id, complete)
     say(f"first boot: complete, volume key id {key_id.hex()}")

@@ -20,10 +20,13 @@ from ..dm import clone
 from ..dm.device import DeviceMapper
 from ..dm.queue import queue_of
 from ..errors import FdeError
+from .machine import IMAGE
 from .pace import Pace, Watch
 
 #: Seconds between two looks at users and progress. The kernel has an event for the end of hydration, none for either.
 INTERVAL = 1.0
+#: Looks without any progress after which the copy is given up; the service starts it again.
+_PATIENCE = 300
 #: Percent of progress between two lines of the journal.
 _STRIDE = 10
 
@@ -43,7 +46,7 @@ def hydrate(mapper: DeviceMapper, ears: Ears, *, interval: float = INTERVAL) -> 
     """
     if not clone.is_clone(mapper):
         return None
-    pacing = _Pacing(mapper)
+    pacing, stall = _Pacing(mapper), _Stall()
     told = -_STRIDE
     while True:
         status = clone.status(mapper)
@@ -60,8 +63,28 @@ def hydrate(mapper: DeviceMapper, ears: Ears, *, interval: float = INTERVAL) -> 
             ears.log(line)
         if status.complete:
             return status
+        if stall.after(status, pacing.pace):
+            raise FdeError(
+                IMAGE,
+                f"{status.total - status.hydrated} regions cannot be copied",
+                "Look at the kernel's log for errors",
+            )
         time.sleep(interval)
         pacing.look()
+
+
+@dataclass
+class _Stall:
+    """Notices that nothing is copied although nobody is in the way: the kernel tries a region that fails for ever."""
+
+    hydrated: int = -1
+    looks: int = 0
+
+    def after(self, status: clone.Status, pace: Pace) -> bool:
+        """Tell whether it is so, after one more look."""
+        still = status.hydrated == self.hydrated and pace is Pace.FULL
+        self.hydrated, self.looks = status.hydrated, self.looks + 1 if still else 0
+        return self.looks >= _PATIENCE
 
 
 class _Pacing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any, Callable, Optional, TypeVar
 
-from ..dm import clone
+from ..dm import clone, written
 from ..dm import table as tables
 from ..dm.device import DeviceMapper
 from ..errors import FdeError
@@ -39,6 +39,7 @@ def status(runner: Runner, paths: Paths = PATHS, tcti: str = DEFAULT_TCTI) -> di
         "root_hash": machine.configuration.root_hash.hex() if machine else None,
         "mappings": _mappings(mapper, problems),
         "hydration": _hydration(mapper, problems),
+        "written": _written(mapper, problems),
         "overlay": masks.report(paths.state),
         "luks_uuid": _luks_uuid(mapper, problems),
         "header_digest": header.digest.hex() if header else None,
@@ -91,6 +92,22 @@ def _hydration(mapper: DeviceMapper, problems: list[str]) -> Optional[dict[str, 
         "percent": percent(state),
         "running": state.background and not state.complete,
     }
+
+
+def _written(mapper: DeviceMapper, problems: list[str]) -> Optional[dict[str, int]]:
+    """Return how many bytes of the volume the root has or will have when it is hydrated, and how many there are."""
+    try:
+        volume = mapper.find(VOLUME)
+        for name in (clone.NAMES.destination, clone.NAMES.root, UPPER_DEVICE):
+            if volume is None or mapper.find(name) is None:
+                continue
+            for target in mapper.table(name):
+                if isinstance(target, tables.Linear) and target.device == volume.number:
+                    room = written.room(volume, target.offset)
+                    return {"bytes": target.length * tables.SECTOR, "of": room * tables.SECTOR}
+    except FdeError as error:
+        problems.append(str(error))
+    return None
 
 
 def _luks_uuid(mapper: DeviceMapper, problems: list[str]) -> Optional[str]:

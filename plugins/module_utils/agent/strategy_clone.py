@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Optional
 
-from ..dm import clone
+from ..dm import clone, edges
+from ..dm.table import SECTOR
 from .machine import IMAGE, VOLUME, Machine
 from .strategy import ROOT, Assembled, room_for_image
 
@@ -29,7 +31,12 @@ class Cloned:
         return room_for_image(machine)
 
     def first(self, machine: Machine) -> bool:
-        """Clone the image into the new volume."""
+        """Clone the image into the new volume.
+
+        Some of the image is read before anything relies on the volume: where its hash tree or its content is not the
+        sealed one, all starts over once it is.
+        """
+        _read_ends(machine.mapper.get(IMAGE).path)
         return clone.assemble(machine.mapper, VOLUME, IMAGE, fresh=True).complete
 
     def later(self, machine: Machine, complete: bool) -> Assembled:
@@ -46,3 +53,12 @@ class Cloned:
             return None
         clone.map_complete(machine.mapper, VOLUME, IMAGE, read_only=True)
         return machine.mapper.get(clone.NAMES.root).path
+
+
+def _read_ends(path: str) -> None:
+    """Read both ends of a device. Raises ``OSError``."""
+    with open(path, "rb", buffering=0) as device:
+        for whence, size in ((os.SEEK_SET, edges.FRONT * SECTOR), (os.SEEK_END, edges.BACK * SECTOR)):
+            device.seek(-min(size, device.seek(0, os.SEEK_END)) if whence == os.SEEK_END else 0, whence)
+            while size > 0 and (piece := device.read(min(size, 1 << 20))):
+                size -= len(piece)

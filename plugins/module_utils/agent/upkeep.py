@@ -9,8 +9,12 @@ grow to its end. ``overlay``: keep and compare the record of what the volume mas
 
 from __future__ import annotations
 
+import fcntl
 import sys
+from contextlib import contextmanager
+from typing import Iterator
 
+from ..disk.growth import CannotGrow
 from ..dm import clone
 from ..dm.device import DeviceMapper
 from ..errors import FdeError
@@ -22,6 +26,8 @@ from .hydration import Ears, hydrate, notify, settle
 from .machine import Machine, this_machine
 from .strategies import ROOTS
 
+#: Below the agent's state directory: held by the process that brings the root to its end.
+_LOCK = "hydrate.lock"
 #: systemd's log levels before a line: what is worth keeping, and what somebody should look at.
 _NOTICE, _WARNING = "<5>", "<4>"
 
@@ -56,21 +62,33 @@ def finish(machine: Machine, ears: Ears, mount_point: str = "/") -> None:
     mapper, name = machine.mapper, ROOTS[machine.configuration.strategy].mapping
     if name is None:
         raise FdeError("the root", "it has no volume", "Nothing is to be done")
-    if machine.configuration.strategy is Strategy.CLONE:
-        hydrate(mapper, ears)
-        settle(mapper, ears)
-    try:
-        anchoring.mark_complete(machine)
-    except FdeError as error:
-        # The next boot finds the record complete and says so itself.
-        log(f"{_WARNING}the anchor does not know yet that the root is complete: {error}")
-    try:
-        fill(mapper, ears, name=name, mount_point=mount_point)
-    except FdeError as error:
-        # The root is complete as it is; it is tried again at the next boot.
-        log(f"{_WARNING}{error}")
-        return
+    with _alone(machine):
+        if machine.configuration.strategy is Strategy.CLONE:
+            hydrate(mapper, ears)
+            settle(mapper, ears)
+        try:
+            anchoring.mark_complete(machine)
+        except FdeError as error:
+            # The next boot finds the record complete and says so itself.
+            log(f"{_WARNING}the anchor does not know yet that the root is complete: {error}")
+        try:
+            fill(mapper, ears, name=name, mount_point=mount_point)
+        except CannotGrow as error:
+            # The root is complete as it is.
+            log(f"{_WARNING}{error}")
+            return
     ears.status("the root fills its encrypted volume")
+
+
+@contextmanager
+def _alone(machine: Machine) -> Iterator[None]:
+    """Let no other process do the same: what one of them has made part of the root another would overwrite."""
+    with open(machine.paths.state / _LOCK, "wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FdeError("the root", "another process brings it to its end already", "Wait for that one") from error
+        yield
 
 
 def log(text: str) -> None:

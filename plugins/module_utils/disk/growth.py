@@ -10,6 +10,7 @@ Source: Linux fs/ext4/ext4.h (EXT4_IOC_RESIZE_FS), fs/xfs/libxfs/xfs_fs.h, inclu
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
@@ -25,12 +26,20 @@ _XFS_GEOMETRY_SIZE = 112
 #: Bytes of btrfs's struct with a device id and a name.
 _BTRFS_NAME = 4088
 
+#: What a file system says that cannot grow at all, or is read-only.
+_NEVER = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTTY, errno.EROFS)
+
+
+class CannotGrow(FdeError):
+    """The file system stays as large as it is, whenever it is asked."""
+
+
 Call = Callable[[int, int, Union[bytes, bytearray]], object]
 
 
 def grow(mount_point: str, kind: str, size: int, call: Call = fcntl.ioctl) -> int:
     """Let the file system of ``kind`` at ``mount_point`` fill its device of ``size`` bytes; return by how many bytes it
-    has grown. Raises ``FdeError`` when it cannot.
+    has grown. Raises ``CannotGrow`` when it never does, ``FdeError`` when it did not now.
     """
     descriptor = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -45,12 +54,16 @@ def grow(mount_point: str, kind: str, size: int, call: Call = fcntl.ioctl) -> in
             call(descriptor, _XFS_GROW, struct.pack("=QII", size // block, percent, 0))
         elif kind == "btrfs":
             # Larger than what Python copies for a call, so the kernel gets the buffer itself.
-            call(descriptor, _BTRFS_RESIZE, bytearray(struct.pack("=q", 0) + b"max".ljust(_BTRFS_NAME, b"\0")))
+            wanted = bytearray(struct.pack("=q", 0) + b"max".ljust(_BTRFS_NAME, b"\0"))
+            if call(descriptor, _BTRFS_RESIZE, wanted):
+                # BTRFS_ERROR_DEV_EXCL_RUN_IN_PROGRESS is no errno.
+                raise FdeError(mount_point, "a balance or another change of its devices is under way", "Wait for it")
         else:
-            raise FdeError(mount_point, f"a file system of type {kind} cannot grow", "It stays as large as it is")
+            raise CannotGrow(mount_point, f"a file system of type {kind} cannot grow", "It stays as large as it is")
         return _size(descriptor) - before
     except OSError as error:
-        raise FdeError(
+        kind_of_error = CannotGrow if error.errno in _NEVER else FdeError
+        raise kind_of_error(
             mount_point, f"the file system does not grow: {error.strerror}", "Look at the kernel's log"
         ) from error
     finally:

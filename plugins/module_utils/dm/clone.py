@@ -200,6 +200,9 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
         raise _unusable(names, f"its mode is '{state.mode.value}'")
     if state.complete:
         finish(mapper, names)
+    elif destination.size > image.size:
+        # The root only ever grew when all of it was copied.
+        raise _unusable(names, "it is older than the record of what is written")
     return state
 
 

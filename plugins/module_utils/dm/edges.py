@@ -1,10 +1,10 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The ends of a device whose sectors cannot be read before they are written.
+"""Writing to a device whose sectors cannot be read before they are written, and which of them others look at.
 
-udev and mount look for signatures and give up at the first error, so what they look at is written when the device is
-made. Sizes and offsets are in sectors of 512 bytes.
+udev and mount look for signatures at both ends and give up at the first error. Sizes and offsets are in sectors of 512
+bytes.
 """
 
 from __future__ import annotations
@@ -19,16 +19,9 @@ MEBIBYTE = 2048
 #: Sectors of a block of 4 KiB, the smallest piece of an authenticated device.
 BLOCK = 8
 #: libblkid reads up to 4 MiB and a block (the second LUKS2 header) from the start and 3087 sectors (Promise RAID) from
-#: the end. ext4 and xfs read their last block before they grow.
+#: the end.
 FRONT = 5 * MEBIBYTE
 BACK = 2 * MEBIBYTE
-
-
-def write(path: str, length: int) -> None:
-    """Fill both ends of a device of ``length`` sectors with zeros."""
-    zero(path, 0, min(FRONT, length))
-    tail = min(BACK, length) // BLOCK * BLOCK
-    zero(path, length - tail, tail)
 
 
 def zero(path: str, start: int, length: int) -> None:

@@ -18,13 +18,13 @@ of 512 bytes as a little-endian 64-bit number, then zeros. All sizes and offsets
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import struct
 from typing import Callable, Optional, Union
 
 from ..codes import Code, refuse
-from ..errors import FdeError
 from . import edges
 from .device import Device, DeviceMapper
 from .table import SECTOR, Linear
@@ -55,23 +55,19 @@ def store(volume: Device, length: int) -> None:
 
 
 def load(volume: Device, start: int = SLICE) -> int:
-    """Return the recorded length. Raises ``FdeError`` for what is no record, ``Refusal`` when the volume is shorter."""
+    """Return the recorded length. Raises ``Refusal`` for what is no record, and when the volume is shorter."""
     with mmap.mmap(-1, _BLOCK) as block:
         descriptor = os.open(volume.path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         try:
             size = os.preadv(descriptor, [block], 0)
         except OSError as error:
-            raise FdeError(
-                volume.name, f"the record of what is written cannot be read: {error.strerror}", "Check the disk"
-            ) from error
+            raise refuse(Code.WRITTEN_RECORD, volume.name, f"it cannot be read: {error.strerror}") from error
         finally:
             os.close(descriptor)
         content = block[:size]
-    if len(content) < _BLOCK:
-        raise FdeError(volume.name, "it is too short for a record of what is written", "Check the disk")
-    name, length = _RECORD.unpack_from(content)
+    name, length = _RECORD.unpack_from(content.ljust(_BLOCK, b"\0"))
     if name != _NAME or any(content[_RECORD.size :]) or length <= 0 or length % edges.BLOCK:
-        raise FdeError(volume.name, "it begins with no record of what is written", "Deploy the image again")
+        raise refuse(Code.WRITTEN_RECORD, volume.name, "something else is there")
     if length > room(volume, start):
         raise refuse(
             Code.DEVICE_SHRUNK,
@@ -89,6 +85,11 @@ def target(volume: Device, start: int = SLICE) -> Linear:
 def map_root(mapper: DeviceMapper, name: str, volume: Device, *, start: int = SLICE, read_only: bool = False) -> Device:
     """Make the device ``name`` over what is written of a volume. Raises as ``load`` does."""
     return mapper.create(name, (target(volume, start),), read_only=read_only)
+
+
+def extent(volume: Device, length: int, start: int = SLICE) -> str:
+    """Say how much of a volume a root device of that length has."""
+    return f"{length * SECTOR >> 20} of {room(volume, start) * SECTOR >> 20} MiB"
 
 
 def unmap(mapper: DeviceMapper, name: Optional[str]) -> None:
@@ -116,4 +117,4 @@ def fill(volume: Device, start: int, length: int, between: Callable[[], None] = 
 
 def _put(descriptor: int, content: Union[mmap.mmap, memoryview], at: int) -> None:
     if os.pwrite(descriptor, content, at) != len(content):
-        raise OSError(f"only a part of {len(content)} bytes was written at byte {at}")
+        raise OSError(errno.EIO, f"only a part of {len(content)} bytes was written at byte {at}")

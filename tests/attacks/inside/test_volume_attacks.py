@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import commit
+from ansible_collections.cvm.fde.plugins.module_utils.agent import commit, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
+from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
+from ansible_collections.cvm.fde.plugins.module_utils.dm import written
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import Draft
@@ -38,11 +41,11 @@ from host import (
     root_block,
     root_start,
 )
-from instance import PLAINTEXT, Lab, change, make_lab, mounted, refused, run
+from instance import PLAINTEXT, USED, Lab, change, make_lab, mounted, refused, run
 
 STATE = "tpm2-00.permall"
-#: Two blocks of the root that are in the volume from the first boot on.
-ONE, OTHER = 300, 700
+#: Two blocks of the root that are in the volume.
+ONE, OTHER = USED
 
 
 @attack(
@@ -257,11 +260,48 @@ def test_a_changed_sector_is_an_error_and_not_other_data(
     stops="The record lies inside of the authenticated volume: it cannot be read, and no root comes to be",
 )
 def test_a_changed_record_of_what_was_copied_is_not_used(installed: Lab, places: Places) -> None:
-    flip(installed, places.data(0) + 100)
+    flip(installed, places.data(written.SLICE * 512 // BLOCK) + 100)
     with installed.booting() as machine:
         with pytest.raises((FdeError, OSError)):
             boot(machine)
         assert machine.mapper.find("fde-root") is None
+
+
+@attack(
+    kind=Kind.CLONE_METADATA,
+    does="Flips a bit in the record of how far the volume is written",
+    promise="The host never chooses how much of the volume is the root",
+    stops="The record lies inside of the authenticated volume: refused, `written-record`",
+)
+def test_a_changed_record_of_what_is_written_is_refused(installed: Lab, places: Places) -> None:
+    flip(installed, places.data(0) + 20)
+    assert refused(installed) == "written-record"
+
+
+@attack(
+    kind=Kind.CLONE_METADATA,
+    does="Puts the record of how far the volume is written back as it was before the root grew",
+    promise="A root that cannot be read as it is is not read, and nothing of it is written over",
+    stops="The file system is longer than its device: it is not mounted",
+)
+def test_an_older_record_of_what_is_written_mounts_nothing(installed: Lab, places: Places) -> None:
+    older = places.sector(installed, 0)
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with mounted() as root:
+            upkeep.finish(machine, Ears(lambda _: None, lambda _: None), str(root))
+            (root / "kept").write_bytes(PLAINTEXT)
+    newest = places.sector(installed, 0)
+    places.put(installed, 0, older)
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with pytest.raises(subprocess.CalledProcessError), mounted():
+            pass
+    places.put(installed, 0, newest)
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with mounted() as root:
+            assert (root / "kept").read_bytes() == PLAINTEXT
 
 
 @attack(

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from instance import Lab, make_lab, make_sealed, run
+from instance import Lab, make_lab, make_sealed, run, use
 from owner import Owner
 from software_tpm import Tpm
 
@@ -193,6 +193,7 @@ def installed_once(
     instance = make_lab(directory, sealed, signer)
     with instance.booting() as machine:
         assert boot(machine) is Action.FIRST_BOOT
+        use()
     return directory
 
 

@@ -185,7 +185,7 @@ def test_a_complete_clone_becomes_linear_under_a_mounted_file_system_and_fills_i
     os.fsync(file.fileno())
     file.close()
     before, told = os.statvfs("/mnt").f_blocks, []
-    fill(machine.mapper, Ears(told.append, told.append), mount_point="/mnt", step=8 << 11)
+    fill(machine.mapper, Ears(told.append, told.append), mount_point="/mnt", most=8 << 11)
     assert os.statvfs("/mnt").f_blocks > before * 3 // 2
     assert len(told) > 3, "it grows by pieces"
     (mounted / "large").write_bytes(os.urandom(40 << 20))
@@ -307,7 +307,7 @@ class Doomed(SubprocessRunner):
 runner, ears = Doomed(), Ears(print, print)
 hydrate(DeviceMapper(runner), ears, interval=0.05)
 settle(DeviceMapper(runner), ears)
-fill(DeviceMapper(runner), ears, mount_point="/mnt", step=8 << 11)
+fill(DeviceMapper(runner), ears, mount_point="/mnt", most=8 << 11)
 """
 
 

@@ -79,7 +79,7 @@ def test_a_root_fills_its_volume_and_all_of_it_can_be_read(root: Root, kind: str
     root.runner.run(["mount", "-t", kind, root.path, "/mnt"])
     Path("/mnt/before").write_bytes(b"before" * 9)
     before = os.statvfs("/mnt").f_blocks
-    fill(root.mapper, DEAF, mount_point="/mnt", step=100 * MIB // 512)
+    fill(root.mapper, DEAF, mount_point="/mnt", most=100 * MIB // 512)
     assert root.mapper.get("fde-root").size == written.room(root.volume) == written.load(root.volume)
     assert os.statvfs("/mnt").f_blocks > before * 3 // 2
     for number in range(200):
@@ -106,7 +106,7 @@ def test_a_root_device_that_grew_without_its_file_system_is_caught_up_with(root:
     root.runner.run(["mount", "-t", "ext4", root.path, "/mnt"])
     before = os.statvfs("/mnt").f_blocks
     told: list[str] = []
-    fill(root.mapper, Ears(told.append, told.append), mount_point="/mnt", step=1 << 30)
+    fill(root.mapper, Ears(told.append, told.append), mount_point="/mnt", most=1 << 30)
     assert os.statvfs("/mnt").f_blocks > 3 * before
     assert len([line for line in told if "are to be written" in line]) == 1
 

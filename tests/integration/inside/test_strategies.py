@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -97,6 +98,10 @@ def test_an_overlay_keeps_what_is_written_in_an_encrypted_volume(make: Any) -> N
             (root / "plaintext").write_bytes(b"mine")
             upper = ROOTS[Strategy.OVERLAY].mount_point(machine)
             before = os.statvfs(upper).f_blocks
+            with open(machine.paths.state / "hydrate.lock", "wb") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                with pytest.raises(FdeError, match="another process"):
+                    upkeep.finish(machine, Ears(lambda _: None, lambda _: None), upper)
             upkeep.finish(machine, Ears(lambda _: None, lambda _: None), upper)
             assert os.statvfs(upper).f_blocks > before
         assert machine.mapper.get("fde-upper").size > first

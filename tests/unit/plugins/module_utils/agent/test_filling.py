@@ -17,7 +17,7 @@ class Watched:
 
     def __init__(self, paces: list[Pace], patch: pytest.MonkeyPatch) -> None:
         self.pace, self._paces = Pace.FULL, iter(paces)
-        self.now, self.slept, self.looks = 0.0, [], 0
+        self.now, self.slept, self.looks, self.short = 0.0, [], 0, False
         patch.setattr(filling.time, "monotonic", lambda: self.now)
         patch.setattr(filling.time, "sleep", self._sleep)
 
@@ -38,29 +38,40 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 
 
 def test_users_are_looked_at_once_an_interval_not_before_each_piece(patch: pytest.MonkeyPatch) -> None:
-    watch = Watched([Pace.FULL], patch)
-    courtesy = filling._Courtesy(watch)
+    watch = Watched([Pace.FULL, Pace.FULL], patch)
+    courtesy = filling._Courtesy(watch, lambda: watch.short)
     for _piece in range(1000):
         courtesy.wait()
-    assert (watch.looks, watch.slept) == (0, [])
+    assert (watch.looks, watch.slept) == (1, [])
     watch.now += filling.INTERVAL
     courtesy.wait()
     courtesy.wait()
-    assert (watch.looks, watch.slept) == (1, [])
+    assert (watch.looks, watch.slept) == (2, [])
 
 
 def test_nothing_is_written_until_users_are_quiet(patch: pytest.MonkeyPatch) -> None:
     watch = Watched([Pace.PAUSED, Pace.PAUSED, Pace.FULL], patch)
-    courtesy = filling._Courtesy(watch)
-    watch.now += filling.INTERVAL
+    courtesy = filling._Courtesy(watch, lambda: watch.short)
     courtesy.wait()
     assert (watch.looks, watch.slept) == (3, [filling.INTERVAL] * 2)
 
 
 def test_users_who_are_never_quiet_are_served_between_pieces(patch: pytest.MonkeyPatch) -> None:
     watch = Watched([Pace.PAUSED, Pace.GENTLE], patch)
-    courtesy = filling._Courtesy(watch)
-    watch.now += filling.INTERVAL
+    courtesy = filling._Courtesy(watch, lambda: watch.short)
     courtesy.wait()
     courtesy.wait()
     assert watch.slept == [filling.INTERVAL, filling._REST, filling._REST]
+
+
+def test_users_who_need_the_room_are_not_waited_for(patch: pytest.MonkeyPatch) -> None:
+    watch = Watched([Pace.PAUSED, Pace.GENTLE, Pace.PAUSED, Pace.FULL], patch)
+    watch.short = True
+    courtesy = filling._Courtesy(watch, lambda: watch.short)
+    for _second in range(2):
+        courtesy.wait()
+        watch.now += filling.INTERVAL
+    assert watch.slept == []
+    watch.short = False
+    courtesy.wait()
+    assert watch.slept == [filling.INTERVAL]

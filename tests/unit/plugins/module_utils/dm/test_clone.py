@@ -20,6 +20,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.dm.clone import (
 )
 from ansible_collections.cvm.fde.plugins.module_utils.dm.queue import Queue, queue_of, refuse_discards
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import SECTOR, TableError
+from ansible_collections.cvm.fde.plugins.module_utils.dm.written import SLICE
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -97,7 +98,7 @@ def test_the_parts_of_a_volume_do_not_overlap(size, share):
         "the host can shrink the device, not the image"
     )
     assert cut.destination % 8 == 0
-    assert cut.destination + cut.metadata <= size
+    assert cut.start == cut.metadata + SLICE and cut.start + cut.destination <= size
 
 
 @pytest.mark.parametrize("source", [0, GIBIBYTE, GIBIBYTE - 100])
