@@ -61,6 +61,25 @@ def test_the_progress_of_hydration_is_shown(dmsetup, mapped, capsys, said, hydra
     assert (status, result["changed"], result["root"]["hydration"]) == (0, False, hydration)
 
 
+@pytest.mark.parametrize(
+    ("name", "volume", "expected"),
+    [
+        ("fde-root", 0, {"bytes": 512 << 20, "of": 1000 << 20}),
+        ("fde-upper", 0, {"bytes": 512 << 20, "of": 1000 << 20}),
+        # A slice of another device, and no volume at all.
+        ("fde-root", 9, None),
+        ("fde-root", None, None),
+    ],
+)
+def test_how_far_the_volume_is_written_is_shown(dmsetup, mapped, capsys, name, volume, expected) -> None:
+    dmsetup({"table": "0 1048576 linear 254:0 8192", "status": ""})
+    mapped(name, 3)
+    if volume is not None:
+        mapped("fde-crypt", volume, size=8192 + (1000 << 11) + 7)
+    _status, result = run(root_info.main, capsys)
+    assert result["root"]["written"] == expected
+
+
 def test_what_cannot_be_found_out_is_null_and_says_why(dmsetup, mapped, capsys) -> None:
     dmsetup({})
     status, result = run(root_info.main, capsys)
