@@ -81,7 +81,8 @@ def record(scenario: str, directory: Path) -> None:
     """Record a scenario into a new directory. Raises ``MatrixError``."""
     directory.mkdir()
     command = ["python3", "-m", "tests.crash.inside", "record", scenario, str(directory)]
-    _guest(command, {directory: True})
+    # Disk and log are in memory there, every write of the volume twice: dm-integrity has a journal.
+    _guest(command, {directory: True}, memory="6144M")
 
 
 def replay(recording: Path, chosen: Sequence[dict[str, Any]], guests: int = GUESTS) -> list[dict[str, Any]]:
@@ -125,12 +126,12 @@ def _lines(results: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
-def _guest(command: list[str], shares: dict[Path, bool]) -> None:
+def _guest(command: list[str], shares: dict[Path, bool], memory: str = "2048M") -> None:
     tree = uml.tools_tree()
     assert tree is not None
     # "gpt" is a word of every sealed image's command line: the kernel may use the second copy of the partition table.
     # A recording says nothing until it is complete.
-    guest = uml.Guest(tree, shares=shares, idle=900.0, limit=6 * 3600.0, words=("gpt",))
+    guest = uml.Guest(tree, shares=shares, idle=900.0, limit=6 * 3600.0, words=("gpt",), memory=memory)
     with tempfile.TemporaryDirectory(prefix="fde-exchange-") as exchange:
         try:
             outcome = guest.run(command, exchange=Path(exchange), echo=True)
