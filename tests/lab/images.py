@@ -27,7 +27,7 @@ ESP_TYPE = "c12a7328-f81f-11d2-ba4b-00a0c93ec93b"
 ROOT_TYPE = "4f68bce3-e8cd-4db1-96e7-fbcaf984b709"
 #: What every guest of the lab gets: a console on the serial port, and no work that emulation makes slow for nothing.
 COMMAND_LINE = (
-    "console=ttyS0 quiet systemd.show_status=1 mitigations=off nokaslr cryptomgr.notests nowatchdog "
+    "console=ttyS0 loglevel=6 systemd.show_status=1 mitigations=off nokaslr cryptomgr.notests nowatchdog "
     "rcupdate.rcu_expedited=1 tsc=reliable no_timer_check"
 )
 

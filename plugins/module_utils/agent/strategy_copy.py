@@ -25,7 +25,7 @@ from .strategy import ROOT, Assembled, room_for_image
 
 _CHUNK = 4 << 20
 #: Bytes between two lines that say how far the copy is.
-_STRIDE = 1 << 30
+_STRIDE = 128 << 20
 
 
 class Copied:
@@ -53,8 +53,9 @@ class Copied:
                 "encrypted volume",
                 f"the image's root has {image.size * SECTOR} bytes, there is room for {written.room(volume) * SECTOR}",
             )
+        copy_verified(image.path, volume.path, written.SLICE * SECTOR, say)
         written.store(volume, image.size)
-        copy_verified(image.path, written.map_root(machine.mapper, clone.NAMES.root, volume).path, say)
+        written.map_root(machine.mapper, clone.NAMES.root, volume)
         return True
 
     def later(self, machine: Machine, complete: bool) -> Assembled:
@@ -70,59 +71,53 @@ class Copied:
         return written.map_root(machine.mapper, clone.NAMES.root, volume, read_only=True).path
 
 
-def copy_verified(source: str, target: str, tell: Callable[[str], None]) -> None:
-    """Copy all of ``source`` to ``target``, which is as long, and compare it with what is on the disk then.
+def copy_verified(source: str, target: str, offset: int, tell: Callable[[str], None]) -> None:
+    """Copy all of ``source`` to byte ``offset`` of ``target``, and compare it with what is on the disk then.
 
     Raises ``FdeError`` when the target reads back otherwise.
     """
     with open(source, "rb", buffering=0) as image, open(target, "r+b", buffering=0) as volume:
         size = image.seek(0, os.SEEK_END)
-        tell(f"copying the {size >> 20} MiB of the image")
-        wanted = _copy(image.fileno(), volume.fileno(), size, tell)
+        wanted = hashlib.sha256()
+        for at, length in _chunks(size, "copied", tell):
+            chunk = os.pread(image.fileno(), length, at)
+            if len(chunk) != length:
+                raise FdeError("the verified image", f"it ends at byte {at + len(chunk)}", "Deploy the image again")
+            wanted.update(chunk)
+            _write(volume.fileno(), chunk, offset + at)
         os.fsync(volume.fileno())
-    tell("verifying the copy")
     try:
-        found = _digest(target, size)
+        found = _digest(target, offset, _chunks(size, "verified", tell))
     except OSError as error:
         raise FdeError(target, f"the copy cannot be read back: {error.strerror}", "Check the disk") from error
-    if found != wanted:
+    if found != wanted.digest():
         raise FdeError(target, "the copy reads back otherwise than it was written", "Check the disk")
 
 
-def _copy(source: int, target: int, length: int, tell: Callable[[str], None]) -> bytes:
-    digest, told = hashlib.sha256(), 0
-    for at, size in _chunks(length):
-        chunk = os.pread(source, size, at)
-        if len(chunk) != size:
-            raise FdeError("the verified image", f"it ends at byte {at + len(chunk)}", "Deploy the image again")
-        digest.update(chunk)
-        _write(target, chunk, at)
-        if at + size >= told + _STRIDE:
-            told = at + size
-            tell(f"{told >> 20} MiB are copied")
-    return digest.digest()
-
-
-def _digest(path: str, length: int) -> bytes:
+def _digest(path: str, offset: int, chunks: Iterator[tuple[int, int]]) -> bytes:
     """Return the digest of what is on the disk, not of what the page cache still has."""
     digest = hashlib.sha256()
     device = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     try:
         with mmap.mmap(-1, _CHUNK) as buffer, memoryview(buffer) as whole:
-            for at, size in _chunks(length):
+            for at, size in chunks:
                 with whole[:size] as piece:
-                    digest.update(piece[: os.preadv(device, [piece], at)])
+                    digest.update(piece[: os.preadv(device, [piece], offset + at)])
     finally:
         os.close(device)
     return digest.digest()
 
 
-def _chunks(length: int) -> Iterator[tuple[int, int]]:
-    return ((at, min(_CHUNK, length - at)) for at in range(0, length, _CHUNK))
+def _chunks(length: int, done: str, tell: Callable[[str], None]) -> Iterator[tuple[int, int]]:
+    """Yield offset and length of what is worked on at once, and tell how far that has come."""
+    for at in range(0, length, _CHUNK):
+        if at % _STRIDE == 0:
+            tell(f"{at >> 20} of {length >> 20} MiB of the image are {done}")
+        yield at, min(_CHUNK, length - at)
 
 
 def _write(device: int, content: bytes, at: int) -> None:
     view = memoryview(content)
     while view:
-        written = os.pwrite(device, view, at)
-        view, at = view[written:], at + written
+        written_now = os.pwrite(device, view, at)
+        view, at = view[written_now:], at + written_now
