@@ -95,7 +95,7 @@ def test_a_flood_of_small_things_is_refused_as_well() -> None:
 @linux_only
 def test_what_a_program_prints_counts() -> None:
     with pytest.raises(MemoryError), memory_limit(16 * MIB):
-        subprocess.run(["head", "--bytes=200M", "/dev/zero"], capture_output=True, check=True)
+        subprocess.run(["head", "--bytes=2G", "/dev/zero"], capture_output=True, check=True)
 
 
 def test_a_result_is_found_after_what_a_profile_printed() -> None:
