@@ -146,6 +146,6 @@ def test_no_program_of_the_boot_is_left_with_a_key_in_memory_or_in_run(story: St
     held = story.guest.ssh("ls -l /proc/[0-9]*/fd 2>/dev/null | grep 'memfd:secret' || true").stdout
     assert held == ""
     files = story.guest.ssh("find /run/cvm-fde -type f").stdout.split()
-    assert {file.removeprefix("/run/cvm-fde/") for file in files} <= {"header", "lock", "anchor.lock"}
+    assert {file.removeprefix("/run/cvm-fde/") for file in files} <= {"header", "lock", "anchor.lock", "hydrate.lock"}
     found = story.guest.ssh(f"grep -rl {story.key} /run /tmp /var/log || true").stdout
     assert found == ""
