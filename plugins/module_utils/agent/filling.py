@@ -38,14 +38,13 @@ def fill(
     *,
     name: str = clone.NAMES.root,
     mount_point: str = "/",
-    mounts: str = "/proc/self/mounts",
     most: int = _MOST,
 ) -> None:
     """Let the root device ``name``, whose file system is mounted at ``mount_point``, grow to the end of its volume.
 
     Raises ``FdeError``; the root is as large then as it has become.
     """
-    volume, kind = mapper.get(VOLUME), growth.kind_of(mount_point, mounts)
+    volume, kind = mapper.get(VOLUME), growth.kind_of(mount_point)
     courtesy, grown = _Courtesy(Watch(mapper.get(name).minor), lambda: _free(mount_point) < _SHORT), 0
     while True:
         root = _root(mapper, name, volume)
@@ -57,7 +56,7 @@ def fill(
         ears.status(f"{left * SECTOR >> 20} MiB of the volume are to be written before the root has them")
         piece = min(max(root.length // 4 // edges.BLOCK * edges.BLOCK, _LEAST), most, left)
         try:
-            written.fill(volume, root.offset + root.length, piece, courtesy.wait)
+            edges.zero(volume.path, [(root.offset + root.length, piece)], courtesy.wait)
             if _root(mapper, name, volume) != root:
                 raise FdeError(name, "it was changed by somebody else meanwhile", "It is tried again")
             written.store(volume, root.length + piece)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Optional
 
 from ..codes import Code
-from ..dm import clone, written
+from ..dm import clone
 from ..errors import FdeError, Refusal
 from ..luks2 import keyslots
 from ..luks2.area import HeaderArea
@@ -45,6 +45,7 @@ from .esp import efi_partition
 from .machine import VOLUME, Machine
 from .opening import VOLUME_KEY_PCR, expected, measurements
 from .strategies import ROOTS
+from .strategy_overlay import UPPER_DEVICE
 
 #: What is measured, with the code of the refusal behind it.
 EVENT = "cvm-fde-recovery"
@@ -179,7 +180,7 @@ def opened_read_only(machine: Machine, patient: Patient, key: bytearray) -> Iter
         yield measured[0]
     finally:
         clone.disassemble(machine.mapper)
-        written.unmap(machine.mapper, ROOTS[machine.configuration.strategy].mapping)
+        machine.mapper.remove_all(UPPER_DEVICE)
         detach(machine.runner, VOLUME)
 
 

@@ -57,8 +57,7 @@ class Cloned:
 
 def _read_ends(path: str) -> None:
     """Read both ends of a device. Raises ``OSError``."""
-    with open(path, "rb", buffering=0) as device:
-        for whence, size in ((os.SEEK_SET, edges.FRONT * SECTOR), (os.SEEK_END, edges.BACK * SECTOR)):
-            device.seek(-min(size, device.seek(0, os.SEEK_END)) if whence == os.SEEK_END else 0, whence)
-            while size > 0 and (piece := device.read(min(size, 1 << 20))):
-                size -= len(piece)
+    with open(path, "rb") as device:
+        device.read(edges.FRONT * SECTOR)
+        device.seek(-edges.BACK * SECTOR, os.SEEK_END)
+        device.read()

@@ -16,7 +16,7 @@ import os
 from typing import Callable, Iterator, Optional
 
 from ..codes import Code, refuse
-from ..dm import clone, written
+from ..dm import clone, edges, written
 from ..dm.table import SECTOR
 from ..errors import FdeError
 from .console import say
@@ -53,7 +53,7 @@ class Copied:
                 "encrypted volume",
                 f"the image's root has {image.size * SECTOR} bytes, there is room for {written.room(volume) * SECTOR}",
             )
-        copy_verified(image.path, volume.path, written.SLICE * SECTOR, say)
+        copy_verified(image.path, volume.path, written.SLICE, say)
         written.store(volume, image.size)
         written.map_root(machine.mapper, clone.NAMES.root, volume)
         return True
@@ -72,7 +72,7 @@ class Copied:
 
 
 def copy_verified(source: str, target: str, offset: int, tell: Callable[[str], None]) -> None:
-    """Copy all of ``source`` to byte ``offset`` of ``target``, and compare it with what is on the disk then.
+    """Copy all of ``source`` to sector ``offset`` of ``target``, and compare it with what is on the disk then.
 
     Raises ``FdeError`` when the target reads back otherwise.
     """
@@ -84,7 +84,7 @@ def copy_verified(source: str, target: str, offset: int, tell: Callable[[str], N
             if len(chunk) != length:
                 raise FdeError("the verified image", f"it ends at byte {at + len(chunk)}", "Deploy the image again")
             wanted.update(chunk)
-            _write(volume.fileno(), chunk, offset + at)
+            edges.put(volume.fileno(), chunk, offset + at // SECTOR)
         os.fsync(volume.fileno())
     try:
         found = _digest(target, offset, _chunks(size, "verified", tell))
@@ -102,7 +102,7 @@ def _digest(path: str, offset: int, chunks: Iterator[tuple[int, int]]) -> bytes:
         with mmap.mmap(-1, _CHUNK) as buffer, memoryview(buffer) as whole:
             for at, size in chunks:
                 with whole[:size] as piece:
-                    digest.update(piece[: os.preadv(device, [piece], offset + at)])
+                    digest.update(piece[: os.preadv(device, [piece], offset * SECTOR + at)])
     finally:
         os.close(device)
     return digest.digest()
@@ -114,10 +114,3 @@ def _chunks(length: int, done: str, tell: Callable[[str], None]) -> Iterator[tup
         if at % _STRIDE == 0:
             tell(f"{at >> 20} of {length >> 20} MiB of the image are {done}")
         yield at, min(_CHUNK, length - at)
-
-
-def _write(device: int, content: bytes, at: int) -> None:
-    view = memoryview(content)
-    while view:
-        written_now = os.pwrite(device, view, at)
-        view, at = view[written_now:], at + written_now

@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 from typing import Optional
 
-from ..dm import written
+from ..dm import edges, written
 from ..dm.table import SECTOR
 from ..luks2.profile import LAYOUT
 from .machine import IMAGE, VOLUME, Machine
@@ -52,7 +52,7 @@ class Overlaid:
         """Make the upper file system and mount both layers."""
         volume = machine.mapper.get(VOLUME)
         length = min(_LEAST // SECTOR, written.room(volume))
-        written.fill(volume, written.SLICE, length)
+        edges.zero(volume.path, [(written.SLICE, length)])
         written.store(volume, length)
         upper = written.map_root(machine.mapper, UPPER_DEVICE, volume).path
         machine.runner.run(

@@ -179,7 +179,7 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
     destination = written.map_root(mapper, names.destination, below, start=cut.start)
     metadata = mapper.create(names.metadata, (Linear(0, cut.metadata, below.number, written.SLICE),))
     if fresh:
-        edges.zero(metadata.path, 0, cut.metadata)
+        edges.zero(metadata.path, [(0, cut.metadata)])
     elif _is_empty(metadata.path):
         # The kernel takes an empty superblock as leave to start over, with the image's content everywhere. It was empty
         # for a moment of the first boot, so the host can have a copy of that very sector.
@@ -259,16 +259,12 @@ def finish(mapper: DeviceMapper, names: Names = NAMES) -> None:
 
 def tidy(mapper: DeviceMapper, names: Names = NAMES) -> None:
     """Remove the slices that a root which is no clone any more does not need; what is absent already is fine."""
-    for name in (names.metadata, names.destination):
-        if mapper.find(name) is not None:
-            mapper.remove(name)
+    mapper.remove_all(names.metadata, names.destination)
 
 
 def disassemble(mapper: DeviceMapper, names: Names = NAMES) -> None:
     """Remove the root device and its slices, from the top down; what is absent already is fine."""
-    for name in (names.root, names.metadata, names.destination):
-        if mapper.find(name) is not None:
-            mapper.remove(name)
+    mapper.remove_all(names.root, names.metadata, names.destination)
 
 
 def parse_status(text: str) -> Status:

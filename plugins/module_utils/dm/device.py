@@ -103,6 +103,12 @@ class DeviceMapper:
         """
         self._dmsetup("remove", "--retry", name)
 
+    def remove_all(self, *names: str) -> None:
+        """Remove devices in this order; what is absent already is fine."""
+        for name in names:
+            if self.find(name) is not None:
+                self.remove(name)
+
     def suspend(self, name: str, *, flush: bool = True) -> None:
         """Hold all I/O; with ``flush`` a mounted file system is frozen and what is under way is finished first."""
         self._dmsetup("suspend", *([] if flush else ["--noflush", "--nolockfs"]), name)

@@ -9,9 +9,10 @@ bytes.
 
 from __future__ import annotations
 
+import mmap
 import os
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Callable, Iterable, Iterator, Union
 
 from .table import SECTOR
 
@@ -24,18 +25,22 @@ FRONT = 5 * MEBIBYTE
 BACK = 2 * MEBIBYTE
 
 
-def zero(path: str, start: int, length: int) -> None:
-    """Write zeros."""
-    zeros = bytes(MEBIBYTE * SECTOR)
+def zero(path: str, places: Iterable[tuple[int, int]], between: Callable[[], None] = lambda: None) -> None:
+    """Write zeros to places of a device, each a start and a length in whole blocks; ``between`` is called before each
+    MiB. Raises ``OSError``.
+    """
+    zeros = memoryview(mmap.mmap(-1, MEBIBYTE * SECTOR))
     with opened(path) as device:
-        for at in range(start, start + length, MEBIBYTE):
-            put(device, zeros[: (start + length - at) * SECTOR], at)
+        for start, length in places:
+            for at in range(start, start + length, MEBIBYTE):
+                between()
+                put(device, zeros[: (start + length - at) * SECTOR], at)
 
 
 @contextmanager
 def opened(path: str) -> Iterator[int]:
-    """Yield a descriptor of a device; what was written is on the disk afterwards."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    """Yield a descriptor of a device, past the page cache; what was written is on the disk afterwards."""
+    descriptor = os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
     try:
         yield descriptor
         os.fsync(descriptor)
@@ -43,7 +48,7 @@ def opened(path: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-def put(device: int, content: bytes, sector: int) -> None:
+def put(device: int, content: Union[bytes, memoryview], sector: int) -> None:
     """Write all of ``content`` from ``sector`` on."""
     view, at = memoryview(content), sector * SECTOR
     while view:

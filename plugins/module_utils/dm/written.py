@@ -18,11 +18,9 @@ of 512 bytes as a little-endian 64-bit number, then zeros. All sizes and offsets
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import struct
-from typing import Callable, Optional, Union
 
 from ..codes import Code, refuse
 from . import edges
@@ -34,8 +32,6 @@ SLICE = edges.MEBIBYTE
 _NAME = b"cvm.fde written\0"
 _RECORD = struct.Struct("<16sQ")
 _BLOCK = edges.BLOCK * SECTOR
-#: Bytes that are written at once.
-_CHUNK = 1 << 20
 
 
 def room(volume: Device, start: int = SLICE) -> int:
@@ -45,13 +41,10 @@ def room(volume: Device, start: int = SLICE) -> int:
 
 def store(volume: Device, length: int) -> None:
     """Record that ``length`` sectors behind the strategy's start are written. Raises ``OSError``."""
-    with mmap.mmap(-1, _BLOCK) as block:
-        block.write(_RECORD.pack(_NAME, length))
-        descriptor = os.open(volume.path, os.O_WRONLY | os.O_DIRECT | os.O_DSYNC | os.O_CLOEXEC)
-        try:
-            _put(descriptor, block, 0)
-        finally:
-            os.close(descriptor)
+    block = memoryview(mmap.mmap(-1, _BLOCK))
+    _RECORD.pack_into(block, 0, _NAME, length)
+    with edges.opened(volume.path) as device:
+        edges.put(device, block, 0)
 
 
 def load(volume: Device, start: int = SLICE) -> int:
@@ -77,44 +70,6 @@ def load(volume: Device, start: int = SLICE) -> int:
     return int(length)
 
 
-def target(volume: Device, start: int = SLICE) -> Linear:
-    """Return the table of a device over what is written of a volume. Raises as ``load`` does."""
-    return Linear(0, load(volume, start), volume.number, start)
-
-
 def map_root(mapper: DeviceMapper, name: str, volume: Device, *, start: int = SLICE, read_only: bool = False) -> Device:
     """Make the device ``name`` over what is written of a volume. Raises as ``load`` does."""
-    return mapper.create(name, (target(volume, start),), read_only=read_only)
-
-
-def extent(volume: Device, length: int, start: int = SLICE) -> str:
-    """Say how much of a volume a root device of that length has."""
-    return f"{length * SECTOR >> 20} of {room(volume, start) * SECTOR >> 20} MiB"
-
-
-def unmap(mapper: DeviceMapper, name: Optional[str]) -> None:
-    """Remove a device; one that is absent already, or that there never is, is fine."""
-    if name is not None and mapper.find(name) is not None:
-        mapper.remove(name)
-
-
-def fill(volume: Device, start: int, length: int, between: Callable[[], None] = lambda: None) -> None:
-    """Write zeros to sectors of a volume that belong to nobody yet; they are on the disk afterwards.
-
-    ``between`` is called before each MiB. Raises ``OSError``.
-    """
-    descriptor = os.open(volume.path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-    try:
-        with mmap.mmap(-1, _CHUNK) as zeros, memoryview(zeros) as whole:
-            for at in range(start * SECTOR, (start + length) * SECTOR, _CHUNK):
-                between()
-                with whole[: (start + length) * SECTOR - at] as piece:
-                    _put(descriptor, piece, at)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _put(descriptor: int, content: Union[mmap.mmap, memoryview], at: int) -> None:
-    if os.pwrite(descriptor, content, at) != len(content):
-        raise OSError(errno.EIO, f"only a part of {len(content)} bytes was written at byte {at}")
+    return mapper.create(name, (Linear(0, load(volume, start), volume.number, start),), read_only=read_only)

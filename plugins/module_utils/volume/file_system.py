@@ -12,7 +12,6 @@ file systems themselves then read only what was written, but programs that check
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from dataclasses import dataclass
 from typing import Any, Iterator, Mapping, Optional, Sequence
@@ -60,16 +59,7 @@ def identify(runner: Runner, path: str) -> Optional[FileSystem]:
 
 def prepare(path: str, size: int, kind: FileSystemType) -> None:
     """Write zeros where the making of the file system reads first; ``size`` in bytes. Raises ``OSError``."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
-    try:
-        with mmap.mmap(-1, max(_FRONT, _BACK)) as zeros:
-            for at, length in prepared_places(size, kind):
-                with memoryview(zeros)[:length] as piece:
-                    if os.pwrite(descriptor, piece, at) != length:
-                        raise OSError(f"only a part of {length} bytes was written")
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    edges.zero(path, ((at // SECTOR, length // SECTOR) for at, length in prepared_places(size, kind)))
 
 
 def prepared_places(size: int, kind: FileSystemType) -> Iterator[tuple[int, int]]:

@@ -23,7 +23,7 @@ import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent import upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.filling import fill
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears, hydrate
-from ansible_collections.cvm.fde.plugins.module_utils.dm import clone
+from ansible_collections.cvm.fde.plugins.module_utils.dm import clone, written
 from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear, error
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
@@ -341,6 +341,14 @@ def test_an_emptied_record_of_what_was_copied_is_refused(machine: Machine) -> No
     os.close(descriptor)
     machine.halt()
     with pytest.raises(Refusal, match="it is empty"):
+        machine.boot()
+
+
+def test_a_record_of_what_was_copied_from_before_the_root_grew_is_refused(machine: Machine) -> None:
+    machine.boot(fresh=True)
+    written.store(machine.mapper.get("fde-crypt"), (IMAGE_SIZE + (8 << 20)) // 512)
+    machine.halt()
+    with pytest.raises(Refusal, match="older than the record of what is written"):
         machine.boot()
 
 

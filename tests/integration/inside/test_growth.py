@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent.filling import fill
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
-from ansible_collections.cvm.fde.plugins.module_utils.dm import written
+from ansible_collections.cvm.fde.plugins.module_utils.dm import edges, written
 from ansible_collections.cvm.fde.plugins.module_utils.dm.device import Device, DeviceMapper
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
@@ -52,7 +52,7 @@ class Root:
 
     def make(self, kind: str) -> None:
         length = LEAST.get(kind, FIRST)
-        written.fill(self.volume, written.SLICE, length)
+        edges.zero(self.volume.path, [(written.SLICE, length)])
         written.store(self.volume, length)
         written.map_root(self.mapper, "fde-root", self.volume)
         self.runner.run([*MAKE[kind], self.path])
@@ -100,7 +100,7 @@ def test_a_root_fills_its_volume_and_all_of_it_can_be_read(root: Root, kind: str
 def test_a_root_device_that_grew_without_its_file_system_is_caught_up_with(root: Root) -> None:
     root.make("ext4")
     root.mapper.remove("fde-root")
-    written.fill(root.volume, written.SLICE + FIRST, FIRST)
+    edges.zero(root.volume.path, [(written.SLICE + FIRST, FIRST)])
     written.store(root.volume, 2 * FIRST)
     written.map_root(root.mapper, "fde-root", root.volume)
     root.runner.run(["mount", "-t", "ext4", root.path, "/mnt"])

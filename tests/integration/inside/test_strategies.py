@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import masks, strategy_copy, upkeep
+from ansible_collections.cvm.fde.plugins.module_utils.agent import masks, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Strategy
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
@@ -25,6 +25,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.process import Subpr
 from ansible_collections.cvm.fde.plugins.module_utils.agent.strategies import ROOTS
 from ansible_collections.cvm.fde.plugins.module_utils.boot.command_line import ROOT_WORDS
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
+from ansible_collections.cvm.fde.plugins.module_utils.dm import edges
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed
@@ -213,19 +214,19 @@ def test_a_copy_that_is_cut_off_or_reads_back_otherwise_is_made_anew(
     make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab = make("copy")
-    real = strategy_copy._write
+    real = edges.put
     written: list[int] = []
 
-    def cut(device: int, content: bytes, at: int) -> None:
+    def cut(device: int, content: bytes, sector: int) -> None:
         if len(written) == 2:
             raise PowerCut("in the middle")
-        written.append(at)
-        real(device, content, at)
+        written.append(sector)
+        real(device, content, sector)
 
-    monkeypatch.setattr(strategy_copy, "_write", cut)
+    monkeypatch.setattr(edges, "put", cut)
     with lab.booting() as machine, pytest.raises(PowerCut):
         boot(machine)
-    monkeypatch.setattr(strategy_copy, "_write", lambda device, content, at: real(device, bytes(len(content)), at))
+    monkeypatch.setattr(edges, "put", lambda device, content, sector: real(device, bytes(len(content)), sector))
     with lab.booting() as machine, pytest.raises(FdeError, match="reads back otherwise"):
         boot(machine)
     monkeypatch.undo()
