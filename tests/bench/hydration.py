@@ -27,6 +27,7 @@ from tests.bench.boot import RESULTS, host, in_uml
 from tests.lab.disks import GIB, DataDisk
 from tests.lab.guest import Guest, boot
 from tests.lab.sealed import sealed_image
+from tests.lab.upkeep import settle
 
 INSIDE = __file__.replace(".py", "_inside.py")
 DISKS = (DataDisk(2 * GIB, serial="bench-1"), DataDisk(2 * GIB, serial="bench-2"))
@@ -58,7 +59,7 @@ def _in_qemu() -> dict[str, Any]:
     try:
         boot(guest)
         # The guest's own root first, or both would compete with it.
-        guest.ssh("while systemctl is-active --quiet cvm-fde-hydrate.service; do sleep 2; done", timeout=1800)
+        settle(guest)
         with open(INSIDE, "rb") as file:
             command = f"python3 - {' '.join(disk.by_id for disk in DISKS)}"
             found: dict[str, Any] = json.loads(guest.ssh(command, stdin=file.read(), timeout=1800).stdout)

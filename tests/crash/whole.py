@@ -31,6 +31,7 @@ from ..lab.guest import GIB, Guest, GuestError, boot
 from ..lab.process import run
 from ..lab.progress import say
 from ..lab.sealed import Sealed, sealed_image
+from ..lab.upkeep import LIMIT, settled
 from . import log_writes
 from .matrix import sample
 
@@ -40,8 +41,6 @@ KEPT = "tpm2-00.permall"
 #: A pause between two looks at the TPM's file, in seconds; the agent needs longer from its answer to the next write.
 _GLANCE = 0.001
 SIZE = 5 * GIB
-#: Seconds for the copy of the root by an emulated machine that shares its host.
-LIMIT = 1800
 #: The least number of promises in a recording.
 FEW = 3
 #: A promise: a file, and the directory entry that leads to it.
@@ -145,8 +144,7 @@ def _live(recording: Recording) -> None:
         while time.monotonic() < end:
             told = guest.ssh(_PROMISE.format(n=len(recording.promised) + 1)).stdout
             recording.promised.append((recording.now(), told))
-            service = guest.ssh("systemctl is-active cvm-fde-hydrate.service", check=False).stdout.strip()
-            if len(recording.promised) >= FEW and service == "inactive":
+            if len(recording.promised) >= FEW and settled(guest):
                 break
             time.sleep(10)
         else:

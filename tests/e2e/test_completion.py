@@ -6,25 +6,17 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
 from ansible_collections.cvm.fde.tests.lab.guest import Guest
-
-#: Seconds for the copy of a root of 1.5 GiB, and as many zeros, by an emulated machine that shares its host.
-LIMIT = 1800
+from ansible_collections.cvm.fde.tests.lab.upkeep import settle
 
 
 @pytest.fixture(scope="module")
 def complete(fleet: list[Guest]) -> Guest:
     """The first guest of the fleet, when its service has nothing left to do."""
-    guest = fleet[0]
-    end = time.monotonic() + LIMIT
-    while guest.ssh("systemctl is-active cvm-fde-hydrate.service", check=False).stdout.strip() != "inactive":
-        journal = "journalctl --no-pager -u cvm-fde-hydrate.service"
-        assert time.monotonic() < end, f"it is not complete:\n{guest.ssh(journal, check=False).stdout}"
-        time.sleep(5)
-    return guest
+    settle(fleet[0])
+    return fleet[0]
 
 
 def test_the_mounted_root_is_a_plain_encrypted_device_without_a_reboot(complete: Guest) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +21,7 @@ from ansible_collections.cvm.fde.tests.e2e.disk import Partition, partitions
 from ansible_collections.cvm.fde.tests.lab.disks import DataDisk
 from ansible_collections.cvm.fde.tests.lab.guest import GIB, Guest, boot, together
 from ansible_collections.cvm.fde.tests.lab.sealed import Sealed, sealed_image
+from ansible_collections.cvm.fde.tests.lab.upkeep import settle
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,6 @@ KINDS = (
     Kind("trixie", "overlay", "nvme", 512, (DataDisk(2 * GIB, interface="nvme", sector=4096, serial="upper-1"),)),
     Kind("trixie", "copy", "scsi", 4096),
 )
-#: Seconds until an emulated machine that shares its host has written its volume.
-LIMIT = 1800
 EVERY = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 
 
@@ -110,15 +108,6 @@ def status(guest: Guest) -> dict[str, object]:
     known = json.loads(guest.ssh("/usr/lib/cvm-fde/agent.pyz status").stdout)
     assert isinstance(known, dict)
     return known
-
-
-def settled(guest: Guest) -> None:
-    """Wait until the guest's service has nothing left to do."""
-    end = time.monotonic() + LIMIT
-    while guest.ssh("systemctl is-active cvm-fde-hydrate.service", check=False).stdout.strip() != "inactive":
-        told = guest.ssh("systemctl status cvm-fde-hydrate.service --no-pager", check=False).stdout
-        assert time.monotonic() < end, f"it does not come to its end:\n{told}"
-        time.sleep(5)
 
 
 def disks_below(guest: Guest, device: str) -> set[str]:
@@ -186,7 +175,7 @@ def test_the_upper_layer_is_btrfs(instances: Instances, kind: Kind) -> None:
 @those("copy")
 def test_a_copied_root_fills_the_disk(instances: Instances, kind: Kind) -> None:
     guest = instances.guests[kind]
-    settled(guest)
+    settle(guest)
     assert [line.split()[2] for line in guest.ssh("dmsetup table fde-root").stdout.splitlines()] == ["linear"]
     assert int(guest.ssh("df --block-size=1 --output=size / | tail -1").stdout) > 2 * GIB
 
@@ -195,7 +184,7 @@ def test_a_copied_root_fills_the_disk(instances: Instances, kind: Kind) -> None:
 def test_every_sector_of_the_volume_can_be_read_and_its_file_system_is_sound(instances: Instances, kind: Kind) -> None:
     """Also through the page cache, which reads ahead and, on forky, in large folios."""
     guest = instances.guests[kind]
-    settled(guest)
+    settle(guest)
     device = "/dev/mapper/fde-upper" if kind.strategy == "overlay" else "/dev/mapper/fde-root"
     guest.ssh(f"sync && echo 3 > /proc/sys/vm/drop_caches && cat {device} > /dev/null", timeout=1200)
     if kind.strategy == "overlay":
