@@ -40,8 +40,8 @@ from .user import Lost, Outcome, check
 RECOVERY_KEY = "recovery-key"
 #: Where systemd-cryptenroll looks for the signatures of PCR 11; it has no option for it.
 SIGNATURES = "/run/systemd/tpm2-pcr-signature.json"
-#: Sectors by which a root grows at once, 48 MiB.
-PIECE = 48 << 11
+#: Sectors by which a root grows at once, 24 MiB.
+PIECE = 24 << 11
 _DEAF = Ears(status=lambda _line: None, log=lambda _line: None)
 
 

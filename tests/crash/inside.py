@@ -10,21 +10,29 @@ python3 -m tests.crash.inside replay SCENARIO DIRECTORY CUTS RESULTS
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
+from ansible_collections.cvm.fde.plugins.module_utils.agent import strategy, strategy_overlay
+from ansible_collections.cvm.fde.plugins.module_utils.dm import edges
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from . import log_writes, scenarios
 from .aftermath import RECOVERY_KEY
-from .machine import STATE, Lab, instance, teardown_at_the_end
+from .machine import STATE, Lab, Log, instance, teardown_at_the_end
 from .user import Outcome
 
+#: What a partition of these sizes needs beside its file system, in bytes; the agent asks for what one of a TiB does.
+_OVERHEAD = 8 << 20
 #: What an instance has beside its disk and its TPM; not every one has a recovery key.
 _FILES = ("cmdline", "public.pem", "SecureBoot", "signatures.json", RECOVERY_KEY)
 
@@ -49,7 +57,7 @@ def record(name: str, target: Path) -> None:
         _copy_files(made.directory, target)
         (target / "root-hash").write_text(made.root_hash)
         lab = scenario.recorded(made.directory, made.root_hash, recording=target)
-        with lab.recorded() as log:
+        with lab.recorded() as log, filling_named(log):
             scenario.run(lab, log)
         _copy(made.directory / "log", target / "log")
 
@@ -104,6 +112,27 @@ def _copy(source: Path, target: Path) -> None:
     instance.run("cp", "--sparse=always", str(source), str(target))
 
 
+@contextlib.contextmanager
+def filling_named(log: Log) -> Iterator[None]:
+    """Name the time in which zeros are written in the log; they are written as ever."""
+
+    def zero(*arguments: Any) -> None:
+        log.label(log_writes.FILLING)
+        written(*arguments)
+        log.label("filled")
+
+    written = edges.zero
+    with mock.patch.object(edges, "zero", zero):
+        yield
+
+
+@contextlib.contextmanager
+def small_volumes() -> Iterator[None]:
+    """Let the agent be content with a disk on which a volume has little to spare."""
+    with mock.patch.object(strategy, "OVERHEAD", _OVERHEAD), mock.patch.object(strategy_overlay, "OVERHEAD", _OVERHEAD):
+        yield
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(dest="command", required=True)
@@ -115,10 +144,11 @@ def main() -> None:
     for name in ("directory", "cuts", "results"):
         two.add_argument(name, type=Path)
     options = parser.parse_args()
-    if options.command == "record":
-        record(options.scenario, options.directory)
-    else:
-        replay(options.scenario, options.directory, options.cuts, options.results)
+    with small_volumes():
+        if options.command == "record":
+            record(options.scenario, options.directory)
+        else:
+            replay(options.scenario, options.directory, options.cuts, options.results)
 
 
 if __name__ == "__main__":

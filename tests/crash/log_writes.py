@@ -24,6 +24,8 @@ _FLUSH, _FUA, _DISCARD, _MARK = 1, 2, 4, 8
 
 #: How a mark begins that is only for people.
 LABEL = "label:"
+#: The label of the time in which nothing happens but that zeros are written where nothing is yet.
+FILLING = "filling"
 
 
 class LogError(Exception):

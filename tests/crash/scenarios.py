@@ -48,10 +48,11 @@ from .machine import (
 )
 from .user import FILES, MIB, Outcome, User
 
-#: What an image holds, on a disk on which its volume has little to spare: all of that is written after each cut.
-CONTENT = instance.Content(FILES, disk=320 * MIB, root=24 * MIB)
+#: What an image holds, on a disk whose volume has little to spare: all of that is written after each cut. It grows by
+#: two whole pieces and a part, and each of them has several of its file system's groups, of 8 MiB here.
+CONTENT = instance.Content(FILES, disk=152 * MIB, root=24 * MIB, options=("-g", "2048"))
 #: The same for an overlay, whose volume is larger to begin with.
-LARGER = replace(CONTENT, disk=560 * MIB)
+LARGER = replace(CONTENT, disk=392 * MIB)
 #: Writes that were promised before the recording begins, where an instance was used before.
 BEFORE = 2
 

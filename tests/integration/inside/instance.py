@@ -232,11 +232,12 @@ def use() -> None:
 
 @dataclass(frozen=True)
 class Content:
-    """What a sealed image holds, and how large it is, in bytes."""
+    """What a sealed image holds, how large it is, in bytes, and what else mkfs.ext4 is told."""
 
     files: Mapping[str, bytes] = field(default_factory=lambda: {"plaintext": PLAINTEXT})
     disk: int = DISK_SIZE
     root: int = ROOT_SIZE
+    options: tuple[str, ...] = ()
 
 
 def make_sealed(directory: Path, wanted: Content = Content()) -> tuple[Path, str]:
@@ -251,7 +252,7 @@ def make_sealed(directory: Path, wanted: Content = Content()) -> tuple[Path, str
         with path.open("wb") as file:
             file.truncate(size)
     run("mkfs.vfat", str(esp))
-    run("mkfs.ext4", "-q", "-b", "4096", "-d", str(content), str(data))
+    run("mkfs.ext4", "-q", "-b", "4096", *wanted.options, "-d", str(content), str(data))
     output = run("veritysetup", "format", str(data), str(tree)).decode()
     root_hash = next(line.split()[-1] for line in output.splitlines() if line.startswith("Root hash"))
     ids = uuid.UUID(root_hash[:32]), uuid.UUID(root_hash[32:])
