@@ -181,7 +181,8 @@ class Guest:
                 f"uml_dir={memory}/",
             ),
             *("root=/dev/root", "rootfstype=hostfs", f"rootflags={self.tree}", "ro"),
-            *("quiet", "loglevel=4", "panic=-1", "seccomp=auto", *self.words),
+            # "gpt" is a word of every sealed image: the kernel may use the second copy of the partition table.
+            *("quiet", "loglevel=4", "panic=-1", "seccomp=auto", "gpt", *self.words),
             *("con=null", f"con0=null,fd:{console}", "ssl=null", f"ssl0=null,fd:{output}"),
             *("init=/bin/sh", "--", "-c", f'"{first}"'),
         ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Iterable, Iterator, Mapping, Optional, Sequence, Union
 
 from ..codes import Code, refuse
-from ..disk.gpt import ESP, GptError, Partition, Table, has_signature, read_live_table
+from ..disk.gpt import ESP, FDE, GptError, Partition, Table, has_signature, holds_only, read_live_table
 from ..errors import FdeError, Refusal
 from .configuration import Configuration, Place
 
@@ -56,12 +56,16 @@ class Disk:
 
 @dataclass(frozen=True)
 class Bare:
-    """A whole disk without a partition table that can be used; ``blank`` when there is nothing on it at all."""
+    """A whole disk without a partition table that can be used; ``blank`` when there is nothing on it at all.
+
+    ``begun`` says that there is nothing but what a power cut leaves of a table while our partition is made.
+    """
 
     name: str
     blank: bool
     damage: str = ""
     read_only: bool = False
+    begun: bool = False
 
     @property
     def device(self) -> str:
@@ -91,8 +95,10 @@ class Choice:
         return self.volume.name != self.image.name
 
 
-def choose(configuration: Configuration, survey: Survey) -> Union[Choice, Refusal]:
+def choose(configuration: Configuration, survey: Survey, *, unfinished: bool = False) -> Union[Choice, Refusal]:
     """Return which disks this boot is about; changes and reads nothing.
+
+    ``unfinished`` says that a first boot was begun: the volume's own disk may hold pieces of the table that it wrote.
 
     Refused are: no disk with the image, or several; a partition table that is damaged where that disk should be; and a
     second disk that shows one of the ids of the first, be it of the image or of the volume. Which disk holds the volume
@@ -113,7 +119,7 @@ def choose(configuration: Configuration, survey: Survey) -> Union[Choice, Refusa
         return refuse(Code.DISK_AMBIGUOUS, image.device, "it is read-only")
     if twins := _twins(survey, image):
         return twins
-    volume = _volume_disk(configuration, survey, image)
+    volume = _volume_disk(configuration, survey, image, unfinished)
     if isinstance(volume, Refusal):
         return volume
     if isinstance(volume, Disk) and (twins := _twins(survey, volume)):
@@ -130,7 +136,9 @@ def _twins(survey: Survey, disk: Disk) -> Optional[Refusal]:
     return None
 
 
-def _volume_disk(configuration: Configuration, survey: Survey, image: Disk) -> Union[Disk, Bare, Refusal]:
+def _volume_disk(
+    configuration: Configuration, survey: Survey, image: Disk, unfinished: bool
+) -> Union[Disk, Bare, Refusal]:
     wanted = configuration.disk
     if wanted.place is Place.ROOT:
         return image
@@ -142,7 +150,7 @@ def _volume_disk(configuration: Configuration, survey: Survey, image: Disk) -> U
         names = ", ".join(disk.device for disk in others)
         return refuse(Code.VOLUME_DISK, names or "no disk", f"{len(others)} are '{wanted}'")
     disk = others[0]
-    if isinstance(disk, Bare) and not disk.blank:
+    if isinstance(disk, Bare) and not (disk.blank or (unfinished and disk.begun)):
         if disk.damage:
             return refuse(Code.DISK_DAMAGED, disk.device, disk.damage)
         return refuse(Code.DISK_FOREIGN, disk.device, "there is something on it")
@@ -180,6 +188,25 @@ def reread(name: str, sysfs: Path = SYSFS) -> Disk:
 def size_of(name: str, sysfs: Path = SYSFS) -> int:
     """Return the size of a disk in bytes."""
     return _size(sysfs / "block" / name)
+
+
+def sector_size_of(name: str, sysfs: Path = SYSFS) -> int:
+    """Return the size of a disk's logical sectors in bytes."""
+    return _sector_size(sysfs / "block" / name)
+
+
+def known_partitions(name: str, sysfs: Path = SYSFS) -> set[int]:
+    """Return the numbers of the partitions that the kernel knows of a disk."""
+    numbers = (_number(directory / "partition") for directory in (sysfs / "block" / name).iterdir())
+    return {number for number in numbers if number is not None}
+
+
+def require_known(disk: Disk, sysfs: Path = SYSFS) -> None:
+    """Raise ``Refusal`` unless the kernel sees the partitions of the table and no others."""
+    known = known_partitions(disk.name, sysfs)
+    if known != {partition.number for partition in disk.table.partitions}:
+        numbers = ", ".join(map(str, sorted(known))) or "none"
+        raise refuse(Code.DISK_DAMAGED, disk.device, f"the kernel reads its table otherwise: partitions {numbers}")
 
 
 def partition_device(disk: Disk, partition: Partition, sysfs: Path = SYSFS) -> str:
@@ -220,25 +247,28 @@ def _disk(name: str, sysfs: Path) -> Union[Disk, Bare]:
         try:
             return reread(name, sysfs)
         except GptError as error:
-            with open(DEVICES / name, "rb") as opened:
-                had_one = has_signature(opened, _size(directory), _sector_size(directory))
-            blank = _is_blank(DEVICES / name, _size(directory))
-            return Bare(name, blank, error.cause if had_one else "", _is_read_only(directory))
+            return _bare(name, directory, error.cause)
     except OSError as error:
         # A drive without a medium, or one that does not answer, or no longer.
         return Bare(name, False, error.strerror or "it cannot be read", _is_read_only(directory))
 
 
-def _is_blank(device: Path, size: int) -> bool:
-    try:
-        with open(device, "rb") as opened:
-            for offset in (0, max(0, size - _ENDS)):
-                opened.seek(offset)
-                if any(opened.read(_ENDS)):
-                    return False
-    except OSError:
-        return False
-    return True
+def _bare(name: str, directory: Path, damage: str) -> Bare:
+    size, sector = _size(directory), _sector_size(directory)
+    with open(DEVICES / name, "rb") as opened:
+        had_one = has_signature(opened, size, sector)
+        opened.seek(0)
+        front = opened.read(_ENDS)
+        opened.seek(max(0, size - _ENDS))
+        back = opened.read(_ENDS)
+    blank = not any(front) and not any(back)
+    return Bare(
+        name,
+        blank,
+        damage=damage if had_one else "",
+        read_only=_is_read_only(directory),
+        begun=not blank and size > 2 * _ENDS and holds_only(front, back, sector, FDE),
+    )
 
 
 def _serial(directory: Path) -> str:

@@ -39,7 +39,7 @@ def first_boot(machine: Machine, disk: Union[Disk, Bare], decision: Decision) ->
     partition.require_room(disk, minimum, replace=replace)
     anchoring.start(machine, Anchor(State.INITIALIZING))
     say("first boot: making the encrypted volume of this instance")
-    made, device = partition.create(machine.runner, disk, minimum, replace=replace, state=machine.paths.state)
+    made, device = partition.create(machine.runner, disk, replace=replace)
     key_id = _make_volume(machine, made, device)
     area = read_area(device)
     open_volume(machine, area, key_id)

@@ -12,10 +12,10 @@ from typing import Callable, Iterator, Mapping, Optional, Sequence
 from ..disk.gpt import FDE, Partition
 from ..errors import Refusal
 from ..luks2.area import HeaderArea, read_area
-from ..tpm.anchor import Found
+from ..tpm.anchor import Found, Standing, State
 from .configuration import Configuration
 from .decision import Probed, Volume
-from .disks import Choice, Disk, Survey, choose, partition_device
+from .disks import Choice, Disk, Survey, choose, partition_device, require_known
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,12 @@ def look(
     ``saved_header`` returns the saved copy of the header of a device; it is asked only while the anchor says that the
     header is being changed.
     """
-    choice = choose(configuration, found)
+    choice = choose(configuration, found, unfinished=_is_unfinished(anchor))
     if isinstance(choice, Refusal):
         raise choice
+    for disk in (choice.image, choice.volume):
+        if isinstance(disk, Disk):
+            require_known(disk)
     sealed = (configuration.data_partition, configuration.hash_partition)
     volumes, foreign, areas = [], [], {}
     for disk, partition in _further(choice, sealed):
@@ -71,3 +74,8 @@ def _further(choice: Choice, sealed: Sequence[uuid.UUID]) -> Iterator[tuple[Disk
     if choice.apart and isinstance(choice.volume, Disk):
         for partition in choice.volume.table.partitions:
             yield choice.volume, partition
+
+
+def _is_unfinished(anchor: Found) -> bool:
+    """Whether a first boot was begun and not ended: what it left on the disk is to be made anew."""
+    return anchor.standing is Standing.OURS and anchor.anchor is not None and anchor.anchor.state is State.INITIALIZING

@@ -50,7 +50,6 @@ REQUIREMENTS = (
     _need("usr/bin/systemd-cryptsetup usr/lib/systemd/systemd-cryptsetup", "systemd-cryptsetup", "systemd-udev"),
     _need("usr/lib/systemd/systemd-veritysetup", "systemd-cryptsetup", "systemd-udev"),
     _need("usr/bin/systemd-cryptenroll", "systemd-cryptsetup", "systemd-udev"),
-    _need("usr/bin/systemd-repart", "systemd-repart", "systemd-udev"),
     _need("usr/lib/systemd/systemd-pcrextend", "systemd-tpm systemd", "systemd-udev"),
     _need("usr/sbin/e2fsck usr/bin/e2fsck", "e2fsprogs", "e2fsprogs"),
     _need("usr/bin/zstd", "zstd", "zstd"),

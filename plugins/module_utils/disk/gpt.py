@@ -37,6 +37,8 @@ REVISION = 0x00010000
 HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")
 ENTRY = struct.Struct("<16s16sQQQ72s")
 NO_TYPE = b"\0" * 16
+#: Bytes at the beginning of a disk that are not the table's.
+BOOT_CODE = 446
 #: What is written: 128 entries of 128 bytes, the least that the specification allows.
 ENTRIES = 128
 #: No table of a real disk is larger; without a bound a hostile header could make us read gigabytes.
@@ -119,16 +121,37 @@ def read_live_table(disk: BinaryIO, size: int, subject: str, sector_size: int = 
     _check_protective_mbr(_read(disk, 0, 512), subject)
     try:
         header, blob = _read_copy(disk, 1, sector_size, sectors, subject)
-        return _table(blob, header, header.other, sector_size, subject)
+        backup = header.other
     except GptError:
         header, blob = _read_copy(disk, sectors - 1, sector_size, sectors, subject)
-        return _table(blob, header, header.own, sector_size, subject)
+        backup = header.own
+    return _table(blob, header, backup, sector_size, subject)
 
 
 def has_signature(disk: BinaryIO, size: int, sector_size: int) -> bool:
     """Tell whether there is a sign of a table, usable or not, in either of its places."""
     places = (sector_size, (size // sector_size - 1) * sector_size)
     return any(place > 0 and _read(disk, place, len(SIGNATURE)) == SIGNATURE for place in places)
+
+
+def holds_only(front: bytes, back: bytes, sector_size: int, kind: uuid.UUID) -> bool:
+    """Tell whether the two ends of a disk hold nothing but a table, or pieces of one, with partitions of type ``kind``.
+
+    ``front`` and ``back`` are what they hold, each longer than the table's copy there.
+    """
+    entries_at, header_at = 2 * sector_size, len(back) - sector_size
+    size = -(-ENTRIES * ENTRY.size // sector_size) * sector_size
+    mbr, entries_end, entries_begin = front[:sector_size], entries_at + size, header_at - size
+    if any(front[entries_end:]) or any(back[:entries_begin]):
+        return False
+    headers = (front[sector_size:entries_at], back[header_at:])
+    entries = front[entries_at:entries_end] + back[entries_begin:header_at]
+    types = {entries[at : at + 16] for at in range(0, len(entries), ENTRY.size) if any(entries[at : at + ENTRY.size])}
+    return (
+        (not any(mbr) or _is_protective(mbr[:512]))
+        and all(header.startswith(SIGNATURE) or not any(header) for header in headers)
+        and types <= {kind.bytes_le}
+    )
 
 
 def _read_table(disk: BinaryIO, size: int, sector: int, subject: str) -> Table:
@@ -163,9 +186,12 @@ def _table(blob: bytes, header: _Header, backup: int, sector: int, subject: str)
 def _check_protective_mbr(mbr: bytes, subject: str) -> None:
     if len(mbr) != 512 or mbr[510:] != b"\x55\xaa":
         raise GptError(subject, "there is no protective MBR before the partition table")
-    types = [mbr[446 + 16 * index + 4] for index in range(4)]
-    if sorted(types) != [0, 0, 0, 0xEE]:
+    if not _is_protective(mbr):
         raise GptError(subject, "the MBR is not a plain protective one")
+
+
+def _is_protective(mbr: bytes) -> bool:
+    return mbr[510:] == b"\x55\xaa" and sorted(mbr[BOOT_CODE + 16 * index + 4] for index in range(4)) == [0, 0, 0, 0xEE]
 
 
 def _read_header(disk: BinaryIO, lba: int, sector: int, sectors: int, subject: str) -> _Header:
@@ -323,4 +349,4 @@ def _encode_header(table: Table, entries: bytes, own: int, other: int, entries_l
 
 def _protective_mbr(last_lba: int) -> bytes:
     record = struct.pack("<B3sB3sII", 0, b"\x00\x02\x00", 0xEE, b"\xff\xff\xff", 1, min(last_lba, 0xFFFFFFFF))
-    return b"\0" * 446 + record + b"\0" * 48 + b"\x55\xaa"
+    return b"\0" * BOOT_CODE + record + b"\0" * 48 + b"\x55\xaa"

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Optional
+from unittest import mock
 
 import pytest
 import tpm2_pytss as tss
@@ -232,12 +233,16 @@ def use() -> None:
 
 @dataclass(frozen=True)
 class Content:
-    """What a sealed image holds, how large it is, in bytes, and what else mkfs.ext4 is told."""
+    """What a sealed image holds, how large it is, in bytes, and what else mkfs.ext4 is told.
+
+    ``image`` is how large the image was before it was put on the disk, None where it fills the disk.
+    """
 
     files: Mapping[str, bytes] = field(default_factory=lambda: {"plaintext": PLAINTEXT})
     disk: int = DISK_SIZE
     root: int = ROOT_SIZE
     options: tuple[str, ...] = ()
+    image: Optional[int] = None
 
 
 def make_sealed(directory: Path, wanted: Content = Content()) -> tuple[Path, str]:
@@ -259,7 +264,7 @@ def make_sealed(directory: Path, wanted: Content = Content()) -> tuple[Path, str
     places = (MIB, MIB + ESP_SIZE, MIB + ESP_SIZE + wanted.root)
     table = gpt.new_table(
         uuid.uuid4(),
-        wanted.disk,
+        wanted.image or wanted.disk,
         (
             gpt.Partition(1, gpt.ESP, ESP_ID, places[0], ESP_SIZE),
             gpt.Partition(2, gpt.ROOT_X86_64, ids[0], places[1], wanted.root),
@@ -319,6 +324,21 @@ def mounted() -> Iterator[Path]:
 
 class PowerCut(Exception):
     """The machine lost power."""
+
+
+@contextlib.contextmanager
+def power_cut_at(place: Any, name: str) -> Iterator[None]:
+    """Lose power where ``name`` of ``place`` would be called, and see that it is."""
+
+    def cut(*_arguments: Any, **_options: Any) -> Any:
+        raise PowerCut(name)
+
+    with mock.patch.object(place, name, cut):
+        try:
+            yield
+        except PowerCut:
+            return
+    raise AssertionError(f"{name} was not called")
 
 
 class CutRunner(SubprocessRunner):

@@ -12,10 +12,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import masks, upkeep
+from ansible_collections.cvm.fde.plugins.module_utils.agent import masks, strategy_copy, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Strategy
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
@@ -223,10 +225,12 @@ def test_a_copy_that_is_cut_off_or_reads_back_otherwise_is_made_anew(
         written.append(sector)
         real(device, content, sector)
 
-    monkeypatch.setattr(edges, "put", cut)
+    # What else is written with the same function, such as the partition table, stays as it is.
+    monkeypatch.setattr(strategy_copy, "edges", SimpleNamespace(put=cut))
     with lab.booting() as machine, pytest.raises(PowerCut):
         boot(machine)
-    monkeypatch.setattr(edges, "put", lambda device, content, sector: real(device, bytes(len(content)), sector))
+    zeros = SimpleNamespace(put=lambda device, content, sector: real(device, bytes(len(content)), sector))
+    monkeypatch.setattr(strategy_copy, "edges", zeros)
     with lab.booting() as machine, pytest.raises(FdeError, match="reads back otherwise"):
         boot(machine)
     monkeypatch.undo()
@@ -337,6 +341,39 @@ def test_the_volume_is_made_on_a_second_disk(make: Any, sector: int) -> None:
     run("cp", "--sparse=always", str(lab.image), str(lab.spare))
     assert code_of(lab) == "disk-ambiguous"
     lab.spare = kept
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
+
+
+#: What of the table of a second disk is written when the power is cut: where it goes on the disk, and how much of it.
+TORN = {
+    "the second copy without its header": (False, slice(None, -512)),
+    "the second copy alone": (True, slice(0)),
+    "the first copy without its header": (True, slice(512)),
+    "the first copy without its entries": (True, slice(1024)),
+}
+
+
+@pytest.mark.parametrize("what", TORN)
+def test_a_power_cut_in_the_table_of_a_second_disk_starts_the_first_boot_over(make: Any, what: str) -> None:
+    lab = make("overlay")
+    retitle(lab, "fde.strategy=overlay", "fde.strategy=overlay fde.disk=other")
+    lab.spare = lab.directory / "spare"
+    with lab.spare.open("wb") as file:
+        file.truncate(1024 * MIB)
+    at_the_front, arrived = TORN[what]
+
+    def put(device: int, content: bytes, sector: int) -> None:
+        if len(content) < MIB and (sector == 0) is at_the_front:
+            written(device, content[arrived], sector)
+            raise PowerCut(what)
+        written(device, content, sector)
+
+    written = edges.put
+    with lab.booting() as machine, mock.patch.object(edges, "put", put), pytest.raises(PowerCut):
+        boot(machine)
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
     with lab.booting() as machine:
         assert boot(machine) is Action.OPEN
 

@@ -10,7 +10,7 @@ _agent=/usr/lib/cvm-fde/agent.pyz
 
 check() {
     [[ -e "${dracutsysrootdir-}$_agent" ]] || return 1
-    require_binaries python3 dmsetup cryptsetup systemd-repart systemd-cryptenroll systemd-cryptsetup \
+    require_binaries python3 dmsetup cryptsetup systemd-cryptenroll systemd-cryptsetup \
         "$systemdutildir"/systemd-veritysetup "$systemdutildir"/systemd-pcrextend || return 1
     # Only where it is asked for by name.
     return 255
@@ -28,7 +28,7 @@ depends() {
 
 config() {
     # What libsystemd-shared opens by dlopen(), where this dracut follows such notes.
-    add_dlopen_features+=" libsystemd-shared-*.so:cryptsetup,libcrypto,fdisk,tpm,tpm2,blkid,mount,kmod "
+    add_dlopen_features+=" libsystemd-shared-*.so:cryptsetup,libcrypto,tpm,tpm2,blkid,mount,kmod "
 }
 
 # The strategy that the system was prepared for.
@@ -61,7 +61,7 @@ installkernel() {
 }
 
 install() {
-    inst_multiple dmsetup cryptsetup systemd-repart systemd-cryptenroll udevadm modprobe mount umount systemctl \
+    inst_multiple dmsetup cryptsetup systemd-cryptenroll udevadm modprobe mount umount systemctl \
         "$systemdutildir"/systemd-cryptsetup "$systemdutildir"/systemd-veritysetup "$systemdutildir"/systemd-pcrextend
     inst_multiple -o systemd-cryptsetup \
         "$systemdutildir"/systemd-tpm2-setup "$systemdutildir"/system-generators/systemd-tpm2-generator \
@@ -107,7 +107,7 @@ _install_measurement() {
 _install_libraries() {
     # Opened at run time: by the TPM library, by libcryptsetup for the token, by systemd.
     inst_libdir_file "libtss2-tcti-device.so*" "libtss2-esys.so*" "libtss2-mu.so*" "libtss2-rc.so*" \
-        "libcryptsetup.so.*" "libfdisk.so.*" "cryptsetup/libcryptsetup-token-systemd-tpm2.so" "libcrypto.so.3" \
+        "libcryptsetup.so.*" "cryptsetup/libcryptsetup-token-systemd-tpm2.so" "libcrypto.so.3" \
         "libblkid.so.*" "libkmod.so.*" "libmount.so.*" "ossl-modules/legacy.so"
 }
 

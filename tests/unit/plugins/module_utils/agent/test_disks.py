@@ -38,6 +38,7 @@ WITH_VOLUME = disk("vda", ESP, DATA, HASHES, VOLUME)
 OTHER = disk("vdb", uuid.UUID(int=9))
 APART = disk("vdb", VOLUME, kind=gpt.FDE)
 BLANK, FULL = Bare("vdb", True), Bare("vdb", False)
+BEGUN = Bare("vdb", False, "a partition table header is not one", begun=True)
 DAMAGED = Bare("vdb", False, "the checksum of the partition entries is wrong")
 
 
@@ -74,6 +75,8 @@ def outcome(where: str, *found: object, serials: Optional[dict[str, str]] = None
         ("other", (IMAGE, BLANK, disk("vdc")), Code.VOLUME_DISK),
         ("other", (IMAGE, FULL), Code.DISK_FOREIGN),
         ("other", (IMAGE, DAMAGED), Code.DISK_DAMAGED),
+        ("other", (IMAGE, BEGUN), Code.DISK_DAMAGED),
+        ("other", (IMAGE, replace(BEGUN, damage="")), Code.DISK_FOREIGN),
         ("other", (IMAGE, disk("vdb", DATA)), Code.DISK_AMBIGUOUS),
         ("other", (BLANK,), Code.DISK_AMBIGUOUS),
         # The host says which disk is read-only: it is looked at like any other, and never chosen.
@@ -92,6 +95,17 @@ def outcome(where: str, *found: object, serials: Optional[dict[str, str]] = None
 )
 def test_the_disks_are_chosen_or_refused_by_name(where: str, found: tuple[object, ...], expected: object) -> None:
     assert outcome(where, *found) == expected
+
+
+def test_pieces_of_our_own_table_are_taken_for_a_blank_disk_while_a_first_boot_is_unfinished() -> None:
+    configuration = Configuration(HASH, Strategy.CLONE, VolumeDisk.parse("other"))
+
+    def outcome(*bare: Bare) -> object:
+        chosen = choose(configuration, Survey((IMAGE,), bare), unfinished=True)
+        return chosen.code if isinstance(chosen, Refusal) else chosen.volume.name
+
+    assert outcome(BEGUN) == outcome(replace(BEGUN, damage="")) == "vdb"
+    assert (outcome(DAMAGED), outcome(FULL)) == (Code.DISK_DAMAGED, Code.DISK_FOREIGN)
 
 
 #: What can be wrong with the disks of a machine whose volume is on a disk of its own, by the part it is wrong with.
@@ -274,6 +288,36 @@ def test_blank_full_and_damaged_disks_are_told_apart(machine: Machine) -> None:
     assert found["vdb"] == Bare("vdb", False)
     assert found["vdc"] == Bare("vdc", False)
     assert found["vdd"].damage and not found["vdd"].blank
+
+
+@pytest.mark.parametrize("sector", [512, 4096])
+def test_pieces_of_a_table_are_ours_only_where_they_name_no_partition_of_others(machine: Machine, sector: int) -> None:
+    for name, kind in (("vda", gpt.FDE), ("vdb", gpt.LINUX_GENERIC)):
+        table = gpt.new_table(ESP, SIZE, (gpt.Partition(1, kind, VOLUME, MIB, MIB),), sector)
+        machine.add(name, sector=sector)
+        with (machine.devices / name).open("r+b") as file:
+            file.seek(table.end_usable)
+            file.write(gpt.encode_table(table)[1][1])
+    machine.add("vdc", sector=sector, content=bytes(MIB - 1) + b"x")
+    with (machine.devices / "vdc").open("r+b") as file:
+        file.write((machine.devices / "vda").read_bytes()[: 2 * sector])
+    found = {one.name: one for one in survey(machine.sysfs).bare}
+    assert {name: (one.blank, one.begun) for name, one in found.items()} == {
+        "vda": (False, True),
+        "vdb": (False, False),
+        "vdc": (False, False),
+    }
+
+
+def test_a_table_that_the_kernel_reads_otherwise_is_refused(machine: Machine) -> None:
+    machine.add_image("vda", 512, **{"vda1/partition": "1", "vda2/partition": "2"})
+    (found,) = survey(machine.sysfs).disks
+    disks.require_known(found, machine.sysfs)
+    (machine.sysfs / "block/vda/vda3").mkdir()
+    (machine.sysfs / "block/vda/vda3/partition").write_text("3")
+    with pytest.raises(Refusal, match="the kernel reads its table otherwise: partitions 1, 2, 3") as caught:
+        disks.require_known(found, machine.sysfs)
+    assert caught.value.code == Code.DISK_DAMAGED
 
 
 def test_a_disk_that_stops_to_answer_is_damaged_and_ends_nothing(

@@ -203,6 +203,14 @@ def test_of_two_valid_copies_the_first_counts_and_of_a_damaged_and_a_valid_one_t
         live(new)
 
 
+def test_a_valid_first_copy_that_is_not_acceptable_does_not_hide_behind_the_second() -> None:
+    # The kernel uses the first one: it would see a partition that we do not.
+    disk = forged(ESP, gpt.Partition(2, gpt.FDE, ESP.id, 4 * MIB, MIB))
+    disk[34 * 512 :] = image(ESP)[34 * 512 :]
+    with pytest.raises(gpt.GptError, match="same unique id"):
+        live(disk)
+
+
 @given(st.binary(max_size=64), st.integers(0, SIZE - 64))
 @settings(max_examples=50, deadline=None)
 def test_no_damage_of_a_disk_in_use_does_anything_but_raise_its_own_error(content: bytes, place: int) -> None:
