@@ -38,7 +38,7 @@ from tests.lab.guest import Guest, boot
 from tests.lab.images import pack
 from tests.lab.machine import accelerator
 from tests.lab.sealed import prepared_tree, sealed_image
-from tests.lab.trees import copy_tree, run_in
+from tests.lab.trees import copy_tree, run_in, tools_tree
 
 UNIT = "cvm-fde-boot.service"
 #: No falling back to ptrace, which takes twice as long: with the filter User-mode Linux is nearer to a machine.
@@ -159,6 +159,9 @@ def _sealed() -> dict[str, Any]:
     try:
         boot(guest)
         first = clocks(guest) | agent(guest)
+        # The image has no need of it.
+        repart = tools_tree() / "usr/bin/systemd-repart"
+        guest.ssh("install -m 0755 /dev/stdin /usr/bin/systemd-repart", stdin=repart.read_bytes())
         command = f"python3 - {DISK.by_id}"
         native = json.loads(guest.ssh(command, stdin=INSIDE.read_bytes(), timeout=1800).stdout)
         guest.reboot()
