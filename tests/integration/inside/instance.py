@@ -247,6 +247,7 @@ def make_sealed(directory: Path, wanted: Content = Content()) -> tuple[Path, str
     content = directory / "content"
     content.mkdir()
     for name, text in wanted.files.items():
+        (content / name).parent.mkdir(parents=True, exist_ok=True)
         (content / name).write_bytes(text)
     for path, size in ((data, wanted.root), (tree, HASH_SIZE), (image, wanted.disk), (esp, ESP_SIZE)):
         with path.open("wb") as file:
