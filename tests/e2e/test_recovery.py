@@ -38,7 +38,7 @@ class Story:
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
     console: str = ""
     leaks: str = ""
-    report: dict[str, Any] = field(default_factory=dict)
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def tell(self, when: str) -> None:
         known = json.loads(self.guest.ssh(f"{AGENT} status").stdout)
@@ -53,6 +53,7 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp("reports")
     guest, sealed = Guest("e2e-recovery"), sealed_image(recovery="console")
     Guest.create(guest.name, sealed.image)
     told = Story(guest)
@@ -67,6 +68,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         told.tell("rebooted")
         guest.ssh(REWRITE)
         told.tell("forgotten")
+        told.reports["forgotten"] = attested(guest, sealed, folder, require="nothing")
         guest.serial.begin_boot()
         guest.ssh("systemctl reboot --no-block", check=False)
         guest.wait_text("Recovery key")
@@ -80,16 +82,16 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         guest.wait_login()
         told.tell("recovered")
         told.leaks = guest.ssh("journalctl --no-pager -o cat; dmesg").stdout
-        told.report = attested(guest, sealed, tmp_path_factory.mktemp("report"))
+        told.reports["recovered"] = attested(guest, sealed, folder)
         yield told
     finally:
         guest.power_off()
 
 
-def attested(guest: Guest, sealed: Sealed, folder: Path) -> dict[str, Any]:
-    """Return what the playbook ``attest`` reports of the guest; it fails unless the guest is trusted."""
+def attested(guest: Guest, sealed: Sealed, folder: Path, require: str = "trusted") -> dict[str, Any]:
+    """Return what the playbook ``attest`` reports of the guest; it fails unless the guest is what is required."""
     hosts = inventory(folder / "hosts.json", {"fleet": {guest.name: guest.inventory()}})
-    variables = {**sealed.variables(), "fde_report_path": str(folder / "report.json")}
+    variables = {**sealed.variables(), "fde_report_path": str(folder / "report.json"), "fde_require": require}
     playbook("cvm.fde.attest", hosts, variables, log=folder / "attest.log")
     [entry] = json.loads((folder / "report.json").read_text())["hosts"]
     assert isinstance(entry, dict)
@@ -117,6 +119,14 @@ def test_a_change_without_a_commit_is_refused_with_the_way_out(story: Story) -> 
     assert "login:" not in story.console
 
 
+def test_the_control_node_names_a_change_without_a_commit_before_the_next_boot_refuses_it(story: Story) -> None:
+    report = story.reports["forgotten"]
+    assert report["verdict"] == "untrusted"
+    found = {check["name"]: check["reason"] for check in report["checks"] if check["status"] == "failed"}
+    assert list(found) == ["header_committed"]
+    assert "the next boot refuses it" in found["header_committed"]
+
+
 def test_the_recovery_shows_what_it_found_before_it_asks(story: Story) -> None:
     for words in ("the volume key is the one that the TPM remembers", "the evidence was made by this TPM"):
         assert words in story.console
@@ -132,8 +142,9 @@ def test_a_recovered_guest_is_healthy_and_says_what_happened(story: Story) -> No
 
 
 def test_the_control_node_trusts_the_recovered_guest_and_sees_that_it_was(story: Story) -> None:
-    assert story.report["verdict"] == "trusted"
-    assert (story.report["anchor"]["recoveries"], story.report["anchor"]["refusals"]) == (1, 1)
+    report = story.reports["recovered"]
+    assert report["verdict"] == "trusted"
+    assert (report["anchor"]["recoveries"], report["anchor"]["refusals"]) == (1, 1)
 
 
 def test_the_recovery_key_is_in_no_log(story: Story) -> None:
