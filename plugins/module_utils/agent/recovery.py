@@ -35,7 +35,7 @@ from ..tpm import anchor as anchors
 from ..tpm.anchor import Anchor, Found, State
 from ..tpm.esys import opened
 from ..tpm.keys import attestation_key
-from ..tpm.policy import BOUND_PCRS, bound_values
+from ..tpm.policy import BOUND_PCRS, PolicyError, bound_values
 from . import anchoring, commit, disks, evidence, probe
 from . import configuration as configurations
 from .decision import decide
@@ -127,10 +127,12 @@ def measure(machine: Machine, code: str) -> None:
 
 
 def examine(machine: Machine, code: str) -> Patient:
-    """Look again at what was refused. Raises ``FdeError`` where there is not one volume with a header that is allowed.
+    """Look again at what was refused.
 
-    The policy key of the TPM's keyslot is not asked for: that keyslot is replaced.
+    Raises ``FdeError`` where there is not one volume with a header that is allowed, or the TPM would not let the
+    recovery be finished. The policy key of the TPM's keyslot is not asked for: that keyslot is replaced.
     """
+    _check_phase(machine)
     found = anchoring.look(machine)
     look = probe.look(machine.configuration, found, disks.survey())
     decided = decide(look.probed)
@@ -142,6 +144,18 @@ def examine(machine: Machine, code: str) -> Patient:
     if not any(isinstance(slot.method, Recovery) for slot in enrolled(area.header())):
         raise FdeError(area.device, "its header has no recovery key", "Deploy the image again; the volume is lost")
     return Patient(code, area, area is not on_disk, found, evidence.found(area.header()))
+
+
+def _check_phase(machine: Machine) -> None:
+    """Raise ``FdeError`` where neither a keyslot nor the anchor could be made: then nobody is asked for a key."""
+    try:
+        anchoring.require_writable(machine)
+    except PolicyError as error:
+        raise FdeError(
+            error.subject,
+            f"no recovery is possible in this boot: {error.cause}",
+            "Start the machine again; if that does not help, look for what else extends this PCR",
+        ) from error
 
 
 def _key(machine: Machine, patient: Patient, person: Dialogue) -> Optional[bytearray]:
