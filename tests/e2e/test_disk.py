@@ -76,7 +76,10 @@ def test_the_same_root_is_encrypted_differently_in_every_instance(asleep: Asleep
 
 # Boots after a change
 
-REFUSED = "cvm-fde: refused [{}]"
+
+def is_refused(said: str, code: str) -> bool:
+    """Tell whether the agent refused the boot by this code, and what that is worth: the TPM is closed since."""
+    return f"cvm-fde: refused [{code}]" in said and "cvm-fde: the refusal is measured into PCR 11" in said
 
 
 def flip_in_header(guest: Guest) -> None:
@@ -234,7 +237,7 @@ def fates(request: pytest.FixtureRequest, sealed: Sealed) -> Iterator[dict[str, 
 )
 @pytest.mark.change("header")
 def test_a_changed_header_is_refused(fates: dict[str, str]) -> None:
-    assert REFUSED.format("header-mismatch") in fates["header"]
+    assert is_refused(fates["header"], "header-mismatch"), fates["header"]
 
 
 @attack(
@@ -245,7 +248,7 @@ def test_a_changed_header_is_refused(fates: dict[str, str]) -> None:
 )
 @pytest.mark.change("volume")
 def test_an_attackers_volume_of_the_same_tpm_is_refused(fates: dict[str, str]) -> None:
-    assert REFUSED.format("header-mismatch") in fates["volume"]
+    assert is_refused(fates["volume"], "header-mismatch"), fates["volume"]
 
 
 @attack(
@@ -279,7 +282,7 @@ def test_a_changed_kernel_image_is_refused_by_secure_boot(fates: dict[str, str])
 )
 @pytest.mark.change("credential")
 def test_a_credential_beside_the_kernel_image_is_refused(fates: dict[str, str]) -> None:
-    assert REFUSED.format("configuration-added") in fates["credential"]
+    assert is_refused(fates["credential"], "configuration-added"), fates["credential"]
 
 
 @attack(
@@ -290,7 +293,7 @@ def test_a_credential_beside_the_kernel_image_is_refused(fates: dict[str, str]) 
 )
 @pytest.mark.change("addon")
 def test_a_signed_add_on_is_refused(fates: dict[str, str]) -> None:
-    assert REFUSED.format("configuration-added") in fates["addon"]
+    assert is_refused(fates["addon"], "configuration-added"), fates["addon"]
 
 
 @attack(
@@ -301,7 +304,7 @@ def test_a_signed_add_on_is_refused(fates: dict[str, str]) -> None:
 )
 @pytest.mark.change("extension")
 def test_a_system_extension_beside_the_kernel_image_is_refused(fates: dict[str, str]) -> None:
-    assert REFUSED.format("configuration-added") in fates["extension"]
+    assert is_refused(fates["extension"], "configuration-added"), fates["extension"]
 
 
 @attack(
@@ -312,7 +315,7 @@ def test_a_system_extension_beside_the_kernel_image_is_refused(fates: dict[str, 
 )
 @pytest.mark.change("words")
 def test_words_that_the_host_adds_to_the_command_line_are_refused(fates: dict[str, str]) -> None:
-    assert REFUSED.format("configuration-added") in fates["words"]
+    assert is_refused(fates["words"], "configuration-added"), fates["words"]
 
 
 @pytest.mark.change()

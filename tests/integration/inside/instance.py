@@ -337,10 +337,13 @@ class CutRunner(SubprocessRunner):
 
 
 class PcrRunner(SubprocessRunner):
-    """Tells systemd-pcrextend where the software TPM is; in a machine it finds the TPM by itself."""
+    """Tells systemd-pcrextend where the software TPM is; in a machine it finds the TPM by itself.
 
-    def __init__(self, instance: Lab) -> None:
-        super().__init__(environment={"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"})
+    Unless it is ``forced`` it measures nothing, because no stub has measured a kernel image here.
+    """
+
+    def __init__(self, instance: Lab, forced: bool = True) -> None:
+        super().__init__(environment={"DM_DISABLE_UDEV": "1", **({"SYSTEMD_FORCE_MEASURE": "1"} if forced else {})})
         self._device = f"--tpm2-device={instance.tcti}"
 
     def run(self, argv: Any, **options: Any) -> Any:

@@ -20,7 +20,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, ev
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
-from ansible_collections.cvm.fde.plugins.module_utils.agent.opening import measurements
+from ansible_collections.cvm.fde.plugins.module_utils.agent.measuring import measured
 from ansible_collections.cvm.fde.plugins.module_utils.codes import Code
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import change as changes
@@ -141,7 +141,7 @@ def anchored(instance: Lab) -> Anchor:
 
 
 def logged(machine: Machine) -> list[bytes]:
-    return list(measurements(Path(machine.paths.measurements).read_bytes()))
+    return measured(machine.paths.measurements, 15)
 
 
 def recovered(instance: Lab, person: Person, firmware: Callable[[Lab], object] = lambda _lab: None) -> str:

@@ -175,9 +175,7 @@ def test_a_directory_that_goes_while_it_is_looked_at_is_passed_over(
     assert list(dict(masked(upper, lower, {}))) == ["staying"]
 
 
-def test_a_file_that_goes_while_it_is_looked_at_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_goes_while_it_is_looked_at_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upper, lower = tmp_path / "upper", tmp_path / "lower"
     for layer in (upper, lower):
         layer.mkdir()
