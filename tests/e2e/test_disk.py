@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -167,8 +168,30 @@ def add_extension(guest: Guest) -> None:
     add_file(guest, "tools.raw", b"an extension of the attacker".ljust(4096, b"."))
 
 
+def credential(name: str, content: str) -> str:
+    """Return the string by which systemd takes a credential from SMBIOS."""
+    return f"io.systemd.credential.binary:{name}={base64.b64encode(content.encode()).decode()}"
+
+
+#: A unit of the host's, which systemd runs in the initrd and in the system, and what it leaves there.
+RUN_BY_HOST, MADE_BY_HOST = "/run/run-by-host", "/run/made-by-host"
+UNIT = f"""[Unit]
+DefaultDependencies=no
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'echo a unit of the host runs >/dev/kmsg; echo >{RUN_BY_HOST}'
+"""
 #: What the host tells the guest by way of its firmware.
-STRINGS = {"words": ["io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=1 rd.systemd.debug_shell=1"]}
+STRINGS = {
+    "words": ["io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=1 rd.systemd.debug_shell=1"],
+    "credentials": [
+        credential("systemd.extra-unit.run-by-host.service", UNIT),
+        credential("systemd.unit-dropin.sysinit.target", "[Unit]\nWants=run-by-host.service\n"),
+        "io.systemd.credential:ssh.authorized_keys.root=ssh-ed25519 of the attacker",
+    ],
+}
+#: The same by way of QEMU's fw_cfg.
+FILES = {"credentials": {"opt/io.systemd.credentials/tmpfiles.extra": f"f {MADE_BY_HOST}"}}
 
 #: Each change, and whether it is made to an instance with a volume or to one that was never booted.
 CHANGES: dict[str, tuple[Callable[[Guest], None], bool]] = {
@@ -316,6 +339,30 @@ def test_a_system_extension_beside_the_kernel_image_is_refused(fates: dict[str, 
 @pytest.mark.change("words")
 def test_words_that_the_host_adds_to_the_command_line_are_refused(fates: dict[str, str]) -> None:
     assert is_refused(fates["words"], "configuration-added"), fates["words"]
+
+
+@attack(
+    kind=Kind.CONFIGURATION,
+    does="Hands systemd a unit, a file and an ssh key as credentials by SMBIOS and fw_cfg, which are not in PCR 12",
+    promise="Nothing but the signed image configures the boot",
+    stops="`systemd.import_credentials=no` on the signed command line: the guest boots, and none of them is taken",
+)
+def test_credentials_that_the_host_hands_to_systemd_have_no_effect(sealed: Sealed) -> None:
+    guest = Guest("e2e-credentials")
+    Guest.create(guest.name, sealed.image)
+    try:
+        guest.start(strings=STRINGS["credentials"], files=FILES["credentials"])
+        guest.wait_login()
+        read = "cat /sys/firmware/dmi/entries/11-*/raw"
+        read += "; modprobe qemu_fw_cfg; cat /sys/firmware/qemu_fw_cfg/by_name/opt/io.systemd.credentials/*/raw"
+        arrived = guest.ssh(read).stdout
+        assert all(text in arrived for text in (*STRINGS["credentials"], *FILES["credentials"].values()))
+        taken = "find /run/credentials/@system /run/credentials/@initrd -type f 2>/dev/null"
+        made = f"ls -d {RUN_BY_HOST} {MADE_BY_HOST} 2>/dev/null; grep -s attacker /root/.ssh/authorized_keys"
+        assert guest.ssh(f"{taken}; {made}; true").stdout == ""
+        assert "a unit of the host runs" not in guest.ssh("dmesg").stdout + guest.serial.boot()
+    finally:
+        guest.power_off()
 
 
 @pytest.mark.change()
