@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,27 @@ REWRITE = (
     f" && cryptsetup token export --token-id $id {PARTITION}"
     f" | cryptsetup token import --token-id $id --token-replace --json-file - {PARTITION}"
 )
+#: The volume key to standard output in base64; the recovery key is read from standard input.
+DUMP = (
+    "cryptsetup luksDump --batch-mode --dump-volume-key --volume-key-file /root/dumped --key-file - "
+    f"{PARTITION} >/dev/null && base64 -w0 /root/dumped; rm /root/dumped"
+)
+#: Prints which files hold one of the texts, which it reads from standard input: no command line may have them.
+SEARCH = """
+import json, sys
+from pathlib import Path
+
+sought = [bytes.fromhex(text) for text in json.load(sys.stdin)]
+found = [path for top in ("/run", "/tmp", "/var/tmp", "/var/log", "/dev/shm") for path in Path(top).rglob("*")]
+found += [path for name in ("cmdline", "environ") for path in Path("/proc").glob(f"[0-9]*/{name}")]
+for path in found:
+    try:
+        content = path.read_bytes() if path.is_file() and path.stat().st_size < 1 << 26 else b""
+    except OSError:
+        continue
+    if any(text in content for text in sought):
+        print(path)
+"""
 
 
 @dataclass
@@ -151,6 +174,30 @@ def test_the_recovery_key_is_in_no_log(story: Story) -> None:
     spellings = (story.key, story.key.replace("-", ""), story.key.encode().hex())
     logs = story.guest.serial.path.read_text(errors="replace") + story.leaks
     assert [one for one in spellings if one in logs] == []
+
+
+def spelt(secret: bytes) -> tuple[bytes, ...]:
+    """Return a secret in the spellings that a file or a log could have it in."""
+    encoded = base64.b64encode(secret[: len(secret) // 3 * 3])
+    return secret, secret.hex().encode(), secret.hex().upper().encode(), secret.hex(" ").encode(), encoded
+
+
+def search(guest: Guest, *texts: bytes) -> list[str]:
+    """Return the files in memory, the logs and the processes of a guest that hold one of the texts."""
+    sought = json.dumps([text.hex() for text in texts]).encode()
+    return guest.ssh(f"python3 -c {shlex.quote(SEARCH)}", stdin=sought).stdout.split()
+
+
+def test_the_volume_key_is_in_no_log_no_table_no_process_and_in_no_file_in_memory(story: Story) -> None:
+    key = base64.b64decode(story.guest.ssh(DUMP, stdin=story.key.encode()).stdout)
+    assert len(key) == 96, "two keys of AES-256 and one of HMAC"
+    spellings = [text for start in (0, 32, 64) for text in spelt(key[start : start + 24])]
+    said = story.guest.serial.path.read_bytes() + story.leaks.encode()
+    said += story.guest.ssh("dmsetup table --showkeys").stdout.encode()
+    assert [text for text in spellings if text in said] == []
+    uuid = story.known["recovered"]["luks_uuid"].encode()
+    assert "/run/cvm-fde/header" in search(story.guest, uuid), "the search finds what is there"
+    assert search(story.guest, *spellings) == []
 
 
 def test_no_program_of_the_boot_is_left_with_a_key_in_memory_or_in_run(story: Story) -> None:
