@@ -24,6 +24,6 @@ options:
   header:
     description:
       - Where the header of the encrypted volume is read from on the target.
-      - By default the copy that the boot agent keeps in memory, or the partition with the label C(fde).
+      - By default the copy that the boot agent keeps in memory, or the device below the volume C(fde-crypt).
     type: path
 """

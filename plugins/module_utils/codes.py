@@ -114,15 +114,15 @@ class Code(str, Enum):
         "The encrypted volume does not fit",
         "Deploy the image to a larger disk",
     )
-    ANCHOR_NO_ROOM = (
-        "anchor-no-room",
-        "The TPM has no room left for the anchor",
-        "Delete NV indexes that nothing needs, then start the machine again",
-    )
     TPM_OWNED = (
         "tpm-owned",
         "The TPM's owner hierarchy has a password or is switched off, so that no anchor can be made",
         "Clear the TPM, or remove the password of its owner hierarchy, then start the machine again",
+    )
+    ANCHOR_NO_ROOM = (
+        "anchor-no-room",
+        "The TPM has no room left for the anchor",
+        "Delete NV indexes that nothing needs, then start the machine again",
     )
     LUKS2_POLICY = (
         "luks2-policy",

@@ -90,20 +90,20 @@ from typing import Any, Optional
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.agent.evidence import RECOVERY, TOKEN_TYPE
-from ..module_utils.agent.machine import Paths
-from ..module_utils.agent.partition import LABEL
+from ..module_utils.agent.machine import VOLUME, Paths
 from ..module_utils.dm import clone
 from ..module_utils.dm.device import DeviceMapper
 from ..module_utils.errors import FdeError
 from ..module_utils.luks2.area import read_area
+from ..module_utils.luks2.volume import underlying
 from ..module_utils.runner import ModuleRunner, Runner
 from ..module_utils.tpm.esys import DEFAULT_TCTI
 from ..module_utils.tpm.measurements import FIRMWARE_LOG, USERSPACE_LOG
 from ..module_utils.tpm.metadata import ADDRESS, MetadataService
 from ..module_utils.tpm.rounds import Request, Sources, encode_optional, evidence, identity
 
-#: The boot agent's copy of the header that the volume was opened with, and where the header lies.
-HEADERS = (str(Paths().header), f"/dev/disk/by-partlabel/{LABEL}")
+#: The boot agent's copy of the header that the volume was opened with.
+HEADER = str(Paths().header)
 ARGUMENTS = {
     "round": {"type": "str", "choices": ["identity", "evidence"], "required": True},
     "nonce": {"type": "str"},
@@ -121,9 +121,8 @@ ARGUMENTS = {
 }
 
 
-def read_tokens(header: Optional[str]) -> dict[str, Optional[bytes]]:
-    """Return the evidence tokens of the volume as JSON, by what they are evidence of; None where there is not one."""
-    path = header or next((path for path in HEADERS if os.path.exists(path)), None)
+def read_tokens(path: Optional[str]) -> dict[str, Optional[bytes]]:
+    """Return the evidence tokens in a header as JSON, by what they are evidence of; None where there is not one."""
     found: dict[str, list[bytes]] = {"token": [], "recovery": []}
     for token in [] if path is None else read_area(path).header().metadata["tokens"].values():
         if token.get("type") == TOKEN_TYPE:
@@ -139,13 +138,24 @@ def _is_of_recovery(token: dict[str, Any]) -> bool:
         return False
 
 
-def header_digest() -> Optional[str]:
-    """Return the digest of the header on the disk, or None where there is none that can be read.
+def volume_device(runner: Runner) -> Optional[str]:
+    """Return the device below the open root volume, or None where there is no such volume or that cannot be told.
+
+    No label is asked: the host can attach other partitions that have the same.
+    """
+    try:
+        return underlying(DeviceMapper(runner), VOLUME)
+    except (FdeError, OSError):
+        return None
+
+
+def header_digest(device: Optional[str]) -> Optional[str]:
+    """Return the digest of the header on a device, or None where there is none that can be read.
 
     It is the machine's own word: an attestation does not fail for want of it.
     """
     try:
-        return read_area(HEADERS[1]).digest.hex() if os.path.exists(HEADERS[1]) else None
+        return None if device is None else read_area(device).digest.hex()
     except FdeError:
         return None
 
@@ -185,11 +195,12 @@ def answer(params: dict[str, Any], runner: Runner) -> dict[str, Any]:
         secret=base64.b64decode(params["encrypted_seed"], validate=True),
         platform=tuple(params["platform"]),
     )
-    tokens = read_tokens(params["header"])
+    device = None if params["header"] else volume_device(runner)
+    tokens = read_tokens(params["header"] or (HEADER if os.path.exists(HEADER) else device))
     return {
         **evidence(sources, request, tokens["token"], runner),
         "recovery": encode_optional(tokens["recovery"]),
-        "header": None if params["header"] else header_digest(),
+        "header": header_digest(device),
         "hydration": hydration(runner),
     }
 

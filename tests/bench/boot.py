@@ -16,8 +16,8 @@ the plain root; its root is neither verified nor encrypted. The agent's cost the
 its unit, with every program that it starts; the same work is then done on a further disk by systemd alone: a partition
 of systemd-repart with ``Encrypt=tpm2``, opened by systemd-cryptsetup, and a clone by systemd-clonesetup.
 
-Each budget is printed beside what was measured, and whether it was met. The exit status does not depend on it: other
-work on the machine, and emulation, count too.
+Each budget is printed beside what was measured, and whether it was met; null is what only whole boots show. The exit
+status does not depend on it: other work on the machine, and emulation, count too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import platform
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from tests.integration import uml
 from tests.lab.cache import BUILD, cached, digest
@@ -73,17 +73,21 @@ def main() -> int:
 
 
 def budget(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return for each budget the limit, what was measured, and whether that is within it."""
+    """Return for each budget the limit, what was measured, and whether that is within it.
+
+    What takes a boot with the agent and one without is None where there were none: the agent's own time by the clock is
+    not what it adds to a boot, which does other things meanwhile and waits for disks and for the TPM.
+    """
     first = result["first_boot"]
-    found = {"cpu": first["cpu"], "memory": first["memory"]}
+    found: dict[str, Optional[float]] = {"cpu": first["cpu"], "memory": first["memory"], "initrd": None, "added": None}
     if "initrd" in result:
         before, after = result["without_agent"], first
         found["initrd"] = result["initrd"]["agent"]
         found["added"] = round(after["kernel"] + after["initrd"] - before["kernel"] - before["initrd"], 1)
-    else:
-        # There is no boot but the agent.
-        found["added"] = first["wall"]
-    return {name: {"limit": BUDGET[name], "measured": one, "met": one <= BUDGET[name]} for name, one in found.items()}
+    return {
+        name: {"limit": BUDGET[name], "measured": one, "met": None if one is None else one <= BUDGET[name]}
+        for name, one in found.items()
+    }
 
 
 def in_uml(*words: str) -> dict[str, Any]:

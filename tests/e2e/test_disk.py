@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -76,7 +77,10 @@ def test_the_same_root_is_encrypted_differently_in_every_instance(asleep: Asleep
 
 # Boots after a change
 
-REFUSED = "cvm-fde: refused [{}]"
+
+def is_refused(said: str, code: str) -> bool:
+    """Tell whether the agent refused the boot by this code, and what that is worth: the TPM is closed since."""
+    return f"cvm-fde: refused [{code}]" in said and "cvm-fde: the refusal is measured into PCR 11" in said
 
 
 def flip_in_header(guest: Guest) -> None:
@@ -164,8 +168,30 @@ def add_extension(guest: Guest) -> None:
     add_file(guest, "tools.raw", b"an extension of the attacker".ljust(4096, b"."))
 
 
+def credential(name: str, content: str) -> str:
+    """Return the string by which systemd takes a credential from SMBIOS."""
+    return f"io.systemd.credential.binary:{name}={base64.b64encode(content.encode()).decode()}"
+
+
+#: A unit of the host's, which systemd runs in the initrd and in the system, and what it leaves there.
+RUN_BY_HOST, MADE_BY_HOST = "/run/run-by-host", "/run/made-by-host"
+UNIT = f"""[Unit]
+DefaultDependencies=no
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c 'echo a unit of the host runs >/dev/kmsg; echo >{RUN_BY_HOST}'
+"""
 #: What the host tells the guest by way of its firmware.
-STRINGS = {"words": ["io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=1 rd.systemd.debug_shell=1"]}
+STRINGS = {
+    "words": ["io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=1 rd.systemd.debug_shell=1"],
+    "credentials": [
+        credential("systemd.extra-unit.run-by-host.service", UNIT),
+        credential("systemd.unit-dropin.sysinit.target", "[Unit]\nWants=run-by-host.service\n"),
+        "io.systemd.credential:ssh.authorized_keys.root=ssh-ed25519 of the attacker",
+    ],
+}
+#: The same by way of QEMU's fw_cfg.
+FILES = {"credentials": {"opt/io.systemd.credentials/tmpfiles.extra": f"f {MADE_BY_HOST}"}}
 
 #: Each change, and whether it is made to an instance with a volume or to one that was never booted.
 CHANGES: dict[str, tuple[Callable[[Guest], None], bool]] = {
@@ -234,7 +260,7 @@ def fates(request: pytest.FixtureRequest, sealed: Sealed) -> Iterator[dict[str, 
 )
 @pytest.mark.change("header")
 def test_a_changed_header_is_refused(fates: dict[str, str]) -> None:
-    assert REFUSED.format("header-mismatch") in fates["header"]
+    assert is_refused(fates["header"], "header-mismatch"), fates["header"]
 
 
 @attack(
@@ -245,7 +271,7 @@ def test_a_changed_header_is_refused(fates: dict[str, str]) -> None:
 )
 @pytest.mark.change("volume")
 def test_an_attackers_volume_of_the_same_tpm_is_refused(fates: dict[str, str]) -> None:
-    assert REFUSED.format("header-mismatch") in fates["volume"]
+    assert is_refused(fates["volume"], "header-mismatch"), fates["volume"]
 
 
 @attack(
@@ -279,7 +305,7 @@ def test_a_changed_kernel_image_is_refused_by_secure_boot(fates: dict[str, str])
 )
 @pytest.mark.change("credential")
 def test_a_credential_beside_the_kernel_image_is_refused(fates: dict[str, str]) -> None:
-    assert REFUSED.format("configuration-added") in fates["credential"]
+    assert is_refused(fates["credential"], "configuration-added"), fates["credential"]
 
 
 @attack(
@@ -290,7 +316,7 @@ def test_a_credential_beside_the_kernel_image_is_refused(fates: dict[str, str]) 
 )
 @pytest.mark.change("addon")
 def test_a_signed_add_on_is_refused(fates: dict[str, str]) -> None:
-    assert REFUSED.format("configuration-added") in fates["addon"]
+    assert is_refused(fates["addon"], "configuration-added"), fates["addon"]
 
 
 @attack(
@@ -301,7 +327,7 @@ def test_a_signed_add_on_is_refused(fates: dict[str, str]) -> None:
 )
 @pytest.mark.change("extension")
 def test_a_system_extension_beside_the_kernel_image_is_refused(fates: dict[str, str]) -> None:
-    assert REFUSED.format("configuration-added") in fates["extension"]
+    assert is_refused(fates["extension"], "configuration-added"), fates["extension"]
 
 
 @attack(
@@ -312,7 +338,31 @@ def test_a_system_extension_beside_the_kernel_image_is_refused(fates: dict[str, 
 )
 @pytest.mark.change("words")
 def test_words_that_the_host_adds_to_the_command_line_are_refused(fates: dict[str, str]) -> None:
-    assert REFUSED.format("configuration-added") in fates["words"]
+    assert is_refused(fates["words"], "configuration-added"), fates["words"]
+
+
+@attack(
+    kind=Kind.CONFIGURATION,
+    does="Hands systemd a unit, a file and an ssh key as credentials by SMBIOS and fw_cfg, which are not in PCR 12",
+    promise="Nothing but the signed image configures the boot",
+    stops="`systemd.import_credentials=no` on the signed command line: the guest boots, and none of them is taken",
+)
+def test_credentials_that_the_host_hands_to_systemd_have_no_effect(sealed: Sealed) -> None:
+    guest = Guest("e2e-credentials")
+    Guest.create(guest.name, sealed.image)
+    try:
+        guest.start(strings=STRINGS["credentials"], files=FILES["credentials"])
+        guest.wait_login()
+        read = "cat /sys/firmware/dmi/entries/11-*/raw"
+        read += "; modprobe qemu_fw_cfg; cat /sys/firmware/qemu_fw_cfg/by_name/opt/io.systemd.credentials/*/raw"
+        arrived = guest.ssh(read).stdout
+        assert all(text in arrived for text in (*STRINGS["credentials"], *FILES["credentials"].values()))
+        taken = "find /run/credentials/@system /run/credentials/@initrd -type f 2>/dev/null"
+        made = f"ls -d {RUN_BY_HOST} {MADE_BY_HOST} 2>/dev/null; grep -s attacker /root/.ssh/authorized_keys"
+        assert guest.ssh(f"{taken}; {made}; true").stdout == ""
+        assert "a unit of the host runs" not in guest.ssh("dmesg").stdout + guest.serial.boot()
+    finally:
+        guest.power_off()
 
 
 @pytest.mark.change()

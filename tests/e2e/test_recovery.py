@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,27 @@ REWRITE = (
     f" && cryptsetup token export --token-id $id {PARTITION}"
     f" | cryptsetup token import --token-id $id --token-replace --json-file - {PARTITION}"
 )
+#: The volume key to standard output in base64; the recovery key is read from standard input.
+DUMP = (
+    "cryptsetup luksDump --batch-mode --dump-volume-key --volume-key-file /root/dumped --key-file - "
+    f"{PARTITION} >/dev/null && base64 -w0 /root/dumped; rm /root/dumped"
+)
+#: Prints which files hold one of the texts, which it reads from standard input: no command line may have them.
+SEARCH = """
+import json, sys
+from pathlib import Path
+
+sought = [bytes.fromhex(text) for text in json.load(sys.stdin)]
+found = [path for top in ("/run", "/tmp", "/var/tmp", "/var/log", "/dev/shm") for path in Path(top).rglob("*")]
+found += [path for name in ("cmdline", "environ") for path in Path("/proc").glob(f"[0-9]*/{name}")]
+for path in found:
+    try:
+        content = path.read_bytes() if path.is_file() and path.stat().st_size < 1 << 26 else b""
+    except OSError:
+        continue
+    if any(text in content for text in sought):
+        print(path)
+"""
 
 
 @dataclass
@@ -38,7 +61,7 @@ class Story:
     known: dict[str, dict[str, Any]] = field(default_factory=dict)
     console: str = ""
     leaks: str = ""
-    report: dict[str, Any] = field(default_factory=dict)
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def tell(self, when: str) -> None:
         known = json.loads(self.guest.ssh(f"{AGENT} status").stdout)
@@ -53,6 +76,7 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    folder = tmp_path_factory.mktemp("reports")
     guest, sealed = Guest("e2e-recovery"), sealed_image(recovery="console")
     Guest.create(guest.name, sealed.image)
     told = Story(guest)
@@ -67,6 +91,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         told.tell("rebooted")
         guest.ssh(REWRITE)
         told.tell("forgotten")
+        told.reports["forgotten"] = attested(guest, sealed, folder, require="nothing")
         guest.serial.begin_boot()
         guest.ssh("systemctl reboot --no-block", check=False)
         guest.wait_text("Recovery key")
@@ -80,16 +105,16 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         guest.wait_login()
         told.tell("recovered")
         told.leaks = guest.ssh("journalctl --no-pager -o cat; dmesg").stdout
-        told.report = attested(guest, sealed, tmp_path_factory.mktemp("report"))
+        told.reports["recovered"] = attested(guest, sealed, folder)
         yield told
     finally:
         guest.power_off()
 
 
-def attested(guest: Guest, sealed: Sealed, folder: Path) -> dict[str, Any]:
-    """Return what the playbook ``attest`` reports of the guest; it fails unless the guest is trusted."""
+def attested(guest: Guest, sealed: Sealed, folder: Path, require: str = "trusted") -> dict[str, Any]:
+    """Return what the playbook ``attest`` reports of the guest; it fails unless the guest is what is required."""
     hosts = inventory(folder / "hosts.json", {"fleet": {guest.name: guest.inventory()}})
-    variables = {**sealed.variables(), "fde_report_path": str(folder / "report.json")}
+    variables = {**sealed.variables(), "fde_report_path": str(folder / "report.json"), "fde_require": require}
     playbook("cvm.fde.attest", hosts, variables, log=folder / "attest.log")
     [entry] = json.loads((folder / "report.json").read_text())["hosts"]
     assert isinstance(entry, dict)
@@ -117,6 +142,14 @@ def test_a_change_without_a_commit_is_refused_with_the_way_out(story: Story) -> 
     assert "login:" not in story.console
 
 
+def test_the_control_node_names_a_change_without_a_commit_before_the_next_boot_refuses_it(story: Story) -> None:
+    report = story.reports["forgotten"]
+    assert report["verdict"] == "untrusted"
+    found = {check["name"]: check["reason"] for check in report["checks"] if check["status"] == "failed"}
+    assert list(found) == ["header_committed"]
+    assert "the next boot refuses it" in found["header_committed"]
+
+
 def test_the_recovery_shows_what_it_found_before_it_asks(story: Story) -> None:
     for words in ("the volume key is the one that the TPM remembers", "the evidence was made by this TPM"):
         assert words in story.console
@@ -132,14 +165,39 @@ def test_a_recovered_guest_is_healthy_and_says_what_happened(story: Story) -> No
 
 
 def test_the_control_node_trusts_the_recovered_guest_and_sees_that_it_was(story: Story) -> None:
-    assert story.report["verdict"] == "trusted"
-    assert (story.report["anchor"]["recoveries"], story.report["anchor"]["refusals"]) == (1, 1)
+    report = story.reports["recovered"]
+    assert report["verdict"] == "trusted"
+    assert (report["anchor"]["recoveries"], report["anchor"]["refusals"]) == (1, 1)
 
 
 def test_the_recovery_key_is_in_no_log(story: Story) -> None:
     spellings = (story.key, story.key.replace("-", ""), story.key.encode().hex())
     logs = story.guest.serial.path.read_text(errors="replace") + story.leaks
     assert [one for one in spellings if one in logs] == []
+
+
+def spelt(secret: bytes) -> tuple[bytes, ...]:
+    """Return a secret in the spellings that a file or a log could have it in."""
+    encoded = base64.b64encode(secret[: len(secret) // 3 * 3])
+    return secret, secret.hex().encode(), secret.hex().upper().encode(), secret.hex(" ").encode(), encoded
+
+
+def search(guest: Guest, *texts: bytes) -> list[str]:
+    """Return the files in memory, the logs and the processes of a guest that hold one of the texts."""
+    sought = json.dumps([text.hex() for text in texts]).encode()
+    return guest.ssh(f"python3 -c {shlex.quote(SEARCH)}", stdin=sought).stdout.split()
+
+
+def test_the_volume_key_is_in_no_log_no_table_no_process_and_in_no_file_in_memory(story: Story) -> None:
+    key = base64.b64decode(story.guest.ssh(DUMP, stdin=story.key.encode()).stdout)
+    assert len(key) == 96, "two keys of AES-256 and one of HMAC"
+    spellings = [text for start in (0, 32, 64) for text in spelt(key[start : start + 24])]
+    said = story.guest.serial.path.read_bytes() + story.leaks.encode()
+    said += story.guest.ssh("dmsetup table --showkeys").stdout.encode()
+    assert [text for text in spellings if text in said] == []
+    uuid = story.known["recovered"]["luks_uuid"].encode()
+    assert "/run/cvm-fde/header" in search(story.guest, uuid), "the search finds what is there"
+    assert search(story.guest, *spellings) == []
 
 
 def test_no_program_of_the_boot_is_left_with_a_key_in_memory_or_in_run(story: Story) -> None:

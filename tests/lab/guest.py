@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Iterable, Optional, Sequence
+from typing import Callable, Iterable, Mapping, Optional, Sequence
 
 from .cache import BUILD, remove
 from .disks import GIB, DataDisk, Disk
@@ -163,15 +163,17 @@ class Guest:
 
     # Power
 
-    def start(self, once: bool = False, strings: Sequence[str] = ()) -> None:
+    def start(self, once: bool = False, strings: Sequence[str] = (), files: Optional[Mapping[str, str]] = None) -> None:
         """Switch the guest on and wait until its firmware speaks; a machine that says nothing is tried once more.
 
         With ``once`` it goes off where it would start again by itself, as a kernel does that gave up. ``strings`` are
-        what the host tells it by way of SMBIOS (OEM strings, type 11).
+        what the host tells it by way of SMBIOS (OEM strings, type 11), ``files`` by way of QEMU's fw_cfg.
         """
         extra = ["-action", "reboot=shutdown"] if once else []
         for text in strings:
             extra += ["-smbios", f"type=11,value={text.replace(',', ',,')}"]
+        for file, text in (files or {}).items():
+            extra += ["-fw_cfg", f"name={file},string={text.replace(',', ',,')}"]
         for last in (False, True):
             self._start(extra)
             try:

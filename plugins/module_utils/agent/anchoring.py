@@ -15,7 +15,7 @@ from ..codes import Code, refuse
 from ..tpm import anchor as anchors
 from ..tpm.anchor import Anchor, AnchorError, Found, Obstacle, Standing, State
 from ..tpm.esys import opened
-from ..tpm.policy import PolicyError
+from ..tpm.policy import PolicyError, authorized
 from .machine import Machine
 
 _CODES = {
@@ -49,6 +49,12 @@ def start(machine: Machine, anchor: Anchor) -> None:
                     raise
                 raise refuse(_CODES[error.obstacle], machine.tcti, error.cause) from error
         anchors.write(esys, machine.key, machine.policies, anchor)
+
+
+def require_writable(machine: Machine) -> None:
+    """Raise ``PolicyError`` unless the anchor can be written, and a keyslot be opened, in this phase of the boot."""
+    with opened(machine.tcti) as esys, authorized(esys, machine.key, machine.policies):
+        pass
 
 
 def update(machine: Machine, change: Callable[[Anchor], Anchor], wait: float = 0) -> Anchor:

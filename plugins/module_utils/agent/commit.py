@@ -15,21 +15,18 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
-from pathlib import Path
 from typing import Callable, Iterator, Optional
 
-from ..dm.device import DeviceMapper
-from ..dm.table import Other
 from ..errors import FdeError
 from ..luks2.area import HeaderArea, read_area
 from ..luks2.change import Draft, draft, redo, store
 from ..luks2.keyslots import Means, Tpm2, enrolled, require_proof
 from ..luks2.policy import judge
 from ..luks2.profile import LAYOUT
+from ..luks2.volume import underlying
 from ..tpm.anchor import Anchor, State
 from . import anchoring
 from .differences import differences, same_volume
@@ -40,7 +37,6 @@ from .opening import expected
 #: The copy of the new header on the EFI system partition.
 SAVED = "header.next"
 _LOCK = "lock"
-_DEVICES = Path("/sys/dev/block")
 
 
 class Action(str, Enum):
@@ -200,19 +196,6 @@ def settle(machine: Machine, opened: HeaderArea) -> None:
 
     anchoring.update(machine, settled)
     _efi(machine).remove(SAVED)
-
-
-def underlying(mapper: DeviceMapper, name: str, sysfs: Path = _DEVICES) -> str:
-    """Return the device that a LUKS2 volume lies on. Raises ``FdeError`` when the volume is not open."""
-    lower = f"{name}_dif" if mapper.find(f"{name}_dif") is not None else name
-    if mapper.find(lower) is None:
-        raise FdeError(name, "the volume is not open", "Run this on the machine that the root volume belongs to")
-    for target in mapper.table(lower):
-        for word in target.arguments.split() if isinstance(target, Other) else ():
-            if re.fullmatch(r"[0-9]+:[0-9]+", word):
-                uevent = dict(line.split("=", 1) for line in (sysfs / word / "uevent").read_text().splitlines())
-                return f"/dev/{uevent['DEVNAME']}"
-    raise FdeError(name, "its table names no device", "Check the version of dmsetup")
 
 
 def _keep(machine: Machine, area: HeaderArea) -> None:

@@ -14,6 +14,9 @@ from typing import Callable
 from ..codes import Code
 from ..errors import FdeError, Refusal
 from ..runner import Runner
+from ..tpm.measurements import USERSPACE_LOG
+from ..tpm.policy import PHASE_PCR
+from .measuring import measure
 
 CONSOLE = "/dev/console"
 KERNEL_LOG = "/dev/kmsg"
@@ -33,11 +36,13 @@ def refuse(
     runner: Runner,
     directory: Path = STATE_DIRECTORY,
     remember: Callable[[str, FdeError], None] = lambda _code, _error: None,
+    log: str = USERSPACE_LOG,
 ) -> None:
     """Say why the boot is refused, on the console and in the kernel's log, have it remembered, and measure it.
 
     The measurement goes into PCR 11. No policy signed by the image's key covers its value from then on: until the next
-    reset the TPM neither releases the volume's key nor lets the anchor be written, whatever runs next.
+    reset the TPM neither releases the volume's key nor lets the anchor be written, whatever runs next. Whether it was
+    made, by systemd's ``log``, is said on the console too.
     """
     code = error.code if isinstance(error, Refusal) else FAILED
     announce(error)
@@ -52,9 +57,11 @@ def refuse(
             # Whatever keeps it from being remembered, it is measured.
             _write(KERNEL_LOG, f"<3>cvm-fde: the refusal is not remembered: {failure!r}\n")
     try:
-        runner.run(["systemd-pcrextend", f"cvm-fde:refused:{code}"])
+        measure(runner, PHASE_PCR, f"cvm-fde:refused:{code}", log)
+        _write(CONSOLE, f"\r\ncvm-fde: the refusal is measured into PCR {PHASE_PCR}\r\n")
     except FdeError as failure:
         # The machine is switched off whether or not the TPM still listens.
+        _write(CONSOLE, f"\r\ncvm-fde: the refusal is not measured into PCR {PHASE_PCR}\r\n")
         _write(KERNEL_LOG, f"<3>cvm-fde: the refusal could not be measured: {failure}\n")
 
 

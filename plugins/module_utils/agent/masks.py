@@ -18,7 +18,7 @@ import stat
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Optional
+from typing import Any, Callable, Iterable, Iterator, Mapping, Optional
 
 from .machine import Machine
 from .strategy_overlay import DATA, LOWER, UPPER
@@ -28,6 +28,8 @@ REPORT = "masks.json"
 VERSION = 1
 #: A record larger than this is not read: it is ours, but nothing that is read at boot has no bound.
 _LIMIT = 64 << 20
+#: The system runs while it is looked at: what was there a moment ago may be gone, or be something else.
+_GONE = (FileNotFoundError, NotADirectoryError)
 
 
 class Why(str, Enum):
@@ -48,12 +50,14 @@ class Entry:
     """A file of the upper layer that hides one of the lower layer.
 
     The identities cover type, owner, mode and content; ``upper`` is None for a file that was deleted (a whiteout).
-    ``copied_up`` says that overlayfs made it from the lower one.
+    ``copied_up`` says that the lower one was there before: overlayfs copied it, or it was deleted. ``within`` is the
+    directory that is hidden as a whole with this file in it, empty where there is none.
     """
 
     upper: Optional[str]
     lower: str
     copied_up: bool
+    within: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,16 +105,17 @@ def compare(
             continue
         why = record.reported.get(path)
         if updated and record.root_hash:
-            why = _why(record.known.get(path), entry) or why
+            why = _why(record.known, path, entry) or why
         if why is not None:
             reported[path] = why
     return Record(root_hash, {path: entry.lower for path, entry in masked.items()}, reported)
 
 
-def _why(known: Optional[str], entry: Entry) -> Optional[Why]:
-    if known is None:
-        return Why.UNRECORDED if entry.copied_up else Why.ADDED
-    return Why.CHANGED if known != entry.lower else None
+def _why(known: Mapping[str, str], path: str, entry: Entry) -> Optional[Why]:
+    if path in known:
+        return Why.CHANGED if known[path] != entry.lower else None
+    # All that was in a directory when that was last seen hidden is known: what is not has come with the update.
+    return Why.UNRECORDED if entry.copied_up and entry.within not in known else Why.ADDED
 
 
 def keep(machine: Machine, tell: Callable[[str], None]) -> Record:
@@ -142,29 +147,54 @@ def masked(upper: Path, lower: Path, known: Mapping[str, str]) -> Iterator[tuple
     pending = [Path()]
     while pending:
         directory = pending.pop()
+        try:
+            with os.scandir(upper / directory) as entries:
+                names = sorted(entry.name for entry in entries)
+        except _GONE:
+            continue
         # What is below a directory that replaces the lower one is hidden whether or not it has the same name.
         if _attribute(upper / directory, "trusted.overlay.opaque") == b"y":
-            yield from _hidden(upper, lower, directory, known)
-        with os.scandir(upper / directory) as entries:
-            names = sorted(entry.name for entry in entries)
+            yield from _hiding(upper, lower, directory, known)
+            found = (path for path in _files(lower, directory) if not os.path.lexists(upper / path))
+            yield from _hidden(lower, directory, found, known)
         for name in names:
             path = directory / name
             if not os.path.lexists(lower / path):
                 continue
-            if _is_directory(upper / path) and _is_directory(lower / path):
+            if not _is_directory(lower / path):
+                yield from _hiding(upper, lower, path, known)
+            elif _is_directory(upper / path):
                 pending.append(path)
-                continue
-            copied_up = _attribute(upper / path, "trusted.overlay.origin") is not None
-            yield str(path), Entry(identity(upper / path), _known(lower, path, known), copied_up)
+            else:
+                # Deleted, or there is something else now, such as a link to a directory that has files of these names.
+                yield from _hiding(upper, lower, path, known)
+                yield from _hidden(lower, path, _files(lower, path), known)
 
 
-def _hidden(upper: Path, lower: Path, directory: Path, known: Mapping[str, str]) -> Iterator[tuple[str, Entry]]:
-    """Yield the lower files below a directory that have no upper one of the same path."""
-    for found, _names, files in os.walk(lower / directory):
-        for name in sorted(files):
-            path = Path(found).relative_to(lower) / name
-            if not os.path.lexists(upper / path):
-                yield str(path), Entry(None, _known(lower, path, known), True)
+def _hiding(upper: Path, lower: Path, path: Path, known: Mapping[str, str]) -> Iterator[tuple[str, Entry]]:
+    """Yield the one upper file that hides the lower one of the same path, unless it is gone meanwhile."""
+    try:
+        mine = identity(upper / path)
+    except _GONE:
+        return
+    copied_up = mine is None or _attribute(upper / path, "trusted.overlay.origin") is not None
+    yield str(path), Entry(mine, _known(lower, path, known), copied_up)
+
+
+def _hidden(
+    lower: Path, directory: Path, files: Iterable[Path], known: Mapping[str, str]
+) -> Iterator[tuple[str, Entry]]:
+    """Yield lower files that have no upper one, because a directory above them is hidden."""
+    for path in files:
+        yield str(path), Entry(None, _known(lower, path, known), True, str(directory))
+
+
+def _files(lower: Path, directory: Path) -> Iterator[Path]:
+    """Yield all that is no directory below one of the lower layer."""
+    for found, directories, files in os.walk(lower / directory):
+        links = [name for name in directories if os.path.islink(os.path.join(found, name))]
+        for name in sorted([*files, *links]):
+            yield Path(found).relative_to(lower) / name
 
 
 def _known(lower: Path, path: Path, known: Mapping[str, str]) -> str:

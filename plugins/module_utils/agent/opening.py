@@ -9,9 +9,7 @@ be the one the anchor names, it must have been measured, and the kernel must run
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Iterator
 
 from ..codes import Code, refuse
 from ..dm import integrity
@@ -24,6 +22,7 @@ from ..luks2.profile import LAYOUT
 from ..luks2.volume import attach, check_active
 from ..runner import CommandError
 from .machine import VOLUME, Machine
+from .measuring import digests
 
 #: The PCR that volume keys are measured into.
 VOLUME_KEY_PCR = 15
@@ -101,19 +100,5 @@ def check_measured(machine: Machine, volume_key_id: bytes) -> None:
             content = file.read()
     except OSError as error:
         raise refuse(Code.NOT_MEASURED, machine.paths.measurements, error.strerror or "unreadable") from error
-    if next(measurements(content), None) != volume_key_id:
+    if next(digests(content, VOLUME_KEY_PCR), None) != volume_key_id:
         raise refuse(Code.NOT_MEASURED, VOLUME, f"it is not the first measurement in PCR {VOLUME_KEY_PCR}")
-
-
-def measurements(log: bytes) -> Iterator[bytes]:
-    """Yield the SHA-256 digests that systemd's log (JSON-SEQ, RFC 7464) has for PCR 15, in the order of extension.
-
-    What a digest is said to stand for is not measured; that it is the first one is.
-    """
-    for record in log.split(b"\x1e"):
-        try:
-            event = json.loads(record)
-            if event["pcr"] == VOLUME_KEY_PCR:
-                yield from (bytes.fromhex(one["digest"]) for one in event["digests"] if one["hashAlg"] == "sha256")
-        except (ValueError, KeyError, TypeError):
-            continue

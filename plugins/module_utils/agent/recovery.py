@@ -11,7 +11,6 @@ the anchor pins it again, and the machine starts anew. Nothing else ever runs in
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import uuid
@@ -35,7 +34,7 @@ from ..tpm import anchor as anchors
 from ..tpm.anchor import Anchor, Found, State
 from ..tpm.esys import opened
 from ..tpm.keys import attestation_key
-from ..tpm.policy import BOUND_PCRS, bound_values
+from ..tpm.policy import BOUND_PCRS, PolicyError, bound_values
 from . import anchoring, commit, disks, evidence, probe
 from . import configuration as configurations
 from .decision import decide
@@ -43,7 +42,8 @@ from .dialogue import Dialogue
 from .differences import contents
 from .esp import efi_partition
 from .machine import VOLUME, Machine
-from .opening import VOLUME_KEY_PCR, expected, measurements
+from .measuring import measure, measured
+from .opening import VOLUME_KEY_PCR, expected
 from .strategies import ROOTS
 from .strategy_overlay import UPPER_DEVICE
 
@@ -92,7 +92,7 @@ def recover(machine: Machine, refusal: Refusal, person: Dialogue) -> bool:
     Raises ``FdeError`` where it cannot be done. Unless it returns True, the volume and the anchor are as they were.
     """
     machine.paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    measure(machine, refusal.code)
+    begin(machine, refusal.code)
     patient = examine(machine, refusal.code)
     person.tell(f"Recovery of volume {patient.area.header().uuid} on {patient.area.device}")
     for line in contents(patient.area):
@@ -118,19 +118,18 @@ def recover(machine: Machine, refusal: Refusal, person: Dialogue) -> bool:
         wipe(key)
 
 
-def measure(machine: Machine, code: str) -> None:
+def begin(machine: Machine, code: str) -> None:
     """Measure into PCR 15 that a recovery begins. Raises ``FdeError``: what is not measured is not done."""
-    word = f"{EVENT}:{code}"
-    machine.runner.run(["systemd-pcrextend", f"--pcr={VOLUME_KEY_PCR}", word])
-    if hashlib.sha256(word.encode()).digest() not in _measured(machine):
-        raise FdeError("the recovery", f"it could not be measured into PCR {VOLUME_KEY_PCR}", "Check the TPM")
+    measure(machine.runner, VOLUME_KEY_PCR, f"{EVENT}:{code}", machine.paths.measurements)
 
 
 def examine(machine: Machine, code: str) -> Patient:
-    """Look again at what was refused. Raises ``FdeError`` where there is not one volume with a header that is allowed.
+    """Look again at what was refused.
 
-    The policy key of the TPM's keyslot is not asked for: that keyslot is replaced.
+    Raises ``FdeError`` where there is not one volume with a header that is allowed, or the TPM would not let the
+    recovery be finished. The policy key of the TPM's keyslot is not asked for: that keyslot is replaced.
     """
+    _check_phase(machine)
     found = anchoring.look(machine)
     look = probe.look(machine.configuration, found, disks.survey())
     decided = decide(look.probed)
@@ -142,6 +141,18 @@ def examine(machine: Machine, code: str) -> Patient:
     if not any(isinstance(slot.method, Recovery) for slot in enrolled(area.header())):
         raise FdeError(area.device, "its header has no recovery key", "Deploy the image again; the volume is lost")
     return Patient(code, area, area is not on_disk, found, evidence.found(area.header()))
+
+
+def _check_phase(machine: Machine) -> None:
+    """Raise ``FdeError`` where neither a keyslot nor the anchor could be made: then nobody is asked for a key."""
+    try:
+        anchoring.require_writable(machine)
+    except PolicyError as error:
+        raise FdeError(
+            error.subject,
+            f"no recovery is possible in this boot: {error.cause}",
+            "Start the machine again; if that does not help, look for what else extends this PCR",
+        ) from error
 
 
 def _key(machine: Machine, patient: Patient, person: Dialogue) -> Optional[bytearray]:
@@ -170,14 +181,14 @@ def opened_read_only(machine: Machine, patient: Patient, key: bytearray) -> Iter
     """Open the volume for reading, from the header that was judged, and yield the id of its key as it was measured."""
     machine.paths.header.unlink(missing_ok=True)
     patient.area.store(str(machine.paths.header))
-    before = len(_measured(machine))
+    before = len(measured(machine.paths.measurements, VOLUME_KEY_PCR))
     attach_for_reading(machine.runner, VOLUME, patient.area.device, header=str(machine.paths.header), secret=key)
     try:
         check_active(machine.mapper, VOLUME)
-        measured = _measured(machine)[before:]
-        if len(measured) != 1:
+        keys = measured(machine.paths.measurements, VOLUME_KEY_PCR)[before:]
+        if len(keys) != 1:
             raise FdeError(VOLUME, f"its key was not measured into PCR {VOLUME_KEY_PCR}", "Check the TPM")
-        yield measured[0]
+        yield keys[0]
     finally:
         clone.disassemble(machine.mapper)
         machine.mapper.remove_all(UPPER_DEVICE)
@@ -285,12 +296,3 @@ def _prove_recovery(machine: Machine, path: str, patient: Patient, key_id: bytes
 def _count(value: Any) -> int:
     """Return a number from a place that the host can write to; what is none counts for nothing."""
     return value if type(value) is int and 0 <= value < 1 << 31 else 0
-
-
-def _measured(machine: Machine) -> list[bytes]:
-    """Return what was measured into PCR 15 in this boot, in order; nothing where there is no log."""
-    try:
-        with open(machine.paths.measurements, "rb") as file:
-            return list(measurements(file.read()))
-    except OSError:
-        return []

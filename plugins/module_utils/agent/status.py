@@ -13,10 +13,11 @@ from ..dm import table as tables
 from ..dm.device import DeviceMapper
 from ..errors import FdeError
 from ..luks2.area import HeaderArea, read_area
+from ..luks2.volume import underlying
 from ..runner import Runner
 from ..tpm.anchor import INDEX, Found
 from ..tpm.esys import DEFAULT_TCTI
-from . import anchoring, commit, masks, refusals
+from . import anchoring, masks, refusals
 from .hydration import percent
 from .machine import IMAGE, PATHS, VOLUME, Paths, this_machine
 from .strategy_overlay import UPPER_DEVICE
@@ -33,7 +34,7 @@ def status(runner: Runner, paths: Paths = PATHS, tcti: str = DEFAULT_TCTI) -> di
     mapper = DeviceMapper(runner)
     machine = _told(lambda: this_machine(runner, paths, tcti), problems)
     found = _told(lambda: anchoring.look(machine), problems) if machine else None
-    header = _told(lambda: read_area(commit.underlying(mapper, VOLUME)), problems)
+    header = _told(lambda: read_area(underlying(mapper, VOLUME)), problems)
     return {
         "strategy": machine.configuration.strategy.value if machine else None,
         "root_hash": machine.configuration.root_hash.hex() if machine else None,

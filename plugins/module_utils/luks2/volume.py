@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from ..codes import Code, refuse
@@ -24,6 +25,7 @@ from .secret import descriptor_path, memory_file
 #: Of the temporary keyslot, whose key is 32 random bytes, and of systemd's TPM keyslot: stretching would add nothing.
 _ITERATIONS = 1000
 TEMPORARY_KEYSLOT = 0
+_DEVICES = Path("/sys/dev/block")
 
 
 def format_volume(
@@ -220,6 +222,19 @@ def _systemd_cryptsetup(runner: Runner) -> str:
         if (path := runner.find(name)) is not None:
             return path
     raise MissingProgram("systemd-cryptsetup")
+
+
+def underlying(mapper: DeviceMapper, name: str, sysfs: Path = _DEVICES) -> str:
+    """Return the device that a LUKS2 volume lies on. Raises ``FdeError`` when the volume is not open."""
+    lower = f"{name}_dif" if mapper.find(f"{name}_dif") is not None else name
+    if mapper.find(lower) is None:
+        raise FdeError(name, "the volume is not open", "Run this on the machine that the root volume belongs to")
+    for target in mapper.table(lower):
+        for word in target.arguments.split() if isinstance(target, Other) else ():
+            if re.fullmatch(r"[0-9]+:[0-9]+", word):
+                uevent = dict(line.split("=", 1) for line in (sysfs / word / "uevent").read_text().splitlines())
+                return f"/dev/{uevent['DEVNAME']}"
+    raise FdeError(name, "its table names no device", "Check the version of dmsetup")
 
 
 def check_active(

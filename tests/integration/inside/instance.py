@@ -252,6 +252,7 @@ def make_sealed(directory: Path, wanted: Content = Content()) -> tuple[Path, str
     content = directory / "content"
     content.mkdir()
     for name, text in wanted.files.items():
+        (content / name).parent.mkdir(parents=True, exist_ok=True)
         (content / name).write_bytes(text)
     for path, size in ((data, wanted.root), (tree, HASH_SIZE), (image, wanted.disk), (esp, ESP_SIZE)):
         with path.open("wb") as file:
@@ -356,10 +357,13 @@ class CutRunner(SubprocessRunner):
 
 
 class PcrRunner(SubprocessRunner):
-    """Tells systemd-pcrextend where the software TPM is; in a machine it finds the TPM by itself."""
+    """Tells systemd-pcrextend where the software TPM is; in a machine it finds the TPM by itself.
 
-    def __init__(self, instance: Lab) -> None:
-        super().__init__(environment={"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"})
+    Unless it is ``forced`` it measures nothing, because no stub has measured a kernel image here.
+    """
+
+    def __init__(self, instance: Lab, forced: bool = True) -> None:
+        super().__init__(environment={"DM_DISABLE_UDEV": "1", **({"SYSTEMD_FORCE_MEASURE": "1"} if forced else {})})
         self._device = f"--tpm2-device={instance.tcti}"
 
     def run(self, argv: Any, **options: Any) -> Any:

@@ -15,10 +15,11 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent import console, disk
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears, hydrate
+from ansible_collections.cvm.fde.plugins.module_utils.agent.measuring import measure
 from ansible_collections.cvm.fde.plugins.module_utils.agent.status import status
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear
-from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing, State
@@ -149,6 +150,18 @@ def test_a_second_power_cut_finds_the_anchor_still_there(lab: Lab, monkeypatch: 
     monkeypatch.setattr(anchors, "define", deleted)
     with lab.booting() as machine:
         assert boot(machine) is Action.FIRST_BOOT
+
+
+def test_what_systemd_passes_over_with_success_was_not_measured(installed: Lab) -> None:
+    with installed.booting() as machine:
+        log = machine.paths.measurements
+        quiet, loud = PcrRunner(installed, forced=False), PcrRunner(installed)
+        assert quiet.run(["systemd-pcrextend", "--pcr=11", "a word"]).status == 0
+        with pytest.raises(FdeError, match="'a word' was not measured"):
+            measure(quiet, 11, "a word", log)
+        measure(loud, 11, "a word", log)
+        with pytest.raises(FdeError, match="'a word' was not measured"):
+            measure(quiet, 11, "a word", log)
 
 
 def test_a_refusal_closes_the_tpm_until_the_next_reset(installed: Lab) -> None:

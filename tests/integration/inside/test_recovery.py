@@ -12,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,23 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, ev
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
-from ansible_collections.cvm.fde.plugins.module_utils.agent.opening import measurements
+from ansible_collections.cvm.fde.plugins.module_utils.agent.measuring import measured
+from ansible_collections.cvm.fde.plugins.module_utils.codes import Code
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import change as changes
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import keyslots
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea, read_area
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.recovery_key import new_recovery_key
-from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Anchor
-from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
-from instance import Lab, PcrRunner, PowerCut, make_lab, mounted, run
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import INDEX, Anchor
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS, authorized
+from instance import Lab, PcrRunner, PowerCut, extend, make_lab, mounted, run, write_file
 from test_commit import SIGNATURES, cut_at
+from tpm2_pytss import ESYS_TR
 
+#: Where systemd keeps the storage root key, as the TCG says (TPM v2.0 Provisioning Guidance, section 7.8).
+STORAGE_KEY = 0x81000001
 KEY = bytes(new_recovery_key())
 WRONG, LOST = bytes(new_recovery_key()), bytes(new_recovery_key())
 
@@ -95,17 +101,18 @@ def escrowed(escrowed_once: Path, lab: Lab) -> Lab:
     return lab
 
 
+def renew(machine: Machine, copy: changes.Draft) -> None:
+    """Put the evidence into a header once more, which makes it another header of the same content."""
+    tokens = copy.area().header().metadata["tokens"].items()
+    [(number, token)] = [(int(name), token) for name, token in tokens if token["type"] == evidence.TOKEN_TYPE]
+    volumes.import_token(machine.runner, copy.path, token, token_id=number)
+
+
 def rewrite(instance: Lab) -> None:
-    """Change the header as a careless operator does: the same evidence again, and no commit."""
-    machine = instance.machine
+    """Change the header as a careless operator does, without a commit."""
     area = read_area(instance.partition)
     with changes.draft(area, "/run") as copy:
-        [(number, token)] = [
-            (int(name), token)
-            for name, token in area.header().metadata["tokens"].items()
-            if token["type"] == evidence.TOKEN_TYPE
-        ]
-        volumes.import_token(machine.runner, copy.path, token, token_id=number)
+        renew(instance.machine, copy)
         new = copy.area()
     changes.store(instance.partition, area, HeaderArea(instance.partition, new.content))
 
@@ -134,16 +141,101 @@ def anchored(instance: Lab) -> Anchor:
 
 
 def logged(machine: Machine) -> list[bytes]:
-    return list(measurements(Path(machine.paths.measurements).read_bytes()))
+    return measured(machine.paths.measurements, 15)
 
 
-def recovered(instance: Lab, person: Person) -> str:
-    """Have the refused boot recovered, and return the code of its refusal."""
+def recovered(instance: Lab, person: Person, firmware: Callable[[Lab], object] = lambda _lab: None) -> str:
+    """Have the refused boot recovered, and return the code of its refusal; ``firmware`` runs before the agent."""
     with instance.booting() as machine:
+        firmware(instance)
         refusal = refusal_of(machine)
         assert recovery.recover(attended(instance, machine), refusal, person)
         assert machine.mapper.find("fde-crypt") is None and machine.mapper.find("fde-root") is None
         return refusal.code
+
+
+def put_back(instance: Lab) -> None:
+    """Change the header as it should be, and let the host put the one before back."""
+    machine, older = instance.machine, read_area(instance.partition)
+    recovery.commit.change(machine, partial(renew, machine))
+    changes.store(instance.partition, read_area(instance.partition), older)
+
+
+def write_another_version(instance: Lab) -> None:
+    """Leave an anchor as another version of the agent may write it, under the policy that lets only the image write."""
+    machine, content = instance.machine, bytearray(anchored(instance).marshal())
+    content[4] += 1
+    with opened(instance.tcti) as esys, authorized(esys, machine.key, machine.policies) as session:
+        index = esys.tr_from_tpmpublic(INDEX)
+        esys.nv_write(index, bytes(content), 0, index, session1=session)
+
+
+def evict_storage_key(instance: Lab) -> None:
+    """Remove the key of the TPM below which the keyslot's is, as whoever owns the TPM can."""
+    with opened(instance.tcti) as esys:
+        esys.evict_control(ESYS_TR.OWNER, esys.tr_from_tpmpublic(STORAGE_KEY), STORAGE_KEY)
+
+
+def update_dbx(instance: Lab) -> None:
+    """Measure as a firmware does whose list of forbidden images has grown."""
+    with opened(instance.tcti) as esys:
+        extend(esys, b"a longer dbx", 7)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """How a refusal comes about: by what is done in the boot before, while the machine is off, or in each one after."""
+
+    running: Callable[[Lab], object] = lambda _lab: None
+    off: Callable[[Lab], object] = lambda _lab: None
+    firmware: Callable[[Lab], object] = lambda _lab: None
+
+
+CAUSES = {
+    Code.HEADER_MISMATCH: Cause(running=rewrite),
+    Code.ROLLED_BACK: Cause(running=put_back),
+    Code.KEY_UNAVAILABLE: Cause(running=evict_storage_key),
+    Code.VOLUME_WITHOUT_ANCHOR: Cause(off=clear),
+    Code.ANCHOR_FOREIGN: Cause(firmware=update_dbx),
+    Code.ANCHOR_UNREADABLE: Cause(running=write_another_version),
+}
+
+
+@pytest.mark.parametrize("code", sorted(recovery.RECOVERABLE))
+def test_every_refusal_that_offers_a_recovery_can_be_recovered(escrowed: Lab, code: Code) -> None:
+    cause = CAUSES[code]
+    with escrowed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        write_file("kept", b"what the instance wrote")
+        cause.running(escrowed)
+    cause.off(escrowed)
+    person = Person([KEY])
+    assert recovered(escrowed, person, cause.firmware) == code
+    assert f"refused as {code.value}" in person.heard
+    for _boot in range(2):
+        with escrowed.booting() as machine:
+            cause.firmware(escrowed)
+            assert boot(machine) is Action.OPEN
+            assert (anchored(escrowed).recoveries, anchored(escrowed).last_refusal) == (1, code.value)
+            with mounted() as root:
+                assert (root / "kept").read_bytes() == b"what the instance wrote"
+    told = evidence.found(read_area(str(escrowed.machine.paths.header)).header())[evidence.RECOVERY]
+    assert (told.claims["code"], told.claims["recoveries"]) == (code.value, 1)
+
+
+def test_nobody_is_asked_for_a_key_where_the_tpm_could_remember_nothing(escrowed: Lab) -> None:
+    """PCR 11 has a value that the image's key has not signed: neither keyslot nor anchor could be made."""
+    with escrowed.booting() as machine:
+        before = anchored(escrowed), read_area(escrowed.partition).digest
+        with opened(escrowed.tcti) as esys:
+            extend(esys, b"something else")
+        refusal, person = refusal_of(machine), Person([KEY])
+        assert refusal.code == "key-unavailable"
+        with pytest.raises(FdeError, match="PCR 11"):
+            recovery.recover(attended(escrowed, machine), refusal, person)
+        assert person.told == [] and person.keys == [KEY]
+        assert logged(machine) == [hashlib.sha256(b"cvm-fde-recovery:key-unavailable").digest()]
+        assert (anchored(escrowed), read_area(escrowed.partition).digest) == before
 
 
 def test_a_header_that_was_not_committed_is_recovered(escrowed: Lab) -> None:

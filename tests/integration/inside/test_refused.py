@@ -5,26 +5,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
-from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
+from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import VOLUME, Machine
 from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 from ansible_collections.cvm.fde.plugins.module_utils.codes import Code
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.dm import integrity
+from ansible_collections.cvm.fde.plugins.module_utils.dm.clone import NAMES as CLONE
+from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
+from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import draft
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT
-from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed
+from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed, Runner
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
 from cryptography.hazmat.primitives.asymmetric import rsa
 from instance import MIB, Content, Lab, add_partition, change, extend, make_lab, make_sealed, refused, run
+from test_anchor import fill, own
+from tpm2_pytss import ESYS_TR
 
 #: Where systemd's own programs look for the signatures of PCR 11.
 SIGNATURES = Path("/run/systemd/tpm2-pcr-signature.json")
@@ -92,6 +102,78 @@ def extended(pcr: int) -> Callable[[Lab, Machine], Machine]:
     return extend_it
 
 
+def cut_records(lab: Lab) -> None:
+    """Keep copies of a disk whose volume has lost dm-clone's record of what was copied, and then its own record too.
+
+    Only who holds the volume's key can do that; what the host can do to either makes them unreadable.
+    """
+    for lost, name in ((CLONE.metadata, "no-copied"), (VOLUME, "no-written")):
+        with lab.booting() as machine:
+            if lost == VOLUME:
+                with pytest.raises(Refusal):
+                    boot(machine)
+            else:
+                assert boot(machine) is Action.OPEN
+            # The clone would write its record once more at its end.
+            machine.mapper.remove_all(CLONE.root)
+            with open(machine.mapper.get(lost).path, "r+b", buffering=0) as device:
+                device.write(bytes(4096))
+                os.fsync(device.fileno())
+        run("cp", "--sparse=always", str(lab.image), str(lab.directory / name))
+
+
+def without(record: str) -> Callable[[Lab], object]:
+    return lambda lab: run("cp", "--sparse=always", str(lab.directory / record), str(lab.image))
+
+
+def pin_foreign_header(lab: Lab) -> None:
+    """Let the anchor pin a header too that the allow-list refuses, as no agent does, and keep it."""
+    with lab.booting() as machine:
+        area = read_area(lab.partition)
+        with draft(area, "/run") as copy:
+            volumes.import_token(machine.runner, copy.path, {"type": "foreign", "keyslots": []})
+            new = copy.area()
+        anchoring.update(machine, lambda anchor: anchor.changing(new.digest))
+    (lab.directory / "foreign-header").write_bytes(new.content)
+
+
+def put_foreign_header(lab: Lab) -> None:
+    with lab.image.open("r+b") as disk:
+        volume = gpt.read_table(disk, lab.image.stat().st_size, "disk").of_type(gpt.FDE)[0]
+        disk.seek(volume.offset)
+        disk.write((lab.directory / "foreign-header").read_bytes())
+
+
+@dataclass(frozen=True)
+class Meddler:
+    """Stands between the agent and what it runs: opens volumes with other settings, or lets nothing be measured."""
+
+    runner: Runner
+    unmeasured: bool = False
+    mapper: DeviceMapper | None = None
+
+    def find(self, name: str) -> str | None:
+        return self.runner.find(name)
+
+    def run(self, argv: Any, **options: Any) -> Completed:
+        if self.unmeasured:
+            options["env"] = {**(options.get("env") or {}), "SYSTEMD_FORCE_MEASURE": "0"}
+        done = self.runner.run(argv, **options)
+        if self.mapper is not None and "attach" in argv:
+            lower = self.mapper.get(f"{VOLUME}_dif")
+            self.mapper.load(VOLUME, [Linear(0, lower.size, lower.number, 0)])
+            self.mapper.resume(VOLUME)
+        return done
+
+
+def opened_otherwise(_lab: Lab, machine: Machine) -> Machine:
+    return replace(machine, runner=Meddler(machine.runner, mapper=machine.mapper))
+
+
+def unmeasured(_lab: Lab, machine: Machine) -> Machine:
+    return replace(machine, runner=Meddler(machine.runner, unmeasured=True))
+
+
 def without_verity(_lab: Lab, machine: Machine) -> Machine:
     machine.mapper.remove("root")
     return machine
@@ -121,16 +203,24 @@ WRONG = (
     Wrong(Code.PARTITION_FOREIGN, off=lambda lab: add_partition(lab, gpt.LINUX_GENERIC)),
     Wrong(Code.VOLUME_DUPLICATE, off=lambda lab: add_partition(lab, gpt.FDE)),
     Wrong(Code.HEADER_MISMATCH, off=lambda lab: change(lab, LAYOUT.offset - 1)),
+    Wrong(Code.LUKS2_POLICY, off=put_foreign_header),
     Wrong(Code.DEVICE_SHRUNK, off=shrink),
     Wrong(Code.KEY_UNAVAILABLE, booting=extended(11)),
     Wrong(Code.NOT_ACTIVATED, off=spoil_integrity),
+    Wrong(Code.ACTIVE_TABLE, booting=opened_otherwise),
+    Wrong(Code.NOT_MEASURED, booting=unmeasured),
+    Wrong(Code.WRITTEN_RECORD, off=without("no-written")),
+    Wrong(Code.CLONE_METADATA, off=without("no-copied")),
 )
 
 
 def test_of_all_that_is_wrong_the_first_of_the_table_is_named(installed: Lab) -> None:
     widen(installed)
     pristine = installed.directory / "pristine"
-    installed.image.rename(pristine)
+    run("cp", "--sparse=always", str(installed.image), str(pristine))
+    cut_records(installed)
+    run("cp", "--sparse=always", str(pristine), str(installed.image))
+    pin_foreign_header(installed)
     found = []
     for number in range(len(WRONG) + 1):
         run("cp", "--sparse=always", str(pristine), str(installed.image))
@@ -148,7 +238,8 @@ def test_of_all_that_is_wrong_the_first_of_the_table_is_named(installed: Lab) ->
             with pytest.raises(Refusal) as caught:
                 boot(machine)
             found.append(caught.value.code)
-    pristine.unlink()
+    for path in (pristine, *(installed.directory / name for name in ("no-copied", "no-written"))):
+        path.unlink()
     assert found == [wrong.code.value for wrong in WRONG]
     assert found == [code.value for code in Code if code.value in found], "and that is the order of the table"
 
@@ -217,3 +308,24 @@ def test_a_read_only_copy_of_the_root_disk_is_a_copy(installed: Lab) -> None:
             assert caught.value.code == "disk-ambiguous" and loop in caught.value.subject
         finally:
             run("losetup", "--detach", loop)
+
+
+def test_of_what_ends_a_first_boot_the_first_of_the_table_is_named(tmp_path: Path, signer: rsa.RSAPrivateKey) -> None:
+    """The disk is looked at before the TPM is asked for room, and that says who owns it before it looks for any."""
+    (tmp_path / "small").mkdir()
+    lab = make_lab(tmp_path, make_sealed(tmp_path / "small", Content(disk=192 * MIB)), signer)
+    found = []
+    with lab.booting(), opened(lab.tcti) as esys:
+        fill(esys)
+        own(esys)
+    found.append(refused(lab))
+    with lab.image.open("r+b") as file:
+        file.truncate(640 * MIB)
+    found.append(refused(lab))
+    with lab.booting(), opened(lab.tcti) as esys:
+        esys.tr_set_auth(ESYS_TR.OWNER, b"password")
+        esys.hierarchy_change_auth(ESYS_TR.OWNER, b"")
+    found.append(refused(lab))
+    lab.image.unlink()
+    assert found == ["disk-too-small", "tpm-owned", "anchor-no-room"]
+    assert found == [code.value for code in Code if code.value in found], "and that is the order of the table"

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -138,12 +139,10 @@ def test_a_power_cut_in_the_first_boot_starts_it_over(make: Any, strategy: str) 
         assert boot(machine) is Action.FIRST_BOOT
 
 
-def update(lab: Lab, directory: Path, signer: rsa.RSAPrivateKey) -> Lab:
+def update(lab: Lab, directory: Path, files: dict[str, bytes]) -> Lab:
     """Replace the image of an instance by a newer one: other content, other root hash, same volume and TPM."""
     directory.mkdir()
-    image, root_hash = make_sealed(
-        directory, Content({"plaintext": b"newer", "kept": b"kept", "new": b"from the newer image"})
-    )
+    image, root_hash = make_sealed(directory, Content(files))
     with image.open("rb") as file:
         fresh = gpt.read_table(file, DISK_SIZE, "image")
     with lab.image.open("r+b") as disk:
@@ -176,7 +175,8 @@ def test_an_updated_image_shows_which_files_of_it_the_instance_hides(tmp_path: P
             (root / "gone").unlink()
         record = masks.keep(machine, told.append)
         assert set(record.known) == {"plaintext", "kept", "gone"} and record.reported == {}
-    lab = update(lab, tmp_path / "second", signer)
+    newer = {"plaintext": b"newer", "kept": b"kept", "new": b"from the newer image"}
+    lab = update(lab, tmp_path / "second", newer)
     with lab.booting() as machine:
         assert boot(machine) is Action.OPEN
         record = masks.keep(machine, told.append)
@@ -189,6 +189,36 @@ def test_an_updated_image_shows_which_files_of_it_the_instance_hides(tmp_path: P
             assert (root / "plaintext").read_bytes() == b"mine"
         (machine.paths.state / "upper/data/plaintext").unlink()
         assert masks.keep(machine, told.append).reported == {"new": masks.Why.ADDED}
+
+
+def test_an_updated_image_shows_what_it_changed_below_directories_that_the_instance_hides(
+    tmp_path: Path, signer: rsa.RSAPrivateKey
+) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "lab").mkdir()
+    names = ("deleted/program", "deleted/lib/same", "anew/program", "anew/same", "file/program", "gone", "left")
+    older = dict.fromkeys(names, b"older")
+    lab = make_lab(tmp_path / "lab", make_sealed(tmp_path / "first", Content(older)), signer, "overlay")
+    with lab.booting() as machine:
+        boot(machine)
+        with overlaid(machine) as root:
+            for name in ("deleted", "anew", "file"):
+                shutil.rmtree(root / name)
+            (root / "anew").mkdir()
+            (root / "anew/program").write_bytes(b"mine")
+            (root / "file").write_bytes(b"mine")
+            for name in ("gone", "left"):
+                (root / name).unlink()
+        assert masks.keep(machine, lambda _: None).reported == {}
+    newer = {name: b"older" if name in ("deleted/lib/same", "anew/same", "left") else b"newer" for name in names}
+    newer |= dict.fromkeys(("deleted/lib/added", "anew/added", "file/added"), b"newer")
+    lab = update(lab, tmp_path / "second", newer)
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        assert masks.keep(machine, lambda _: None).reported == {
+            **dict.fromkeys(("deleted/program", "anew/program", "file/program", "gone"), masks.Why.CHANGED),
+            **dict.fromkeys(("deleted/lib/added", "anew/added", "file/added"), masks.Why.ADDED),
+        }
 
 
 def test_a_copy_holds_the_whole_image_before_it_is_used_and_grows(make: Any) -> None:

@@ -29,6 +29,12 @@ def test_the_added_time_is_what_the_boot_takes_more_until_its_root_is_usable() -
     assert (found["limit"], found["measured"]) == (10.0, 10.1)
 
 
-def test_where_nothing_but_the_agent_boots_its_own_time_is_what_it_adds() -> None:
-    alone = {"first_boot": QEMU["first_boot"]}
-    assert budget(alone)["added"]["measured"] == 9.0 and "initrd" not in budget(alone)
+def test_what_only_whole_boots_show_is_not_measured_where_nothing_but_the_agent_runs() -> None:
+    found = budget({"first_boot": QEMU["first_boot"]})
+    assert {name: one["measured"] for name, one in found.items()} == {
+        "cpu": 1.01,
+        "memory": 64.0,
+        "initrd": None,
+        "added": None,
+    }
+    assert [found[name]["met"] for name in ("initrd", "added")] == [None, None]

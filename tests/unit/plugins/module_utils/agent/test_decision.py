@@ -64,6 +64,8 @@ def outcome(
         (INITIALIZING, (OURS,), Action.FIRST_BOOT),
         (INITIALIZING, (THEIRS,), Action.FIRST_BOOT),
         (INITIALIZING, (UNTYPED,), Code.PARTITION_FOREIGN),
+        (INITIALIZING, (EMPTY, EMPTY), Code.VOLUME_DUPLICATE),
+        (INITIALIZING, (OURS, THEIRS), Code.VOLUME_DUPLICATE),
         (READY, (OURS,), Action.OPEN),
         (READY, (), Code.VOLUME_MISSING),
         (READY, (EMPTY,), Code.HEADER_MISMATCH),
@@ -156,6 +158,10 @@ PARTS: dict[str, dict[str, tuple[Code, dict[str, Any]]]] = {
 }
 WRONG = {name: (part, *what) for part, things in PARTS.items() for name, what in things.items()}
 PAIRS = [pair for pair in itertools.combinations(WRONG, 2) if WRONG[pair[0]][0] != WRONG[pair[1]][0]]
+#: The parts that are looked at whatever the anchor says, and are all that can be wrong with a first boot that was cut
+#: short: of its volume nothing is remembered, and none of its headers is a wrong one.
+ALWAYS = ("disk", "table", "type", "number")
+EARLY_PAIRS = [pair for pair in PAIRS if all(WRONG[name][0] in ALWAYS for name in pair)]
 NO_MEMORY = ("no anchor", "an anchor that was never written", "a foreign anchor")
 
 
@@ -209,9 +215,30 @@ def test_of_each_pair_of_anomalies_the_first_of_the_table_is_named(one: str, oth
     assert found(state(WRONG[one][2], WRONG[other][2])) == expected_of(one, other)
 
 
+@pytest.mark.parametrize("header", [None, CURRENT, OTHER])
+def test_nothing_is_wrong_with_a_first_boot_that_was_cut_short(header: Optional[bytes]) -> None:
+    begun = {"anchor": INITIALIZING, "header_digest": header}
+    assert decide(state(begun)) == Decision(Action.FIRST_BOOT, Volume("/dev/vda4", True, header))
+    assert found(state(begun, {"volume": False})) is None
+
+
+@pytest.mark.parametrize("name", [name for name in WRONG if WRONG[name][0] in ALWAYS])
+@pytest.mark.parametrize("header", [None, OTHER])
+def test_each_anomaly_is_named_after_a_first_boot_that_was_cut_short(name: str, header: Optional[bytes]) -> None:
+    _part, code, change = WRONG[name]
+    assert found(state({"anchor": INITIALIZING, "header_digest": header}, change)) == code
+
+
+@pytest.mark.parametrize(("one", "other"), EARLY_PAIRS)
+def test_of_each_pair_the_first_is_named_after_a_first_boot_that_was_cut_short(one: str, other: str) -> None:
+    begun = {"anchor": INITIALIZING, "header_digest": OTHER}
+    assert found(state(begun, WRONG[one][2], WRONG[other][2])) == expected_of(one, other)
+
+
 def test_every_code_of_the_decision_is_among_the_anomalies() -> None:
-    # Which disks count is settled before anything is decided about them: see test_disks.py. That all of it comes in the
-    # order of the codes, and behind what a boot looks at before any disk, is tried in whole boots: see test_refused.py.
+    # Which disks count is settled before anything is decided about them: see test_disks.py. What comes behind these
+    # codes is found while the volume is made or opened, which is decided only where nothing here is wrong. That all of
+    # it comes in the order of the codes is tried in whole boots: see test_refused.py.
     codes = list(Code)[list(Code).index(Code.PARTITION_FOREIGN) : list(Code).index(Code.ROLLED_BACK) + 1]
     assert {code for _part, code, _change in WRONG.values()} == {Code.DISK_AMBIGUOUS, *codes}
 

@@ -281,6 +281,14 @@ BAD: dict[str, tuple[Callable[[Answers], Answers], set[str]]] = {
         ),
         {"anchor_signature"},
     ),
+    "a header that was changed and not committed": (
+        lambda good: good.change(header=hashlib.sha256(b"another header").hexdigest()),
+        {"header_committed"},
+    ),
+    "a header of zeros, which is pinned as the next one of no change": (
+        lambda good: good.change(header="00" * 32),
+        {"header_committed"},
+    ),
     "no evidence": (lambda good: good.change(token=None), {"evidence_signature"}),
     "other claims": (
         lambda good: good.change_token(
@@ -305,6 +313,15 @@ def test_evidence_that_was_changed_on_the_way_is_refused(good: Answers, name: st
     result = change(good).appraise()
     assert failed(result) == expected
     assert result.verdict is Verdict.UNTRUSTED
+
+
+def test_the_header_on_the_disk_is_the_pinned_one_or_nothing_is_said_of_it(good: Answers) -> None:
+    for header, expected in (
+        (hashlib.sha256(b"header").hexdigest(), "the header on the disk is the one that the anchor pins"),
+        (None, "the machine says nothing of the header on its disk"),
+    ):
+        result = good.change(header=header).appraise()
+        assert result.verdict is Verdict.TRUSTED and reason(result, "header_committed") == expected
 
 
 def test_a_quote_over_other_pcrs_is_refused(machine: Any, grounds: Grounds) -> None:
