@@ -17,7 +17,8 @@ description:
   - A volume is opened from a copy of its header in RAM, after the header was compared with what was remembered in
     C(/etc/cvm-fde/volumes) and with a list of all that a header may say. The same happens at every boot.
   - An interrupted creation leaves nothing, or a volume that the next run makes anew. All volumes are looked at before
-    anything is changed; what is refused for one of them is refused for all.
+    anything is changed; what is refused for one of them is refused for all. Each is looked at again when its turn
+    comes, and the run ends at one that is not as it was.
 options:
   volumes:
     description: The volumes.

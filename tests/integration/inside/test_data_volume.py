@@ -16,9 +16,10 @@ from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Re
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Passphrase, Recovery, Tpm2
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT, PROFILES
 from ansible_collections.cvm.fde.plugins.module_utils.volume import boot
+from ansible_collections.cvm.fde.plugins.module_utils.volume.machine import Machine
 from ansible_collections.cvm.fde.plugins.module_utils.volume.persistence import escape_path
-from ansible_collections.cvm.fde.plugins.module_utils.volume.volumes import plan_all
-from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import State, UnlockWith, Wanted
+from ansible_collections.cvm.fde.plugins.module_utils.volume.volumes import Interrupted, apply_all, plan_all
+from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import Mount, State, UnlockWith, Wanted
 from owner import NAME, Owner, drop_caches
 from software_tpm import PolicyKey, Tpm
 
@@ -202,6 +203,59 @@ def test_a_device_in_use_is_never_touched(owner: Owner, disk: Callable[..., str]
     with pytest.raises(FdeError, match="in use|is mounted"):
         owner.run(recoverable(owner, device, force=uuid))
     owner.runner.run(["umount", device])
+
+
+def pair(owner: Owner, first: str, second: str) -> list[Wanted]:
+    """Return two volumes, of which the second has to wait for the first."""
+    return [
+        recoverable(owner, device, name=name, profile="confidential", mount=Mount(str(owner.root / name)))
+        for name, device in (("first", first), ("second", second))
+    ]
+
+
+def while_the_first_is_made(owner: Owner, wanted: list[Wanted], happens: Callable[[], object]) -> Interrupted:
+    """Run, have something happen meanwhile, and return how the run ended."""
+    machine = Machine(
+        owner.runner, owner.machine.places, lambda text: happens() if text.startswith("first: store") else None
+    )
+    with pytest.raises(Interrupted) as caught:
+        apply_all(machine, plan_all(machine, wanted))
+    made, left = caught.value.reports
+    assert (made["state"], left["state"], left["steps"]) == ("mounted", "absent", [])
+    # Its recovery key is handed over all the same.
+    assert made["handover"] is not None and not owner.machine.places.pin("second").exists()
+    return caught.value
+
+
+def test_a_disk_that_somebody_formats_while_another_is_made_stays_theirs(
+    owner: Owner, disk: Callable[..., str]
+) -> None:
+    first, second = disk(SIZES["ext4"]), disk(SIZES["ext4"])
+    wanted = pair(owner, first, second)
+    ended = while_the_first_is_made(owner, wanted, lambda: owner.runner.run(["mkfs.ext4", "-q", second]))
+    assert (ended.code, ended.subject) == ("volume-has-data", second) and "a file system (ext4" in str(ended)
+    owner.runner.run(["e2fsck", "-fn", second])
+
+
+def test_a_disk_that_takes_the_place_of_another_while_a_volume_is_made_stays_blank(
+    owner: Owner, disk: Callable[..., str]
+) -> None:
+    first, second, third = (disk(SIZES["ext4"]) for _number in range(3))
+    link = Path("/dev/second")
+
+    def replaced() -> None:
+        link.unlink()
+        link.symlink_to(third)
+
+    link.symlink_to(second)
+    try:
+        ended = while_the_first_is_made(owner, pair(owner, first, str(link)), replaced)
+        assert ended.subject == str(link) and "another device is in its place" in str(ended)
+        for device in (second, third):
+            touched = any(Path(device).read_bytes())
+            assert not touched
+    finally:
+        link.unlink()
 
 
 def test_an_erased_volume_leaves_no_key_and_no_trace(owner: Owner, disk: Callable[..., str]) -> None:
