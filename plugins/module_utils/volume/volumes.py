@@ -155,7 +155,9 @@ def check_unchanged(decided: Planned, now: Planned) -> None:
     before, after = _steps_of(decided), _steps_of(now)
     if before != after:
         told = [", ".join(step.action.value for step in steps) or "nothing" for steps in (before, after)]
-        raise _not_begun(decided, f"it changed since this run began: to be done was '{told[0]}', and is now '{told[1]}'")
+        raise _not_begun(
+            decided, f"it changed since this run began: to be done was '{told[0]}', and is now '{told[1]}'"
+        )
 
 
 def _not_begun(one: Planned, cause: str) -> FdeError:
