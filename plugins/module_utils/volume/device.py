@@ -77,6 +77,12 @@ class Device:
         found = [one.uuid for one in self.signatures if one.uuid]
         return tuple(dict.fromkeys([*self.ids, *found]))
 
+    def names_to_give_up(self) -> tuple[str, ...]:
+        """Return the names of which ``force`` must be one, or what is on the device stays."""
+        # What an encrypted volume holds cannot be seen, and a play may still name the disk that it was made on.
+        encrypted = tuple(one.uuid for one in self.signatures if one.type == "crypto_LUKS" and one.uuid)
+        return encrypted or self.all_ids()
+
     def contents(self) -> tuple[str, ...]:
         """Describe what is on the device, for people; empty when it is blank."""
         known = tuple(str(signature) for signature in self.signatures)

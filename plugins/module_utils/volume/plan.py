@@ -90,12 +90,13 @@ def _erase(found: Found, wanted: Wanted) -> Iterator[Step]:
             yield Step(Action.CONFIGURE, ", ".join(found.differing_files))
         return
     known = found.pin is not None and _is_pinned(found, found.pin)
-    if not known and (wanted.force is None or wanted.force not in device.all_ids()):
+    names = device.names_to_give_up()
+    if not known and (wanted.force is None or wanted.force not in names):
         raise Refusal(
             "volume-has-data",
             device.path,
             f"it holds {' and '.join(device.contents()) or 'nothing'}, which is not known as volume '{wanted.name}'",
-            f"Set force to one of {', '.join(device.all_ids()) or 'its ids'} if it may be destroyed",
+            f"Set force to one of {', '.join(names)} if it may be destroyed" if names else "Overwrite it by hand",
         )
     check_use(found, device)
     yield from close(found, wanted) if found.pin is not None else ()
