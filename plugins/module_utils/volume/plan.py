@@ -98,6 +98,9 @@ def _erase(found: Found, wanted: Wanted) -> Iterator[Step]:
             f"it holds {' and '.join(device.contents()) or 'nothing'}, which is not known as volume '{wanted.name}'",
             f"Set force to one of {', '.join(names)} if it may be destroyed" if names else "Overwrite it by hand",
         )
+    if found.pin is None and device.use is not None:
+        # It is none of this volume's, whatever its name says.
+        raise FdeError(device.path, f"it is in use: {device.use}", "End its use")
     check_use(found, device)
     yield from close(found, wanted) if found.pin is not None else ()
     yield Step(Action.PIN, "erasing")

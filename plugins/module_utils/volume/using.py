@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Iterator, Optional
 
 from ..errors import FdeError
 from .device import Device
-from .found import Found
+from .found import Found, MappingFound
 from .mount_options import differing
 from .pin import Pin, PinState
 from .steps import Action, Step
@@ -83,9 +83,21 @@ def configure(found: Found, always: bool = False) -> Iterator[Step]:
         yield Step(Action.CONFIGURE, ", ".join(found.differing_files or ("/etc/crypttab",)))
 
 
+def _check_own(mapping: MappingFound, pin: Optional[Pin], name: str) -> None:
+    """Raise ``FdeError`` where what is open under the volume's name may be somebody else's."""
+    if pin is None:
+        raise FdeError(f"/dev/mapper/{name}", "it is open, and nothing is known about it", "Close it by hand")
+    if mapping.uuid != pin.uuid and not mapping.on_device:
+        raise FdeError(
+            f"/dev/mapper/{name}",
+            "something else is open under this name, and not on the volume's device",
+            "Close it by hand, or rename it",
+        )
+
+
 def close(found: Found, wanted: Wanted) -> Iterator[Step]:
-    if found.mapping is not None and found.pin is None:
-        raise FdeError(f"/dev/mapper/{wanted.name}", "it is open, and nothing is known about it", "Close it by hand")
+    if found.mapping is not None:
+        _check_own(found.mapping, found.pin, wanted.name)
     for mounted in reversed(found.mounts):
         yield Step(Action.UNMOUNT, mounted.path)
     if found.pin is not None:

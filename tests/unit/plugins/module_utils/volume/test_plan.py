@@ -478,6 +478,40 @@ def test_only_a_known_volume_is_erased(found: Found, force: Optional[str], allow
             plan(found, wanted)
 
 
+ELSEWHERE = MappingFound("/dev/dm-1", OTHER, on_device=False, problems="another volume")
+
+
+@pytest.mark.parametrize("state", [State.CLOSED, State.ERASED])
+@pytest.mark.parametrize("mapping", [ELSEWHERE, replace(ELSEWHERE, uuid=None)], ids=["another volume", "no volume"])
+def test_what_somebody_else_has_open_under_the_name_is_neither_unmounted_nor_closed(
+    mapping: MappingFound, state: State
+) -> None:
+    found = volume(mapping=mapping, mounts=(Mounted("/theirs"),))
+    with pytest.raises(FdeError, match="something else is open under this name"):
+        plan(found, replace(WANTED, state=state))
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        replace(ELSEWHERE, uuid=UUID),
+        replace(ELSEWHERE, on_device=True),
+        replace(MAPPING, problems="cipher null"),
+    ],
+    ids=["its device moved", "opened from its device", "not as it should be"],
+)
+def test_what_is_the_volume_or_lies_on_its_device_is_closed(mapping: MappingFound) -> None:
+    assert actions(volume(mapping=mapping), replace(WANTED, state=State.CLOSED)) == "close"
+
+
+@pytest.mark.parametrize("open_as", [{"mapping": MAPPING}, {"strays": ("data_dif",)}], ids=["open", "half open"])
+def test_nothing_is_begun_to_erase_what_is_not_known_and_in_use(open_as: dict[str, Any]) -> None:
+    device = replace(SOMEBODYS, use="/dev/dm-0 is set up on it")
+    found = Found(device, header=header(FOREIGN, uuid=OTHER), **open_as)
+    with pytest.raises(FdeError, match="it is in use: /dev/dm-0 is set up on it"):
+        plan(found, replace(WANTED, state=State.ERASED, force=OTHER))
+
+
 def test_an_unstable_path_and_a_grown_device_are_warned_about() -> None:
     unstable = replace(DEVICE, path="/dev/vdb", size=SIZE * 2)
     warnings = plan(used(device=unstable), replace(WANTED, device="/dev/vdb")).warnings
