@@ -13,6 +13,7 @@ from typing import Callable, Iterator, Optional
 from ..dm.device import DeviceMapper
 from ..luks2.profile import AEGIS, Profile
 from ..runner import Runner
+from ..tpm.esys import DEFAULT_TCTI
 from .places import Places
 from .wanted import FileSystemType, Wanted
 
@@ -64,17 +65,21 @@ def missing(runner: Runner, wanted: Wanted, modules: Path = _MODULES) -> tuple[s
     return tuple(lacking)
 
 
+def tcti_of(device: str) -> str:
+    """Return a TPM that is named as systemd takes it in the way in which the TPM library takes it.
+
+    systemd takes the path of a node too, and finds the first TPM by ``auto``, or ``device`` without a path.
+    """
+    if device.startswith("/"):
+        return f"device:{device}"
+    return DEFAULT_TCTI if device in ("auto", "device", "device:") else device
+
+
 def missing_tpm(device: str, devices: Path = Path("/dev")) -> Optional[str]:
     """Return the node of a TPM that systemd would look for in vain, None where it is there or is no node."""
-    names = {"auto": "tpmrm0", "device": "tpmrm0"}
-    kind, _colon, argument = device.partition(":")
-    if device.startswith("/dev/"):
-        node = devices / device[len("/dev/") :]
-    elif kind in names and (kind == "device" or not argument):
-        node = devices / (argument.removeprefix("/dev/") or names[kind])
-    else:
-        return None
-    return None if node.exists() else str(node)
+    kind, _colon, path = tcti_of(device).partition(":")
+    node = devices / path.removeprefix("/dev/")
+    return str(node) if kind == "device" and not node.exists() else None
 
 
 def _kernel_parts(profile: Profile) -> Iterator[str]:

@@ -126,6 +126,7 @@ def test_only_what_cryptsetup_leaves_behind_is_a_stray(
         ("/dev/tpmrm1", "tpmrm1"),
         ("device:/dev/tpmrm1", "tpmrm1"),
         ("device", "tpmrm0"),
+        ("device:", "tpmrm0"),
         ("swtpm:path=/run/tpm", None),
     ],
 )
