@@ -105,8 +105,8 @@ options:
         suboptions:
           method:
             description:
-              - V(tpm2) needs no person. V(recovery) is a random key that is made on the target and escrowed.
-                V(passphrase) is asked for at boot unless V(tpm2) is listed as well.
+              - V(tpm2) needs no person, but systemd 256 or newer, as Debian 13 and RHEL 10 have it. V(recovery) is a
+                random key that is made on the target and escrowed. V(passphrase) is asked for at boot unless V(tpm2) is listed as well.
             type: str
             choices: [tpm2, recovery, passphrase]
             required: true

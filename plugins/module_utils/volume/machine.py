@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterator, Optional
@@ -32,6 +33,8 @@ _PROGRAMS = (
     "timeout",
 )
 _MODULES = Path("/lib/modules")
+#: Of systemd-cryptenroll: ``--tpm2-pcrlock`` came with 255, ``--unlock-tpm2-device`` with 256.
+_LEAST_SYSTEMD = 256
 
 
 def _silent(_text: str) -> None:
@@ -61,8 +64,17 @@ def missing(runner: Runner, wanted: Wanted, modules: Path = _MODULES) -> tuple[s
     if wanted.certificates:
         programs.append("openssl")
     lacking = [f"the program {name}" for name in programs if runner.find(name) is None]
+    if wanted.has_tpm2 and runner.find("systemd-cryptenroll") is not None:
+        version = systemd_version(runner)
+        lacking += [f"systemd {_LEAST_SYSTEMD} (it has {version})"] if version < _LEAST_SYSTEMD else []
     lacking += [f"the kernel's {name}" for name in _kernel_parts(wanted.profile) if not kernel_has(name, modules)]
     return tuple(lacking)
+
+
+def systemd_version(runner: Runner) -> int:
+    """Return the version of systemd-cryptenroll, 0 where it does not tell it."""
+    told = re.match(rb"systemd ([0-9]+)", runner.run(["systemd-cryptenroll", "--version"], ok=()).stdout)
+    return 0 if told is None else int(told[1])
 
 
 def tcti_of(device: str) -> str:
