@@ -359,6 +359,9 @@ def with_recovery(*slots: Enrolled, **pinned: Any) -> Found:
 
 def test_a_recovery_key_in_escrow_stays_as_it_is() -> None:
     assert actions(with_recovery(escrow=escrow()), BOTH) == ""
+    for certificates in ((b"one", b"two"), (b"two", b"one"), (b"one", b"two", b"one")):
+        found = with_recovery(escrow=escrow(recipients=recipients((b"one", b"two"))))
+        assert actions(found, replace(BOTH, certificates=certificates)) == ""
 
 
 @pytest.mark.parametrize(
@@ -369,8 +372,20 @@ def test_a_recovery_key_in_escrow_stays_as_it_is() -> None:
         {"pending": escrow(digest="ee" * 32)},
         {"pending": escrow(recipients=recipients((b"another",)))},
         {"pending": escrow(NEW_RECOVERY)},
+        {"escrow": escrow(recipients=recipients((b"another",)))},
+        {"escrow": escrow(recipients=recipients((*CERTIFICATES, b"another")))},
+        {"escrow": escrow(recipients="")},
     ],
-    ids=["never made here", "another program's", "envelope lost", "for other certificates", "never written"],
+    ids=[
+        "never made here",
+        "another program's",
+        "envelope lost",
+        "for other certificates",
+        "never written",
+        "in escrow for another certificate",
+        "in escrow for one more certificate",
+        "in escrow for nobody knows whom",
+    ],
 )
 def test_a_recovery_key_that_nobody_has_for_certain_is_replaced_and_goes_when_the_new_one_arrived(
     pinned: dict[str, Any],
@@ -378,6 +393,22 @@ def test_a_recovery_key_that_nobody_has_for_certain_is_replaced_and_goes_when_th
     change, *others = subjects(with_recovery(**pinned), BOTH)
     assert change == ("change-keyslots: add recovery, remove keyslot 2 (recovery) once the recovery key is in escrow")
     assert [other.split(":")[0] for other in others] == ["store", "ready"]
+
+
+def test_a_key_for_new_certificates_that_never_arrived_is_handed_over_and_the_old_one_goes_then() -> None:
+    old = escrow(recipients=recipients((b"another",)))
+    found = with_recovery(RECOVERY, NEW_RECOVERY, escrow=old, pending=escrow(NEW_RECOVERY))
+    [step] = plan(found, BOTH).steps
+    assert (step.action, step.retiring) == (Action.HAND_OVER, (RECOVERY,))
+    # Whoever takes the old certificates again keeps the old key, and the other one goes.
+    [change, *_others] = plan(found, replace(BOTH, certificates=(b"another",))).steps
+    assert change.keyslots is not None and change.keyslots.removes == (NEW_RECOVERY,) and not change.keyslots.adds
+
+
+def test_a_change_of_certificates_that_nothing_at_hand_can_follow_is_said() -> None:
+    found = replace(with_recovery(escrow=escrow(recipients="")), credentials=Credentials())
+    with pytest.raises(FdeError, match="name the escrow certificates again"):
+        plan(found, BOTH)
 
 
 def test_a_recovery_key_that_waits_for_its_escrow_is_handed_over_again_without_any_key() -> None:
