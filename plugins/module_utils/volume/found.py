@@ -68,9 +68,9 @@ class Found:
 
     ``saved`` is the digest of a header copy that an interrupted change left behind. ``torn`` tells that the change can
     be finished from it, and ``header`` is that copy then, not what is on the disk. ``envelope`` is the digest of a
-    recovery key's envelope that waits to be handed over. ``marked`` is the UUID of the
-    unfinished volume that the device is marked as, ``no_tpm``
-    the TPM that is needed and not there, ``strays`` what a killed program left set up on the device.
+    recovery key's envelope that waits to be handed over. ``marked`` is the UUID of the unfinished volume that the device
+    is marked as, ``zeroed`` tells that nothing at all is where a header would be, ``no_tpm`` is the TPM that is needed
+    and not there, ``strays`` what a killed program left set up on the device.
     """
 
     device: Optional[Device]
@@ -80,6 +80,7 @@ class Found:
     torn: bool = False
     envelope: Optional[str] = None
     marked: Optional[str] = None
+    zeroed: bool = False
     mapping: Optional[MappingFound] = None
     strays: tuple[str, ...] = ()
     file_system: Optional[FileSystem] = None

@@ -19,7 +19,7 @@ from .found import Found
 from .making import create
 from .pin import Pin, PinState
 from .steps import Action, Plan, Step
-from .using import check_use, close, own_leftovers
+from .using import check_use, close, configure, erasure_ended, own_leftovers
 from .wanted import State, Wanted
 
 
@@ -86,8 +86,11 @@ def _erase(found: Found, wanted: Wanted) -> Iterator[Step]:
         return
     if found.pin is None and (found.header is None or not device.contents()):
         # Nothing here was ever a volume, or it was erased before.
-        if found.differing_files:
-            yield Step(Action.CONFIGURE, ", ".join(found.differing_files))
+        yield from configure(found)
+        return
+    if found.pin is not None and erasure_ended(found, device, found.pin):
+        check_use(found, device)
+        yield from _forgotten(found, wanted)
         return
     known = found.pin is not None and _is_pinned(found, found.pin)
     names = device.names_to_give_up()
@@ -106,8 +109,11 @@ def _erase(found: Found, wanted: Wanted) -> Iterator[Step]:
     yield Step(Action.PIN, "erasing")
     yield Step(Action.DESTROY, device.path)
     yield Step(Action.DISCARD, device.path)
-    if found.differing_files:
-        yield Step(Action.CONFIGURE, ", ".join(found.differing_files))
+    yield from _forgotten(found, wanted)
+
+
+def _forgotten(found: Found, wanted: Wanted) -> Iterator[Step]:
+    yield from configure(found)
     yield Step(Action.FORGET, wanted.name)
 
 

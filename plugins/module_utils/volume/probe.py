@@ -64,6 +64,7 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
         torn=torn is not None,
         envelope=digest_of(places.envelope(wanted.name), lambda content: hashlib.sha256(content).digest()),
         marked=None if disk is None else erasure.marked(disk.content),
+        zeroed=disk is not None and not disk.content.strip(b"\0"),
         mapping=mapping,
         strays=left,
         file_system=file_system.identify(runner, mapping.path) if mapping is not None and ready else None,

@@ -23,13 +23,23 @@ def check_use(found: Found, device: Device) -> None:
         raise FdeError(device.path, f"it is in use: {device.use}", "Name another device, or end its use")
 
 
+def _may_be_pinned(device: Device, pin: Pin) -> bool:
+    """Whether nothing that stays with a device, whatever is written to it, says that it is another one."""
+    return device.size == pin.size and pin.identity in ((), device.identity)
+
+
+def erasure_ended(found: Found, device: Device, pin: Pin) -> bool:
+    """Return whether an erasure was cut short between its last write to the device and the forgetting of its pin."""
+    return pin.state is PinState.ERASING and found.zeroed and not device.signatures and _may_be_pinned(device, pin)
+
+
 def own_leftovers(found: Found, device: Device, pin: Pin) -> bool:
     """Return whether a device holds what an unfinished volume leaves: its mark, or a header of its own.
 
     A disk of the same size is no proof, nor is a serial number: somebody may have used the disk since. Only where an
     erasure was about to end, and has removed its mark already, the device itself must do.
     """
-    if device.size != pin.size or (pin.identity and pin.identity != device.identity):
+    if not _may_be_pinned(device, pin):
         return False
     if any(one.type != "crypto_LUKS" or one.uuid not in (pin.uuid, None) for one in device.signatures):
         return False

@@ -246,6 +246,28 @@ def test_an_erasure_whose_power_fails_before_any_step_is_finished(
         assert not owner.machine.places.pin(NAME).exists()
 
 
+@pytest.mark.parametrize("discards", [True, False], ids=["blank", "random behind the header"])
+def test_an_erasure_that_is_cut_short_of_forgetting_the_pin_is_finished(
+    owner: Owner, disk: Callable[..., str], discards: bool
+) -> None:
+    """The disk has no number of its own, and the last that named the volume on it is overwritten."""
+    device = disk(SIZE)
+    if not discards:
+        Path("/sys/block", Path(device).name, "queue/discard_max_bytes").write_text("0")
+    owner.run(recoverable(owner, device))
+    erased = owner.wants(device, state="erased")
+    pin = owner.machine.places.pin(NAME)
+    kept = []
+    owner.run(erased, lambda text: kept.append(pin.read_bytes()) if "forget" in text else None)
+    assert not pin.exists()
+    left = any(Path(device).read_bytes())
+    assert left is not discards
+    pin.write_bytes(kept[0])
+    told = owner.run(erased)
+    assert [step["action"] for step in told["steps"]] == ["forget"] and told["state"] == "absent"
+    assert not pin.exists()
+
+
 def test_a_full_file_system_stops_before_anything_is_touched(owner: Owner, disk: Callable[..., str]) -> None:
     device = disk(SIZE)
     etc = owner.root / "etc"

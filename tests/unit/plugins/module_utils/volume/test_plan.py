@@ -509,6 +509,36 @@ def test_only_a_known_volume_is_erased(found: Found, force: Optional[str], allow
             plan(found, wanted)
 
 
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (Found(DEVICE, ERASING, zeroed=True), "forget"),
+        (Found(DEVICE, ERASING, zeroed=True, differing_files=("/etc/crypttab",)), "configure forget"),
+        # A disk that cannot discard keeps what was behind the header area: random data.
+        (Found(replace(DEVICE, unknown_data=True), ERASING, zeroed=True), "forget"),
+        (Found(KNOWN, ERASING.having(identity=KNOWN.identity), zeroed=True), "forget"),
+    ],
+)
+def test_an_erasure_that_was_cut_short_of_its_last_step_is_only_forgotten(found: Found, expected: str) -> None:
+    assert actions(found, replace(WANTED, state=State.ERASED)) == expected
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Found(replace(DEVICE, size=SIZE + 512), ERASING, zeroed=True),
+        Found(replace(KNOWN, identity=("DATA2",)), ERASING.having(identity=KNOWN.identity), zeroed=True),
+        Found(replace(DEVICE, signatures=CONTENTS["RAID member"]), ERASING, zeroed=True),
+        Found(DEVICE, PIN, zeroed=True),
+        Found(DEVICE, INITIALIZING, zeroed=True),
+    ],
+    ids=["another size", "another disk", "somebody's", "never begun", "never finished"],
+)
+def test_a_blank_disk_is_no_erased_volume_when_it_may_be_another_one(found: Found) -> None:
+    with pytest.raises(Refusal, match="not known as volume 'data'"):
+        plan(found, replace(WANTED, state=State.ERASED))
+
+
 ELSEWHERE = MappingFound("/dev/dm-1", OTHER, on_device=False, problems="another volume")
 
 
