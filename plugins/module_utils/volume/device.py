@@ -138,8 +138,9 @@ def _identity(facts: Mapping[str, Any], node: str) -> Iterator[str]:
         if facts.get(name):
             yield str(facts[name]).strip()
     uuid = Path("/sys/class/block", os.path.basename(node), "dm/uuid")
-    if uuid.exists():
-        yield uuid.read_text().strip()
+    # Who sets up a device by hand gives it none, and the file is empty.
+    if uuid.exists() and (text := uuid.read_text().strip()):
+        yield text
 
 
 def _table_ids(facts: Mapping[str, Any]) -> Iterator[str]:

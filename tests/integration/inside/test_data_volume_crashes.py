@@ -329,6 +329,21 @@ def test_a_dying_disk_leaves_what_the_next_run_finishes(
     assert (owner.mount_point / "file").read_text() == "kept"
 
 
+def test_a_device_without_a_number_is_not_named_by_nothing(
+    owner: Owner, disk: Callable[..., str], mapper: DeviceMapper
+) -> None:
+    """Device-mapper's file of a UUID is there, and empty."""
+    below = disk(SIZE)
+    mapper.create("flaky", (Linear(0, SIZE // 512, below, 0),))
+    owner.runner.run(["dmsetup", "mknodes"])
+    device = mapper.get("flaky").path
+    write(device, b"somebody's")
+    with pytest.raises(Refusal, match="Overwrite its beginning by hand"):
+        owner.run(recoverable(owner, device, force=""))
+    with open(device, "rb") as file:
+        assert file.read(10) == b"somebody's"
+
+
 FAULTS = {"error_writes": "0 3600 1 error_writes", "drop_writes": "0 3600 1 drop_writes"}
 
 
