@@ -298,6 +298,43 @@ def test_a_header_that_another_program_changed_is_refused_until_its_owner_adopts
     boot.header(owner.machine, NAME)
 
 
+def test_a_volume_without_a_journal_has_none_at_any_boot(owner: Owner, disk: Callable[..., str]) -> None:
+    def mode() -> str:
+        return owner.runner.run(["dmsetup", "table", f"{NAME}_dif"]).stdout.decode().split()[6]
+
+    device = disk(SIZES["ext4"])
+    wanted = owner.wants(device, journal=False, boot=True)
+    assert (owner.run(wanted)["journal"], mode()) == (False, "D")
+    (owner.mount_point / "file").write_text("kept")
+    owner.run(replace(wanted, state=State.CLOSED))
+    # What the units of the boot do, with the files where they are in here.
+    boot.header(owner.machine, NAME)
+    options = (owner.root / "etc/crypttab").read_text().split()[3].replace("/run/", f"{owner.root}/run/")
+    owner.runner.run(["/usr/bin/systemd-cryptsetup", "attach", NAME, device, "-", options])
+    boot.check(owner.machine, NAME)
+    assert mode() == "D"
+    assert [step["action"] for step in owner.run(wanted)["steps"]] == ["mount"]
+    assert (owner.mount_point / "file").read_text() == "kept"
+    with pytest.raises(FdeError, match="was made with journal 'False'"):
+        owner.run(replace(wanted, journal=True))
+
+
+def test_a_key_file_opens_a_volume_by_its_whole_content(owner: Owner, disk: Callable[..., str], tmp_path: Path) -> None:
+    wanted = recoverable(owner, disk(SIZES["ext4"]), profile="confidential")
+    owner.run(wanted)
+    owner.run(replace(wanted, state=State.CLOSED))
+    key = tmp_path / "key"
+    given = replace(wanted, unlock_with=UnlockWith(key_file=str(key)))
+    with pytest.raises(FdeError, match="cannot be read"):
+        owner.run(given)
+    for content in (b"", owner.recovery_key.encode() + b"\n"):
+        key.write_bytes(content)
+        with pytest.raises(FdeError, match="nothing at hand opens"):
+            owner.run(given)
+    key.write_text(owner.recovery_key)
+    assert owner.run(given)["state"] == "mounted"
+
+
 def test_native_programs_read_our_volumes(owner: Owner, disk: Callable[..., str]) -> None:
     device = disk(SIZES["ext4"])
     wanted = owner.wants(device, unlock=(Tpm2(pcrs=(7,)), Recovery()), certificates=(owner.certificate(),))

@@ -329,6 +329,29 @@ def test_a_dying_disk_leaves_what_the_next_run_finishes(
     assert (owner.mount_point / "file").read_text() == "kept"
 
 
+def test_keys_that_a_disk_only_claims_to_have_overwritten_are_not_gone(
+    owner: Owner, disk: Callable[..., str], mapper: DeviceMapper
+) -> None:
+    below = disk(SIZE)
+    healthy = (Linear(0, SIZE // 512, below, 0),)
+    lying = (Other(0, SIZE // 512, "flakey", f"{below} 0 0 3600 1 drop_writes"),)
+    mapper.create("flaky", healthy)
+    owner.runner.run(["dmsetup", "mknodes"])
+    wanted = recoverable(owner, "/dev/mapper/flaky")
+    owner.run(wanted)
+    erased = replace(wanted, state=State.ERASED)
+    with pytest.raises(FdeError, match="gives back something else than was written.*Do not trust"):
+        owner.run(erased, lambda text: mapper.swap("flaky", lying) if "destroy" in text else None)
+    assert pinned(owner) == "erasing" and read_area(below, LAYOUT.offset).present
+    # The mark may not go without the pin either.
+    mapper.swap("flaky", healthy)
+    with pytest.raises(FdeError, match="gives back something else than was written"):
+        owner.run(erased, lambda text: mapper.swap("flaky", lying) if "forget" in text else None)
+    assert pinned(owner) == "erasing"
+    mapper.swap("flaky", healthy)
+    assert owner.run(erased)["state"] == "absent"
+
+
 def test_a_device_without_a_number_is_not_named_by_nothing(
     owner: Owner, disk: Callable[..., str], mapper: DeviceMapper
 ) -> None:
