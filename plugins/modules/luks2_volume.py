@@ -87,7 +87,7 @@ options:
         type: dict
         suboptions:
           path:
-            description: The mount point, which is made where it does not exist.
+            description: The mount point, written without links, C(.) or doubled slashes. It is made where it does not exist.
             type: path
             required: true
           options:

@@ -70,7 +70,8 @@ class Found:
     be finished from it, and ``header`` is that copy then, not what is on the disk. ``envelope`` is the digest of a
     recovery key's envelope that waits to be handed over. ``marked`` is the UUID of the unfinished volume that the device
     is marked as, ``zeroed`` tells that nothing at all is where a header would be, ``no_tpm`` is the TPM that is needed
-    and not there, ``strays`` what a killed program left set up on the device.
+    and not there, ``at_mount_point`` is what is mounted at the wanted place, ``mount_leads_to`` where that place really is,
+    ``strays`` what a killed program left set up on the device.
     """
 
     device: Optional[Device]
@@ -86,6 +87,7 @@ class Found:
     file_system: Optional[FileSystem] = None
     mounts: tuple[Mounted, ...] = ()
     at_mount_point: Optional[str] = None
+    mount_leads_to: Optional[str] = None
     credentials: Credentials = Credentials()
     differing_files: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()

@@ -63,6 +63,10 @@ def _usable(found: Found, wanted: Wanted) -> Device:
             f"it has {found.device.size} bytes, less than the {wanted.least_size} that are wanted",
             "Check that it is the right device",
         )
+    if wanted.mount is not None and found.mount_leads_to not in (wanted.mount.path, None):
+        raise FdeError(
+            wanted.mount.path, f"it leads to {found.mount_leads_to} over a link", "Name that as the mount point instead"
+        )
     if wanted.state is State.MOUNTED and wanted.mount is not None and found.at_mount_point is not None:
         ours = {mounted.path for mounted in found.mounts}
         if wanted.mount.path not in ours:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,7 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
         file_system=file_system.identify(runner, mapping.path) if mapping is not None and ready else None,
         mounts=file_system.mounts(runner, below) if mapping is not None else (),
         at_mount_point=None if wanted.mount is None else file_system.mounted_at(runner, wanted.mount.path),
+        mount_leads_to=None if wanted.mount is None else os.path.realpath(wanted.mount.path),
         credentials=_credentials(machine, wanted, header) if try_keys else Credentials(),
         differing_files=persistence.wanted_files(places, wanted.name, boot_entry(wanted, pin, device)).differing(
             places

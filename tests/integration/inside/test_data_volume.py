@@ -319,6 +319,20 @@ def test_a_volume_without_a_journal_has_none_at_any_boot(owner: Owner, disk: Cal
         owner.run(replace(wanted, journal=True))
 
 
+def test_a_mount_point_behind_a_link_is_refused_by_its_own_name(
+    owner: Owner, disk: Callable[..., str], tmp_path: Path
+) -> None:
+    """The kernel knows the mount by where it is, so that it would be mounted anew at every run."""
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    device = disk(SIZES["ext4"])
+    wanted = recoverable(owner, device, profile="confidential", mount=Mount(str(tmp_path / "link/data")))
+    with pytest.raises(FdeError, match=f"it leads to {tmp_path}/real/data over a link"):
+        owner.run(wanted)
+    touched = any(Path(device).read_bytes())
+    assert not touched and not (tmp_path / "real").exists()
+    assert owner.run(replace(wanted, mount=Mount(str(tmp_path / "real/data"))))["state"] == "mounted"
+
+
 def test_a_key_file_opens_a_volume_by_its_whole_content(owner: Owner, disk: Callable[..., str], tmp_path: Path) -> None:
     wanted = recoverable(owner, disk(SIZES["ext4"]), profile="confidential")
     owner.run(wanted)
