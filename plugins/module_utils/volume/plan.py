@@ -13,6 +13,7 @@ from typing import Iterator, Optional
 
 from ..errors import FdeError, Refusal
 from ..luks2.method import Tpm2
+from ..luks2.profile import PROFILES
 from .changing import reconcile
 from .device import Device
 from .found import Found
@@ -77,9 +78,13 @@ def _usable(found: Found, wanted: Wanted) -> Device:
 
 
 def _grown(found: Found, device: Device) -> Optional[str]:
-    if found.pin is not None and device.size > found.pin.size:
-        return f"{device.path} has grown to {device.size} bytes: an authenticated volume keeps its size, make a new one"
-    return None
+    if found.pin is None or device.size <= found.pin.size:
+        return None
+    if PROFILES[found.pin.profile].integrity is None:
+        follows = "the volume does so too when it is opened the next time, its file system by its own program"
+    else:
+        follows = "an authenticated volume keeps its size, make a new one"
+    return f"{device.path} has grown to {device.size} bytes: {follows}"
 
 
 def _erase(found: Found, wanted: Wanted) -> Iterator[Step]:

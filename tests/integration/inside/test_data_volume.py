@@ -319,6 +319,23 @@ def test_a_volume_without_a_journal_has_none_at_any_boot(owner: Owner, disk: Cal
         owner.run(replace(wanted, journal=True))
 
 
+def test_a_volume_without_authentication_grows_with_its_device_as_the_warning_says(
+    owner: Owner, disk: Callable[..., str]
+) -> None:
+    device = disk(SIZES["ext4"])
+    wanted = recoverable(owner, device, profile="confidential")
+    assert owner.run(wanted)["warnings"] == [f"{device} may name another device after the next boot"]
+    owner.run(replace(wanted, state=State.CLOSED))
+    backing = Path("/sys/block", Path(device).name, "loop/backing_file").read_text().strip()
+    os.truncate(backing, 2 * SIZES["ext4"])
+    owner.runner.run(["losetup", "--set-capacity", device])
+    told = owner.run(replace(wanted, unlock_with=UnlockWith(recovery_key=owner.recovery_key)))
+    assert "the volume does so too when it is opened the next time" in told["warnings"][1]
+    assert owner.machine.mapper.get(NAME).size * 512 == 2 * SIZES["ext4"] - LAYOUT.offset
+    owner.runner.run(["resize2fs", owner.mapped])
+    assert os.statvfs(owner.mount_point).f_blocks * os.statvfs(owner.mount_point).f_frsize > SIZES["ext4"]
+
+
 def test_a_mount_point_behind_a_link_is_refused_by_its_own_name(
     owner: Owner, disk: Callable[..., str], tmp_path: Path
 ) -> None:

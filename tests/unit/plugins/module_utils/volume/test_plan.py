@@ -578,4 +578,8 @@ def test_nothing_is_begun_to_erase_what_is_not_known_and_in_use(open_as: dict[st
 def test_an_unstable_path_and_a_grown_device_are_warned_about() -> None:
     unstable = replace(DEVICE, path="/dev/vdb", size=SIZE * 2)
     warnings = plan(used(device=unstable), replace(WANTED, device="/dev/vdb")).warnings
-    assert len(warnings) == 2 and "another device" in warnings[0] and "has grown" in warnings[1]
+    assert len(warnings) == 2 and "another device" in warnings[0]
+    assert "has grown" in warnings[1] and "keeps its size" in warnings[1]
+    grown = used(device=unstable, pin=PIN.having(profile="confidential"))
+    *_other, warning = plan(grown, replace(WANTED, device="/dev/vdb", profile=CONFIDENTIAL)).warnings
+    assert "the volume does so too" in warning
