@@ -251,9 +251,8 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.errors import FdeError
 from ..module_utils.runner import ModuleRunner
-from ..module_utils.volume import volumes
+from ..module_utils.volume import installation, volumes
 from ..module_utils.volume.confirmation import confirm
-from ..module_utils.volume.installation import install, needs_agent
 from ..module_utils.volume.machine import Machine
 from ..module_utils.volume.options import ARGUMENTS, wanted_volumes
 
@@ -266,13 +265,16 @@ def run(module: AnsibleModule, machine: Machine) -> None:
         module.exit_json(changed=False)
     wanted = wanted_volumes(module.params)
     planned = volumes.plan_all(machine, wanted, foretelling=module.check_mode)
-    steps = install(machine, module.params["agent"], module.check_mode) if needs_agent(wanted) else []
+    steps: list[dict[str, str]] = []
+    if installation.needs_agent(planned):
+        steps = installation.install(machine, module.params["agent"], module.check_mode)
     reports = volumes.foretell(planned) if module.check_mode else volumes.apply_all(machine, planned)
     for report in reports:
         for warning in report["warnings"]:
             module.warn(f"{report['name']}: {warning}")
     changed = bool(steps) or any(one.plan.steps for one in planned)
-    module.exit_json(changed=changed, volumes=reports, steps=steps, diff=volumes.difference(planned, reports))
+    diff = installation.difference(steps) + volumes.difference(planned, reports)
+    module.exit_json(changed=changed, volumes=reports, steps=steps, diff=diff)
 
 
 def main() -> None:

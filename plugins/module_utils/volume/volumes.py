@@ -23,7 +23,7 @@ from .pin import Pin
 from .plan import plan
 from .probe import probe
 from .steps import Action, Plan, Step, described
-from .wanted import Wanted, check_all
+from .wanted import State, Wanted, check_all
 
 #: Seconds that a run waits for another one.
 _PATIENCE = 3600
@@ -36,6 +36,13 @@ class Planned:
     wanted: Wanted
     found: Found
     plan: Plan
+
+    @property
+    def will_be_there(self) -> bool:
+        """Whether there is a volume after the run; one that is to be closed may never have been made."""
+        if self.wanted.state is State.CLOSED:
+            return self.found.pin is not None
+        return self.wanted.state is not State.ERASED
 
 
 class Interrupted(FdeError):

@@ -154,6 +154,21 @@ def test_what_check_mode_foretells_is_what_is_done_and_nothing_is_left_to_do(
     assert sum("Invoked with" in text for text in target.seen) >= len(lives) * 3
 
 
+def test_the_boots_program_is_shown_when_it_alone_is_new_and_brought_for_no_volume_in_vain(
+    target: Target, owner: Owner, disk: Callable[..., str]
+) -> None:
+    agent = Path("/usr/lib/cvm-fde/agent.pyz")
+    wanted = volume(owner, disk(64 * MIB), profile="confidential")
+    agent.unlink(missing_ok=True)
+    nothing = target.run(volumes=[{**wanted, "state": "closed"}])
+    assert (nothing["changed"], nothing["diff"], steps(nothing), agent.exists()) == (False, [], [], False)
+    target.run(volumes=[wanted])
+    agent.write_bytes(b"an older one")
+    foretold, done = (target.run(check=check, volumes=[wanted]) for check in (True, False))
+    assert steps(foretold)[0] == steps(done)[0] == ("install", str(agent))
+    assert foretold["diff"][0] == done["diff"][0] and f"- install: {agent}" in done["diff"][0]["after"]
+
+
 class _Any:
     def __eq__(self, _other: object) -> bool:
         return True
