@@ -87,7 +87,7 @@ options:
         type: dict
         suboptions:
           path:
-            description: The mount point, written without links, C(.) or doubled slashes. It is made where it does not exist.
+            description: The mount point, without links, C(.) and doubled slashes in it; made where it does not exist.
             type: path
             required: true
           options:
@@ -106,7 +106,8 @@ options:
           method:
             description:
               - V(tpm2) needs no person, but systemd 256 or newer, as Debian 13 and RHEL 10 have it. V(recovery) is a
-                random key that is made on the target and escrowed. V(passphrase) is asked for at boot unless V(tpm2) is listed as well.
+                random key that is made on the target and escrowed. V(passphrase) is asked for at boot unless V(tpm2) is
+                listed as well.
             type: str
             choices: [tpm2, recovery, passphrase]
             required: true

@@ -149,9 +149,9 @@ def stale(found: Found, wanted: Wanted, one: enrolment.Enrolled) -> bool:
     """Return whether a keyslot looks like a wanted one but must be replaced.
 
     A recovery key counts only when it is in escrow for the wanted certificates, or on its way there: any other is lost,
-    or another program's, or opened by a certificate's key that is not to open it any more. A passphrase is stale when none of the wanted ones opens its keyslot. A TPM keyslot is so only when ``unlock_with`` is
-    given: that the TPM does not open it now may be the state of the machine, and whoever gives another key says that it
-    is not.
+    or another program's, or for those who are not to open the volume any more. A passphrase is stale when none of the
+    wanted ones opens its keyslot. A TPM keyslot is so only when ``unlock_with`` is given: that the TPM does not open it
+    now may be the state of the machine, and whoever gives another key says that it is not.
     """
     if isinstance(one.method, Recovery):
         kept = escrowed(found, wanted)

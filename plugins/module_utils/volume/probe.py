@@ -55,7 +55,7 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
     header = _header(torn or disk, wanted, pin)
     mapping = _mapping(machine, wanted.name, pin, device)
     below = [] if mapping is None else [mapping.path, f"/dev/mapper/{wanted.name}"]
-    ready = pin is not None and pin.state is PinState.READY
+    ready, erasing = (pin is not None and pin.state is state for state in (PinState.READY, PinState.ERASING))
     try_keys &= (ready or wanted.adopt) and wanted.state not in (State.CLOSED, State.ERASED)
     return Found(
         device=device,
@@ -65,7 +65,7 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
         torn=torn is not None,
         envelope=digest_of(places.envelope(wanted.name), lambda content: hashlib.sha256(content).digest()),
         marked=None if disk is None else erasure.marked(disk.content),
-        zeroed=disk is not None and not disk.content.strip(b"\0"),
+        zeroed=device is not None and erasing and erasure.ended(device.node, device.size),
         mapping=mapping,
         strays=left,
         file_system=file_system.identify(runner, mapping.path) if mapping is not None and ready else None,

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent import archive
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Passphrase, Recovery, Tpm2
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT, PROFILES
 from ansible_collections.cvm.fde.plugins.module_utils.volume import boot
@@ -274,6 +275,35 @@ def test_an_erased_volume_leaves_no_key_and_no_trace(owner: Owner, disk: Callabl
     assert not list(owner.machine.places.pin(NAME).parent.iterdir())
     assert NAME not in (owner.root / "etc/crypttab").read_text() + (owner.root / "etc/fstab").read_text()
     assert owner.run(replace(wanted, state=State.ERASED))["steps"] == []
+
+
+#: In bytes: a device with the largest header that LUKS2 has, and one that is smaller than ours.
+HEADERS = {160 << 20: ("4m", "128m"), 4 << 20: ("16k", "512k")}
+
+
+@pytest.mark.parametrize("size", HEADERS)
+def test_no_key_of_a_volume_that_others_made_outlives_its_erasure(
+    owner: Owner, disk: Callable[..., str], size: int
+) -> None:
+    device, uuid = disk(size), "4b1d5e5c-0f0e-4f0e-9d59-1c2f35e7a001"
+    # What a disk does with discarded blocks is no proof of anything.
+    Path("/sys/block", Path(device).name, "queue/discard_max_bytes").write_text("0")
+    metadata, keyslots = HEADERS[size]
+    sizes = f"--luks2-metadata-size {metadata} --luks2-keyslots-size {keyslots} --uuid {uuid}"
+    owner.runner.run([*f"{_CRYPTSETUP} --pbkdf pbkdf2 --pbkdf-force-iterations 1000 {sizes} {device}".split()])
+    opening = ["cryptsetup", "open", "--test-passphrase", "--key-file", "/dev/zero", "--keyfile-size", "9", device]
+    owner.runner.run(opening)
+    headers = read_area(device, 8 << 20).content
+    told = owner.run(owner.wants(device, state="erased", force=uuid))
+    assert (told["state"], told["steps"][-1]["action"]) == ("absent", "forget")
+    drop_caches()
+    left = any(Path(device).read_bytes())
+    assert not left
+    # Whoever has kept nothing but the two headers has no keyslot to open.
+    if size > len(headers):
+        with open(device, "r+b") as file:
+            file.write(headers)
+        assert owner.runner.run(opening, ok=()).status != 0
 
 
 def test_a_header_that_another_program_changed_is_refused_until_its_owner_adopts_it(

@@ -251,10 +251,15 @@ def test_an_erasure_that_is_cut_short_of_forgetting_the_pin_is_finished(
     owner: Owner, disk: Callable[..., str], discards: bool
 ) -> None:
     """The disk has no number of its own, and the last that named the volume on it is overwritten."""
-    device = disk(SIZE)
+    device = disk(160 * MIB)
     if not discards:
         Path("/sys/block", Path(device).name, "queue/discard_max_bytes").write_text("0")
-    owner.run(recoverable(owner, device))
+    wanted = recoverable(owner, device)
+    owner.run(wanted)
+    owner.run(replace(wanted, state=State.CLOSED))
+    with open(device, "r+b") as file:
+        file.seek(150 * MIB)
+        file.write(b"encrypted")
     erased = owner.wants(device, state="erased")
     pin = owner.machine.places.pin(NAME)
     kept = []
