@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Optional
 
@@ -30,6 +31,14 @@ CORE = Path(__file__).resolve().parents[1] / "module_utils"
 OPTIONS = {name: spec for name, spec in ARGUMENTS.items() if name not in ("agent", "host", "certificates", "escrowed")}
 #: Bytes; an envelope holds one short text for a few certificates.
 _LIMIT = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Whom a task asked, and for which volumes: nothing else that a machine says is believed."""
+
+    host: str
+    volumes: frozenset[str]
 
 
 class ActionModule(ActionBase):
@@ -54,7 +63,8 @@ class ActionModule(ActionBase):
             self._fixup_perms2((shell.tmpdir, remote))
             arguments = {**_given(args), **brought, "agent": remote}
             told = self._execute_module("cvm.fde.luks2_volume", arguments, task_vars=task_vars)
-            kept, failures = self._keep_all(escrow, host, told.get("volumes"), task_vars or {})
+            asked = frozenset(str(one["name"]) for one in args["volumes"])
+            kept, failures = self._keep_all(escrow, Asked(host, asked), told.get("volumes"), task_vars or {})
             self._confirm(args, brought, kept, task_vars)
         finally:
             self._remove_tmp_path(self._connection._shell.tmpdir)
@@ -68,7 +78,7 @@ class ActionModule(ActionBase):
         return result
 
     def _keep_all(
-        self, escrow: Optional[dict[str, Any]], host: str, volumes: Any, variables: dict[str, Any]
+        self, escrow: Optional[dict[str, Any]], asked: Asked, volumes: Any, variables: dict[str, Any]
     ) -> tuple[dict[str, str], list[str]]:
         """Store what was handed over; return the digests of what was read back, and what could not be stored.
 
@@ -77,7 +87,7 @@ class ActionModule(ActionBase):
         kept, failures = {}, []
         for volume in volumes if isinstance(volumes, list) else ():
             try:
-                done = self._keep(escrow, host, volume, variables)
+                done = self._keep(escrow, asked, volume, variables)
             except (AnsibleActionFail, FdeError) as error:
                 name = volume.get("name") if isinstance(volume, dict) else None
                 failures.append(f"volume {name}: its recovery key was not stored: {error}")
@@ -86,7 +96,7 @@ class ActionModule(ActionBase):
         return kept, failures
 
     def _keep(
-        self, escrow: Optional[dict[str, Any]], host: str, volume: Any, variables: dict[str, Any]
+        self, escrow: Optional[dict[str, Any]], asked: Asked, volume: Any, variables: dict[str, Any]
     ) -> Optional[tuple[str, str]]:
         """Store the recovery key of a volume; return the volume's name and the digest of what was read back."""
         handover = volume.pop("handover", None) if isinstance(volume, dict) else None
@@ -94,11 +104,15 @@ class ActionModule(ActionBase):
             return None
         try:
             content = base64.b64decode(handover["content"], validate=True)
-            envelope = Envelope(Belonging(host, str(volume["name"]), str(volume["uuid"])), content)
+            envelope = Envelope(Belonging(asked.host, str(volume["name"]), str(volume["uuid"])), content)
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
-            raise AnsibleActionFail(f"{host}: it handed over something that is no recovery key's envelope") from error
-        if escrow is None or len(content) > _LIMIT:
-            raise AnsibleActionFail(f"{host}: it handed over a recovery key that was not asked for, or is too large")
+            raise AnsibleActionFail(
+                f"{asked.host}: it handed over something that is no recovery key's envelope"
+            ) from error
+        if escrow is None or envelope.belonging.volume not in asked.volumes or len(content) > _LIMIT:
+            raise AnsibleActionFail(
+                f"{asked.host}: it handed over a recovery key that was not asked for, or is too large"
+            )
         kept = self._store(escrow, envelope, variables)
         digest = hashlib.sha256(content).hexdigest()
         volume["escrow"] = {"digest": digest, "confirmed": True, "place": kept.place}

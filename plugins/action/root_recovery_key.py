@@ -76,8 +76,8 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"{host}: it handed over something that is no recovery key's envelope") from error
         if not 0 < len(content) <= _LIMIT:
             raise AnsibleActionFail(f"{host}: the envelope that it handed over has {len(content)} bytes")
-        envelope = Envelope(Belonging(host, NAME, luks_uuid), content)
         try:
+            envelope = Envelope(Belonging(host, NAME, luks_uuid), content)
             if escrow["directory"] is not None:
                 kept = keep(escrow["directory"], envelope)
             else:

@@ -17,7 +17,8 @@ description:
   - A volume is opened from a copy of its header in RAM, after the header was compared with what was remembered in
     C(/etc/cvm-fde/volumes) and with a list of all that a header may say. The same happens at every boot.
   - An interrupted creation leaves nothing, or a volume that the next run makes anew. All volumes are looked at before
-    anything is changed; what is refused for one of them is refused for all.
+    anything is changed; what is refused for one of them is refused for all. Each is looked at again when its turn
+    comes, and the run ends at one that is not as it was.
 options:
   volumes:
     description: The volumes.
@@ -86,7 +87,7 @@ options:
         type: dict
         suboptions:
           path:
-            description: The mount point, which is made where it does not exist.
+            description: The mount point, without links, C(.) and doubled slashes in it; made where it does not exist.
             type: path
             required: true
           options:
@@ -104,8 +105,9 @@ options:
         suboptions:
           method:
             description:
-              - V(tpm2) needs no person. V(recovery) is a random key that is made on the target and escrowed.
-                V(passphrase) is asked for at boot unless V(tpm2) is listed as well.
+              - V(tpm2) needs no person, but systemd 256 or newer, as Debian 13 and RHEL 10 have it. V(recovery) is a
+                random key that is made on the target and escrowed. V(passphrase) is asked for at boot unless V(tpm2) is
+                listed as well.
             type: str
             choices: [tpm2, recovery, passphrase]
             required: true
@@ -250,9 +252,8 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils.errors import FdeError
 from ..module_utils.runner import ModuleRunner
-from ..module_utils.volume import volumes
+from ..module_utils.volume import installation, volumes
 from ..module_utils.volume.confirmation import confirm
-from ..module_utils.volume.installation import install, needs_agent
 from ..module_utils.volume.machine import Machine
 from ..module_utils.volume.options import ARGUMENTS, wanted_volumes
 
@@ -265,13 +266,16 @@ def run(module: AnsibleModule, machine: Machine) -> None:
         module.exit_json(changed=False)
     wanted = wanted_volumes(module.params)
     planned = volumes.plan_all(machine, wanted, foretelling=module.check_mode)
-    steps = install(machine, module.params["agent"], module.check_mode) if needs_agent(wanted) else []
+    steps: list[dict[str, str]] = []
+    if installation.needs_agent(planned):
+        steps = installation.install(machine, module.params["agent"], module.check_mode)
     reports = volumes.foretell(planned) if module.check_mode else volumes.apply_all(machine, planned)
     for report in reports:
         for warning in report["warnings"]:
             module.warn(f"{report['name']}: {warning}")
     changed = bool(steps) or any(one.plan.steps for one in planned)
-    module.exit_json(changed=changed, volumes=reports, steps=steps, diff=volumes.difference(planned, reports))
+    diff = installation.difference(steps) + volumes.difference(planned, reports)
+    module.exit_json(changed=changed, volumes=reports, steps=steps, diff=diff)
 
 
 def main() -> None:

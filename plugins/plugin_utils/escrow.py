@@ -13,6 +13,7 @@ import base64
 import hashlib
 import hmac
 import os
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,22 +23,39 @@ from urllib.parse import quote
 from ..module_utils.errors import FdeError
 from ..module_utils.escrow.envelope import Belonging
 
+#: As cryptsetup writes it into a header.
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
 #: Runs a lookup plugin: name, terms, options.
 Lookup = Callable[[str, Sequence[str], Mapping[str, Any]], Sequence[Any]]
 
 
 @dataclass(frozen=True)
 class Envelope:
-    """``content`` is CMS EnvelopedData in DER."""
+    """``content`` is CMS EnvelopedData in DER. Raises ``FdeError`` for a UUID that no LUKS2 header has: a machine says
+    which one it is, and the name of its envelope must be no other machine's.
+    """
 
     belonging: Belonging
     content: bytes = field(repr=False)
 
+    def __post_init__(self) -> None:
+        if not _UUID.fullmatch(self.belonging.luks_uuid):
+            raise FdeError(
+                self.belonging.host,
+                f"it says that the UUID of volume '{self.belonging.volume}' is {self.belonging.luks_uuid!r}",
+                "Nothing was stored. Find out why it does not tell the truth before anything relies on this machine",
+            )
+
     @property
     def name(self) -> str:
-        """The name of its file: ``HOST-VOLUME-UUID.cms``; what a file name cannot have is percent-encoded."""
-        parts = (self.belonging.host, self.belonging.volume, self.belonging.luks_uuid)
-        return "-".join(quote(part, safe="") for part in parts) + ".cms"
+        """The name of its file: ``HOST-VOLUME-UUID.cms``; what a file name cannot have is percent-encoded.
+
+        Read from its end it is of one host and volume only: a UUID is as long as every other, and a ``-`` of the
+        volume's name is percent-encoded as well. Hosts' names have many, and stay readable.
+        """
+        host, volume = (quote(part, safe="") for part in (self.belonging.host, self.belonging.volume))
+        return f"{host}-{volume.replace('-', '%2D')}-{self.belonging.luks_uuid}.cms"
 
     @property
     def text(self) -> str:

@@ -143,6 +143,10 @@ class _Work:
     def _node(self) -> str:
         return certain(self._found.device).node
 
+    @property
+    def _size(self) -> int:
+        return certain(self._found.device).size
+
     def _save(self, pin: Pin) -> None:
         pins.save(self._machine.places.pin(pin.name), pin)
         self.pin = pin
@@ -172,7 +176,7 @@ class _Work:
         )
 
     def _clear(self, _step: Step) -> None:
-        erasure.clear(self._node, certain(self._found.device).size, self._pinned().uuid)
+        erasure.clear(self._node, self._size, self._pinned().uuid)
 
     def _format(self, _step: Step) -> None:
         wanted, pin = self._wanted, self._pinned()
@@ -337,13 +341,13 @@ class _Work:
     # Erasing
 
     def _destroy(self, _step: Step) -> None:
-        erasure.destroy(self._node, LAYOUT.offset, self._pinned().uuid)
+        erasure.destroy(self._node, self._size, self._pinned().uuid)
 
     def _discard(self, _step: Step) -> None:
-        erasure.discard(self._machine.runner, self._node, LAYOUT.offset, self._pinned().uuid)
+        erasure.discard(self._machine.runner, self._node, self._size, self._pinned().uuid)
 
     def _forget(self, _step: Step) -> None:
-        erasure.unmark(self._node, LAYOUT.offset)
+        erasure.unmark(self._node, self._size)
         places, name = self._machine.places, self._wanted.name
         storing.forget_copies(places, name)
         for path in (places.envelope(name), places.header(name), places.pin(name)):

@@ -109,7 +109,7 @@ def _keyslots(found: Found, wanted: Wanted, device: Device) -> Iterator[Step]:
     header = certain(found.header)
     dead = [one.keyslot for one in header.enrolled if stale(found, wanted, one)]
     planned = enrolment.plan(header.enrolled, wanted.unlock, dead)
-    waiting = awaited(found, wanted) if wanted.has(Recovery) and escrowed(found) is None else None
+    waiting = awaited(found, wanted) if wanted.has(Recovery) and escrowed(found, wanted) is None else None
     retiring: tuple[enrolment.Enrolled, ...] = ()
     if waiting is not None or any(isinstance(method, Recovery) for method in planned.adds):
         planned, retiring = deferred(planned)
@@ -130,12 +130,14 @@ def _retiring(found: Found) -> tuple[enrolment.Enrolled, ...]:
 
 def _check_authority(found: Found, wanted: Wanted, planned: enrolment.Plan) -> None:
     """Raise ``FdeError`` unless the change can be made. Removing alone takes no key where the escrowed one stays."""
-    if found.credentials.authority or (not planned.adds and wanted.has(Recovery) and escrowed(found) is not None):
+    if found.credentials.authority or (
+        not planned.adds and wanted.has(Recovery) and escrowed(found, wanted) is not None
+    ):
         return
-    pending = None if found.pin is None else found.pin.pending
+    made = None if found.pin is None else found.pin.pending or found.pin.escrow
     remedy = "Give unlock_with a recovery key, passphrase or key file"
-    if pending is not None and any(isinstance(method, Recovery) for method in planned.adds):
-        remedy += ", or name the escrow certificates again that its recovery key was made for and never reached"
+    if made is not None and any(isinstance(method, Recovery) for method in planned.adds):
+        remedy += ", or name the escrow certificates again that its recovery key was made for"
     raise FdeError(
         wanted.device,
         f"the unlock methods of volume '{wanted.name}' are to change, and nothing at hand opens it",
@@ -146,13 +148,13 @@ def _check_authority(found: Found, wanted: Wanted, planned: enrolment.Plan) -> N
 def stale(found: Found, wanted: Wanted, one: enrolment.Enrolled) -> bool:
     """Return whether a keyslot looks like a wanted one but must be replaced.
 
-    A recovery key counts only when it is in escrow, or on its way there: any other is lost, or another program's. A
-    passphrase is stale when none of the wanted ones opens its keyslot. A TPM keyslot is so only when ``unlock_with`` is
-    given: that the TPM does not open it now may be the state of the machine, and whoever gives another key says that it
-    is not.
+    A recovery key counts only when it is in escrow for the wanted certificates, or on its way there: any other is lost,
+    or another program's, or for those who are not to open the volume any more. A passphrase is stale when none of the
+    wanted ones opens its keyslot. A TPM keyslot is so only when ``unlock_with`` is given: that the TPM does not open it
+    now may be the state of the machine, and whoever gives another key says that it is not.
     """
     if isinstance(one.method, Recovery):
-        kept = escrowed(found)
+        kept = escrowed(found, wanted)
         return one.keyslot != (awaited(found, wanted) if kept is None else kept)
     if one.keyslot in found.credentials.proven:
         return False

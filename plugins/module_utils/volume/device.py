@@ -77,6 +77,12 @@ class Device:
         found = [one.uuid for one in self.signatures if one.uuid]
         return tuple(dict.fromkeys([*self.ids, *found]))
 
+    def names_to_give_up(self) -> tuple[str, ...]:
+        """Return the names of which ``force`` must be one, or what is on the device stays."""
+        # What an encrypted volume holds cannot be seen, and a play may still name the disk that it was made on.
+        encrypted = tuple(one.uuid for one in self.signatures if one.type == "crypto_LUKS" and one.uuid)
+        return encrypted or self.all_ids()
+
     def contents(self) -> tuple[str, ...]:
         """Describe what is on the device, for people; empty when it is blank."""
         known = tuple(str(signature) for signature in self.signatures)
@@ -132,8 +138,9 @@ def _identity(facts: Mapping[str, Any], node: str) -> Iterator[str]:
         if facts.get(name):
             yield str(facts[name]).strip()
     uuid = Path("/sys/class/block", os.path.basename(node), "dm/uuid")
-    if uuid.exists():
-        yield uuid.read_text().strip()
+    # Who sets up a device by hand gives it none, and the file is empty.
+    if uuid.exists() and (text := uuid.read_text().strip()):
+        yield text
 
 
 def _table_ids(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -19,6 +19,10 @@ from ..runner import Runner
 
 _CHUNK = 1 << 20
 _BLOCK = 4096
+#: Bytes in which all keyslots of any LUKS2 volume lie: two headers of 4 MiB each, and 128 MiB of keyslots at the most
+#: (cryptsetup, lib/luks2/luks2.h). Another program's volume may have them farther behind than ours, and what its own
+#: header says of that need not be true.
+_KEYS = (8 + 128) << 20
 _MARK = b"cvm.fde unfinished volume %s\n"
 
 
@@ -58,40 +62,55 @@ def _pieces(size: int) -> Iterator[tuple[int, int]]:
 
 
 def destroy(node: str, size: int, uuid: str) -> None:
-    """Overwrite the header area, keyslots and all, and read it back; a mark is left in its place.
+    """Overwrite all that may hold keys on a device of ``size`` bytes, and read it back; a mark is left in front.
 
     Raises ``FdeError`` when anything else is left.
     """
+    end = min(size, _KEYS)
     with _Direct(node) as device:
         device.write(0, mark(uuid))
         device.flush()
-        for at in range(_BLOCK, size, _CHUNK):
-            device.write_zeros(at, min(_CHUNK, size - at))
+        for at in range(_BLOCK, end, _CHUNK):
+            device.write_zeros(at, min(_CHUNK, end - at))
     _prove(node, size, mark(uuid))
 
 
+def ended(node: str, size: int) -> bool:
+    """Return whether nothing at all is left where keys may be, the mark neither. Raises ``FdeError``."""
+    end = min(size, _KEYS)
+    try:
+        with open(node, "rb", buffering=0) as file:
+            return not any(os.pread(file.fileno(), _CHUNK, at).strip(b"\0") for at in range(0, end, _CHUNK))
+    except OSError as error:
+        raise FdeError(
+            node, f"what is left of it cannot be read: {error.strerror}", "Check the disk and its connection"
+        ) from error
+
+
 def unmark(node: str, size: int) -> None:
-    """Remove the mark, the last that is left of a header area, and look once more. Raises ``FdeError``."""
+    """Remove the mark, the last that is left of a volume, and look once more. Raises ``FdeError``."""
     with _Direct(node) as device:
         device.write_zeros(0, _BLOCK)
     _prove(node, size, b"")
 
 
 def discard(runner: Runner, node: str, size: int, uuid: str) -> None:
-    """Tell the disk that nothing behind the header area is needed, where it can be told, and look once more.
+    """Tell the disk that nothing behind what was overwritten is needed, where it can be told, and look once more.
 
-    The header area itself is left as it was overwritten: what a disk returns for discarded blocks is its own choice.
+    What was overwritten is left as it is: what a disk returns for discarded blocks is its own choice.
     """
-    runner.run(["blkdiscard", "--force", "--offset", str(size), node], ok=())
+    if size > _KEYS:
+        runner.run(["blkdiscard", "--force", "--offset", str(_KEYS), node], ok=())
     _prove(node, size, mark(uuid))
 
 
 def _prove(node: str, size: int, first: bytes) -> None:
-    """Raise ``FdeError`` unless a header area begins with ``first`` and holds nothing else."""
+    """Raise ``FdeError`` unless a device begins with ``first``, and nothing else is where keys may be."""
+    end = min(size, _KEYS)
     with _Direct(node) as device:
-        for at in range(0, size, _CHUNK):
-            expected = first.ljust(_CHUNK, b"\0") if at == 0 else bytes(_CHUNK)
-            if device.read(at, _CHUNK) != expected:
+        for at in range(0, end, _CHUNK):
+            length = min(_CHUNK, end - at)
+            if device.read(at, length) != (first if at == 0 else b"").ljust(length, b"\0"):
                 raise FdeError(
                     node,
                     f"it gives back something else than was written, within the MiB at byte {at}",

@@ -68,9 +68,10 @@ class Found:
 
     ``saved`` is the digest of a header copy that an interrupted change left behind. ``torn`` tells that the change can
     be finished from it, and ``header`` is that copy then, not what is on the disk. ``envelope`` is the digest of a
-    recovery key's envelope that waits to be handed over. ``marked`` is the UUID of the
-    unfinished volume that the device is marked as, ``no_tpm``
-    the TPM that is needed and not there, ``strays`` what a killed program left set up on the device.
+    recovery key's envelope that waits to be handed over. ``marked`` is the UUID of the unfinished volume that the
+    device is marked as, ``zeroed`` tells of one that is being erased that nothing of it is left. ``strays`` is what a
+    killed program left set up on the device, ``at_mount_point`` what is mounted at the wanted place,
+    ``mount_leads_to`` where that place really is, ``no_tpm`` the TPM that is needed and not there.
     """
 
     device: Optional[Device]
@@ -80,11 +81,13 @@ class Found:
     torn: bool = False
     envelope: Optional[str] = None
     marked: Optional[str] = None
+    zeroed: bool = False
     mapping: Optional[MappingFound] = None
     strays: tuple[str, ...] = ()
     file_system: Optional[FileSystem] = None
     mounts: tuple[Mounted, ...] = ()
     at_mount_point: Optional[str] = None
+    mount_leads_to: Optional[str] = None
     credentials: Credentials = Credentials()
     differing_files: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()

@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
 from ..errors import FdeError
 from . import pin as pins
 from .machine import Machine
 from .places import AGENT
-from .wanted import State, Wanted
+from .volumes import Planned
 
 
-def needs_agent(volumes: Sequence[Wanted]) -> bool:
-    """Return whether a volume of the list is opened at boot."""
-    return any(wanted.boot and wanted.state is not State.ERASED for wanted in volumes)
+def needs_agent(planned: Sequence[Planned]) -> bool:
+    """Return whether a volume of the list is opened at boot after the run."""
+    return any(one.wanted.boot and one.will_be_there for one in planned)
 
 
 def install(machine: Machine, payload: Optional[str], check_mode: bool) -> list[dict[str, str]]:
@@ -32,3 +32,16 @@ def install(machine: Machine, payload: Optional[str], check_mode: bool) -> list[
     except OSError as error:
         raise FdeError(AGENT, f"it cannot be installed: {error.strerror}", "Let the file be written") from error
     return [{"action": "install", "subject": AGENT}]
+
+
+def difference(steps: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Return Ansible's diff of what is done to the system besides the volumes."""
+    return [
+        {
+            "before_header": step["subject"],
+            "after_header": step["subject"],
+            "before": "",
+            "after": f"- {step['action']}: {step['subject']}\n",
+        }
+        for step in steps
+    ]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterator, Optional
@@ -13,6 +14,7 @@ from typing import Callable, Iterator, Optional
 from ..dm.device import DeviceMapper
 from ..luks2.profile import AEGIS, Profile
 from ..runner import Runner
+from ..tpm.esys import DEFAULT_TCTI
 from .places import Places
 from .wanted import FileSystemType, Wanted
 
@@ -31,6 +33,8 @@ _PROGRAMS = (
     "timeout",
 )
 _MODULES = Path("/lib/modules")
+#: Of systemd-cryptenroll: ``--tpm2-pcrlock`` came with 255, ``--unlock-tpm2-device`` with 256.
+_LEAST_SYSTEMD = 256
 
 
 def _silent(_text: str) -> None:
@@ -60,21 +64,34 @@ def missing(runner: Runner, wanted: Wanted, modules: Path = _MODULES) -> tuple[s
     if wanted.certificates:
         programs.append("openssl")
     lacking = [f"the program {name}" for name in programs if runner.find(name) is None]
+    if wanted.has_tpm2 and runner.find("systemd-cryptenroll") is not None:
+        version = systemd_version(runner)
+        lacking += [f"systemd {_LEAST_SYSTEMD} (it has {version})"] if version < _LEAST_SYSTEMD else []
     lacking += [f"the kernel's {name}" for name in _kernel_parts(wanted.profile) if not kernel_has(name, modules)]
     return tuple(lacking)
 
 
+def systemd_version(runner: Runner) -> int:
+    """Return the version of systemd-cryptenroll, 0 where it does not tell it."""
+    told = re.match(rb"systemd ([0-9]+)", runner.run(["systemd-cryptenroll", "--version"], ok=()).stdout)
+    return 0 if told is None else int(told[1])
+
+
+def tcti_of(device: str) -> str:
+    """Return a TPM that is named as systemd takes it in the way in which the TPM library takes it.
+
+    systemd takes the path of a node too, and finds the first TPM by ``auto``, or ``device`` without a path.
+    """
+    if device.startswith("/"):
+        return f"device:{device}"
+    return DEFAULT_TCTI if device in ("auto", "device", "device:") else device
+
+
 def missing_tpm(device: str, devices: Path = Path("/dev")) -> Optional[str]:
     """Return the node of a TPM that systemd would look for in vain, None where it is there or is no node."""
-    names = {"auto": "tpmrm0", "device": "tpmrm0"}
-    kind, _colon, argument = device.partition(":")
-    if device.startswith("/dev/"):
-        node = devices / device[len("/dev/") :]
-    elif kind in names and (kind == "device" or not argument):
-        node = devices / (argument.removeprefix("/dev/") or names[kind])
-    else:
-        return None
-    return None if node.exists() else str(node)
+    kind, _colon, path = tcti_of(device).partition(":")
+    node = devices / path.removeprefix("/dev/")
+    return str(node) if kind == "device" and not node.exists() else None
 
 
 def _kernel_parts(profile: Profile) -> Iterator[str]:

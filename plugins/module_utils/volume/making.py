@@ -60,10 +60,7 @@ def _check_free(found: Found, wanted: Wanted, device: Device, unfinished: Option
 
 def _check_blank(wanted: Wanted, device: Device) -> None:
     """Raise ``Refusal`` unless the device is blank, or is named by ``force``."""
-    contents = device.contents()
-    # What an encrypted volume holds cannot be seen, and a play may still name the disk that it was made on.
-    encrypted = tuple(one.uuid for one in device.signatures if one.type == "crypto_LUKS" and one.uuid)
-    names = encrypted or device.all_ids()
+    contents, names = device.contents(), device.names_to_give_up()
     if contents and (wanted.force is None or wanted.force not in names):
         remedy = f"Set force to one of {', '.join(names)}" if names else "Overwrite its beginning by hand"
         raise Refusal(

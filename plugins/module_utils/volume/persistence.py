@@ -10,7 +10,6 @@ what should be is what makes the second run change nothing.
 
 from __future__ import annotations
 
-import os
 import re
 import string
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Callable, Optional
 from ..errors import FdeError, certain
 from . import pin as pins
 from .places import AGENT, Places
-from .wanted import Mount
+from .wanted import Mount, canonical
 
 _PLAIN = string.ascii_letters + string.digits + ":_."
 _PYTHON = "/usr/bin/python3 -I"
@@ -179,8 +178,7 @@ def _check_mount_point(fstab: str, entry: BootEntry) -> None:
 
 def _place(written: str) -> str:
     """Return a mount point as /etc/fstab means it: octal escapes for blanks, and slashes that say nothing."""
-    plain = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), written)
-    return "/" + os.path.normpath(plain).lstrip("/")
+    return canonical(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), written))
 
 
 def _table(path: Path, line: Optional[str], name: str, mine: Callable[[list[str], str], bool]) -> Optional[str]:

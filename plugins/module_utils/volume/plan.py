@@ -13,13 +13,14 @@ from typing import Iterator, Optional
 
 from ..errors import FdeError, Refusal
 from ..luks2.method import Tpm2
+from ..luks2.profile import PROFILES
 from .changing import reconcile
 from .device import Device
 from .found import Found
 from .making import create
 from .pin import Pin, PinState
 from .steps import Action, Plan, Step
-from .using import check_use, close, own_leftovers
+from .using import check_use, close, configure, erasure_ended, own_leftovers
 from .wanted import State, Wanted
 
 
@@ -63,6 +64,10 @@ def _usable(found: Found, wanted: Wanted) -> Device:
             f"it has {found.device.size} bytes, less than the {wanted.least_size} that are wanted",
             "Check that it is the right device",
         )
+    if wanted.mount is not None and found.mount_leads_to not in (wanted.mount.path, None):
+        raise FdeError(
+            wanted.mount.path, f"it leads to {found.mount_leads_to} over a link", "Name that as the mount point instead"
+        )
     if wanted.state is State.MOUNTED and wanted.mount is not None and found.at_mount_point is not None:
         ours = {mounted.path for mounted in found.mounts}
         if wanted.mount.path not in ours:
@@ -73,9 +78,13 @@ def _usable(found: Found, wanted: Wanted) -> Device:
 
 
 def _grown(found: Found, device: Device) -> Optional[str]:
-    if found.pin is not None and device.size > found.pin.size:
-        return f"{device.path} has grown to {device.size} bytes: an authenticated volume keeps its size, make a new one"
-    return None
+    if found.pin is None or device.size <= found.pin.size:
+        return None
+    if PROFILES[found.pin.profile].integrity is None:
+        follows = "the volume does so too when it is opened the next time, its file system by its own program"
+    else:
+        follows = "an authenticated volume keeps its size, make a new one"
+    return f"{device.path} has grown to {device.size} bytes: {follows}"
 
 
 def _erase(found: Found, wanted: Wanted) -> Iterator[Step]:
@@ -86,24 +95,34 @@ def _erase(found: Found, wanted: Wanted) -> Iterator[Step]:
         return
     if found.pin is None and (found.header is None or not device.contents()):
         # Nothing here was ever a volume, or it was erased before.
-        if found.differing_files:
-            yield Step(Action.CONFIGURE, ", ".join(found.differing_files))
+        yield from configure(found)
+        return
+    if found.pin is not None and erasure_ended(found, device, found.pin):
+        check_use(found, device)
+        yield from _forgotten(found, wanted)
         return
     known = found.pin is not None and _is_pinned(found, found.pin)
-    if not known and (wanted.force is None or wanted.force not in device.all_ids()):
+    names = device.names_to_give_up()
+    if not known and (wanted.force is None or wanted.force not in names):
         raise Refusal(
             "volume-has-data",
             device.path,
             f"it holds {' and '.join(device.contents()) or 'nothing'}, which is not known as volume '{wanted.name}'",
-            f"Set force to one of {', '.join(device.all_ids()) or 'its ids'} if it may be destroyed",
+            f"Set force to one of {', '.join(names)} if it may be destroyed" if names else "Overwrite it by hand",
         )
+    if found.pin is None and device.use is not None:
+        # It is none of this volume's, whatever its name says.
+        raise FdeError(device.path, f"it is in use: {device.use}", "End its use")
     check_use(found, device)
     yield from close(found, wanted) if found.pin is not None else ()
     yield Step(Action.PIN, "erasing")
     yield Step(Action.DESTROY, device.path)
     yield Step(Action.DISCARD, device.path)
-    if found.differing_files:
-        yield Step(Action.CONFIGURE, ", ".join(found.differing_files))
+    yield from _forgotten(found, wanted)
+
+
+def _forgotten(found: Found, wanted: Wanted) -> Iterator[Step]:
+    yield from configure(found)
     yield Step(Action.FORGET, wanted.name)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,7 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
     header = _header(torn or disk, wanted, pin)
     mapping = _mapping(machine, wanted.name, pin, device)
     below = [] if mapping is None else [mapping.path, f"/dev/mapper/{wanted.name}"]
-    ready = pin is not None and pin.state is PinState.READY
+    ready, erasing = (pin is not None and pin.state is state for state in (PinState.READY, PinState.ERASING))
     try_keys &= (ready or wanted.adopt) and wanted.state not in (State.CLOSED, State.ERASED)
     return Found(
         device=device,
@@ -64,11 +65,13 @@ def probe(machine: Machine, wanted: Wanted, *, try_keys: bool = True) -> Found:
         torn=torn is not None,
         envelope=digest_of(places.envelope(wanted.name), lambda content: hashlib.sha256(content).digest()),
         marked=None if disk is None else erasure.marked(disk.content),
+        zeroed=device is not None and erasing and erasure.ended(device.node, device.size),
         mapping=mapping,
         strays=left,
         file_system=file_system.identify(runner, mapping.path) if mapping is not None and ready else None,
         mounts=file_system.mounts(runner, below) if mapping is not None else (),
         at_mount_point=None if wanted.mount is None else file_system.mounted_at(runner, wanted.mount.path),
+        mount_leads_to=None if wanted.mount is None else os.path.realpath(wanted.mount.path),
         credentials=_credentials(machine, wanted, header) if try_keys else Credentials(),
         differing_files=persistence.wanted_files(places, wanted.name, boot_entry(wanted, pin, device)).differing(
             places

@@ -5,24 +5,22 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from typing import Iterator
 
 from ..agent.volume_key import fresh
 from ..luks2.secret import random_secret, wipe
-from ..tpm.esys import DEFAULT_TCTI, opened, tss
+from ..tpm.esys import opened, tss
+from .machine import missing_tpm, tcti_of
 from .wanted import Wanted
 
 
 @contextmanager
 def fresh_volume_key(size: int, wanted: Wanted) -> Iterator[bytearray]:
     """Yield a new volume key and overwrite it afterwards."""
-    tcti = DEFAULT_TCTI if wanted.tpm2_device == "auto" else wanted.tpm2_device
-    usable = tss is not None and wanted.has_tpm2 and (tcti != DEFAULT_TCTI or os.path.exists("/dev/tpmrm0"))
-    if usable:
+    if tss is not None and wanted.has_tpm2 and missing_tpm(wanted.tpm2_device) is None:
         # The TPM is let go at once: what follows needs it as well.
-        with opened(tcti) as esys, fresh(esys) as mixed:
+        with opened(tcti_of(wanted.tpm2_device)) as esys, fresh(esys) as mixed:
             key = mixed[:size]
     else:
         key = random_secret(size)

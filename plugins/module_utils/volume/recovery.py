@@ -42,13 +42,16 @@ def fingerprints(area: HeaderArea) -> dict[int, str]:
 
 
 def recipients(certificates: Sequence[bytes]) -> str:
-    """Return the digest of the certificates that an envelope is for."""
-    return hashlib.sha256(b"\0".join(certificates)).hexdigest()
+    """Return the digest of the certificates that an envelope is for; their order is nobody's concern."""
+    return hashlib.sha256(b"\0".join(sorted(set(certificates)))).hexdigest()
 
 
-def escrowed(found: Found) -> Optional[int]:
-    """Return the keyslot whose recovery key is in escrow for certain."""
-    return None if found.pin is None else _keyslot(found.header, found.pin.escrow)
+def escrowed(found: Found, wanted: Wanted) -> Optional[int]:
+    """Return the keyslot whose recovery key is in escrow for certain, in an envelope for the wanted certificates."""
+    kept = None if found.pin is None else found.pin.escrow
+    if kept is None or kept.recipients != recipients(wanted.certificates):
+        return None
+    return _keyslot(found.header, kept)
 
 
 def awaited(found: Found, wanted: Wanted) -> Optional[int]:

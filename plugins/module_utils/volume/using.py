@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from typing import Iterator, Optional
 
 from ..errors import FdeError
 from .device import Device
-from .found import Found
+from .found import Found, MappingFound
 from .mount_options import differing
 from .pin import Pin, PinState
 from .steps import Action, Step
@@ -23,13 +23,23 @@ def check_use(found: Found, device: Device) -> None:
         raise FdeError(device.path, f"it is in use: {device.use}", "Name another device, or end its use")
 
 
+def _may_be_pinned(device: Device, pin: Pin) -> bool:
+    """Whether nothing that stays with a device, whatever is written to it, says that it is another one."""
+    return device.size == pin.size and pin.identity in ((), device.identity)
+
+
+def erasure_ended(found: Found, device: Device, pin: Pin) -> bool:
+    """Return whether an erasure was cut short between its last write to the device and the forgetting of its pin."""
+    return pin.state is PinState.ERASING and found.zeroed and not device.signatures and _may_be_pinned(device, pin)
+
+
 def own_leftovers(found: Found, device: Device, pin: Pin) -> bool:
     """Return whether a device holds what an unfinished volume leaves: its mark, or a header of its own.
 
     A disk of the same size is no proof, nor is a serial number: somebody may have used the disk since. Only where an
     erasure was about to end, and has removed its mark already, the device itself must do.
     """
-    if device.size != pin.size or (pin.identity and pin.identity != device.identity):
+    if not _may_be_pinned(device, pin):
         return False
     if any(one.type != "crypto_LUKS" or one.uuid not in (pin.uuid, None) for one in device.signatures):
         return False
@@ -83,9 +93,21 @@ def configure(found: Found, always: bool = False) -> Iterator[Step]:
         yield Step(Action.CONFIGURE, ", ".join(found.differing_files or ("/etc/crypttab",)))
 
 
+def _check_own(mapping: MappingFound, pin: Optional[Pin], name: str) -> None:
+    """Raise ``FdeError`` where what is open under the volume's name may be somebody else's."""
+    if pin is None:
+        raise FdeError(f"/dev/mapper/{name}", "it is open, and nothing is known about it", "Close it by hand")
+    if mapping.uuid != pin.uuid and not mapping.on_device:
+        raise FdeError(
+            f"/dev/mapper/{name}",
+            "something else is open under this name, and not on the volume's device",
+            "Close it by hand, or rename it",
+        )
+
+
 def close(found: Found, wanted: Wanted) -> Iterator[Step]:
-    if found.mapping is not None and found.pin is None:
-        raise FdeError(f"/dev/mapper/{wanted.name}", "it is open, and nothing is known about it", "Close it by hand")
+    if found.mapping is not None:
+        _check_own(found.mapping, found.pin, wanted.name)
     for mounted in reversed(found.mounts):
         yield Step(Action.UNMOUNT, mounted.path)
     if found.pin is not None:

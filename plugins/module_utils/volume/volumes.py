@@ -22,8 +22,8 @@ from .machine import Machine
 from .pin import Pin
 from .plan import plan
 from .probe import probe
-from .steps import Plan, Step, described
-from .wanted import Wanted, check_all
+from .steps import Action, Plan, Step, described
+from .wanted import State, Wanted, check_all
 
 #: Seconds that a run waits for another one.
 _PATIENCE = 3600
@@ -36,6 +36,13 @@ class Planned:
     wanted: Wanted
     found: Found
     plan: Plan
+
+    @property
+    def will_be_there(self) -> bool:
+        """Whether there is a volume after the run; one that is to be closed may never have been made."""
+        if self.wanted.state is State.CLOSED:
+            return self.found.pin is not None
+        return self.wanted.state is not State.ERASED
 
 
 class Interrupted(FdeError):
@@ -118,16 +125,61 @@ def _check_nodes(planned: Sequence[Planned]) -> None:
 
 
 def apply_all(machine: Machine, planned: Sequence[Planned]) -> list[Mapping[str, Any]]:
-    """Take the steps of all plans in the order of the list and return a report of each volume."""
+    """Take the steps of all plans in the order of the list and return a report of each volume.
+
+    Where those before it were wiped, hours lie between the plan of a volume and its first step: each is looked at again
+    before anything is done to it. Raises ``Interrupted``.
+    """
     reports: list[Mapping[str, Any]] = []
     for one in planned:
         try:
-            outcome = apply(machine, one.wanted, one.found, one.plan)
+            found = _found_again(machine, one) if one.plan.steps else one.found
+            outcome = apply(machine, one.wanted, found, one.plan)
         except Stopped as error:
             raise Interrupted(error, [*reports, report(one, error.outcome, _left(machine, one))]) from error
         after = probe(machine, one.wanted, try_keys=False) if one.plan.steps else one.found
         reports.append(report(one, outcome, after))
     return reports
+
+
+def _found_again(machine: Machine, one: Planned) -> Found:
+    """Return a volume as it is when its turn comes. Raises ``Stopped`` unless what was decided still holds."""
+    try:
+        found = probe(machine, one.wanted)
+        check_unchanged(one, Planned(one.wanted, found, plan(found, one.wanted)))
+        return found
+    except OSError as error:
+        cause = f"it cannot be looked at again: {error.strerror or error}"
+        raise Stopped(_not_begun(one, cause), Outcome((), one.found.pin)) from error
+    except FdeError as error:
+        raise Stopped(error, Outcome((), one.found.pin)) from error
+
+
+def check_unchanged(decided: Planned, now: Planned) -> None:
+    """Raise ``FdeError`` unless a volume is on the device that it was on, and needs the steps that were decided."""
+    if _device_of(decided) != _device_of(now):
+        raise _not_begun(decided, "another device is in its place since this run began")
+    before, after = _steps_of(decided), _steps_of(now)
+    if before != after:
+        told = [", ".join(step.action.value for step in steps) or "nothing" for steps in (before, after)]
+        raise _not_begun(
+            decided, f"it changed since this run began: to be done was '{told[0]}', and is now '{told[1]}'"
+        )
+
+
+def _not_begun(one: Planned, cause: str) -> FdeError:
+    remedy = f"Nothing was done to volume '{one.wanted.name}'. Check that it is the right device, and run again"
+    return FdeError(one.wanted.device, cause, remedy)
+
+
+def _device_of(one: Planned) -> tuple[object, ...]:
+    device = one.found.device
+    return () if device is None else (device.node, device.size, device.identity)
+
+
+def _steps_of(one: Planned) -> list[Step]:
+    """Volumes share a unit's file, so an earlier one may have written what this one was to write as well."""
+    return [step for step in one.plan.steps if step.action is not Action.CONFIGURE]
 
 
 def _left(machine: Machine, one: Planned) -> Found:

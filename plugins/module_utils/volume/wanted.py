@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -111,6 +112,11 @@ class Wanted:
         return (PCRLOCK_POLICY,) if pcrlock else ()
 
 
+def canonical(path: str) -> str:
+    """Return an absolute path without the slashes and dots that say nothing; links are not followed."""
+    return "/" + os.path.normpath(path).lstrip("/")
+
+
 def check(wanted: Wanted) -> None:
     """Raise ``FdeError`` when the options of one volume do not hold together."""
     problem = next(_problems(wanted), None)
@@ -159,8 +165,11 @@ def _mount_problems(wanted: Wanted) -> Iterator[str]:
     if wanted.file_system is FileSystemType.NONE:
         yield "it has a mount point, but no file system"
     path = wanted.mount.path
-    if not _PATH.fullmatch(path) or path != "/" + path.strip("/") or ".." in path.split("/") or path == "/":
+    if not _PATH.fullmatch(path) or ".." in path.split("/") or canonical(path) == "/":
         yield f"its mount point '{path}' is not a plain absolute path"
+    elif path != canonical(path):
+        # Mount tables show the shortest way to write it, and what is written otherwise is never found there.
+        yield f"its mount point '{path}' is to be written '{canonical(path)}'"
     for needed in wanted.read_at_boot:
         if needed.startswith(path + "/"):
             yield f"to unlock it, '{needed}' is read, which would lie on it: mount it elsewhere, or do without pcrlock"

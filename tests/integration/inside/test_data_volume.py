@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent import archive
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Passphrase, Recovery, Tpm2
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT, PROFILES
 from ansible_collections.cvm.fde.plugins.module_utils.volume import boot
+from ansible_collections.cvm.fde.plugins.module_utils.volume.machine import Machine
 from ansible_collections.cvm.fde.plugins.module_utils.volume.persistence import escape_path
-from ansible_collections.cvm.fde.plugins.module_utils.volume.volumes import plan_all
-from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import State, UnlockWith, Wanted
+from ansible_collections.cvm.fde.plugins.module_utils.volume.volumes import Interrupted, apply_all, plan_all
+from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import Mount, State, UnlockWith, Wanted
 from owner import NAME, Owner, drop_caches
 from software_tpm import PolicyKey, Tpm
 
@@ -204,6 +206,59 @@ def test_a_device_in_use_is_never_touched(owner: Owner, disk: Callable[..., str]
     owner.runner.run(["umount", device])
 
 
+def pair(owner: Owner, first: str, second: str) -> list[Wanted]:
+    """Return two volumes, of which the second has to wait for the first."""
+    return [
+        recoverable(owner, device, name=name, profile="confidential", mount=Mount(str(owner.root / name)))
+        for name, device in (("first", first), ("second", second))
+    ]
+
+
+def while_the_first_is_made(owner: Owner, wanted: list[Wanted], happens: Callable[[], object]) -> Interrupted:
+    """Run, have something happen meanwhile, and return how the run ended."""
+    machine = Machine(
+        owner.runner, owner.machine.places, lambda text: happens() if text.startswith("first: store") else None
+    )
+    with pytest.raises(Interrupted) as caught:
+        apply_all(machine, plan_all(machine, wanted))
+    made, left = caught.value.reports
+    assert (made["state"], left["state"], left["steps"]) == ("mounted", "absent", [])
+    # Its recovery key is handed over all the same.
+    assert made["handover"] is not None and not owner.machine.places.pin("second").exists()
+    return caught.value
+
+
+def test_a_disk_that_somebody_formats_while_another_is_made_stays_theirs(
+    owner: Owner, disk: Callable[..., str]
+) -> None:
+    first, second = disk(SIZES["ext4"]), disk(SIZES["ext4"])
+    wanted = pair(owner, first, second)
+    ended = while_the_first_is_made(owner, wanted, lambda: owner.runner.run(["mkfs.ext4", "-q", second]))
+    assert (ended.code, ended.subject) == ("volume-has-data", second) and "a file system (ext4" in str(ended)
+    owner.runner.run(["e2fsck", "-fn", second])
+
+
+def test_a_disk_that_takes_the_place_of_another_while_a_volume_is_made_stays_blank(
+    owner: Owner, disk: Callable[..., str]
+) -> None:
+    first, second, third = (disk(SIZES["ext4"]) for _number in range(3))
+    link = Path("/dev/second")
+
+    def replaced() -> None:
+        link.unlink()
+        link.symlink_to(third)
+
+    link.symlink_to(second)
+    try:
+        ended = while_the_first_is_made(owner, pair(owner, first, str(link)), replaced)
+        assert ended.subject == str(link) and "another device is in its place" in str(ended)
+        for device in (second, third):
+            touched = any(Path(device).read_bytes())
+            assert not touched
+    finally:
+        link.unlink()
+
+
 def test_an_erased_volume_leaves_no_key_and_no_trace(owner: Owner, disk: Callable[..., str]) -> None:
     device = disk(SIZES["ext4"])
     wanted = recoverable(owner, device, boot=True)
@@ -220,6 +275,35 @@ def test_an_erased_volume_leaves_no_key_and_no_trace(owner: Owner, disk: Callabl
     assert not list(owner.machine.places.pin(NAME).parent.iterdir())
     assert NAME not in (owner.root / "etc/crypttab").read_text() + (owner.root / "etc/fstab").read_text()
     assert owner.run(replace(wanted, state=State.ERASED))["steps"] == []
+
+
+#: In bytes: a device with the largest header that LUKS2 has, and one that is smaller than ours.
+HEADERS = {160 << 20: ("4m", "128m"), 4 << 20: ("16k", "512k")}
+
+
+@pytest.mark.parametrize("size", HEADERS)
+def test_no_key_of_a_volume_that_others_made_outlives_its_erasure(
+    owner: Owner, disk: Callable[..., str], size: int
+) -> None:
+    device, uuid = disk(size), "4b1d5e5c-0f0e-4f0e-9d59-1c2f35e7a001"
+    # What a disk does with discarded blocks is no proof of anything.
+    Path("/sys/block", Path(device).name, "queue/discard_max_bytes").write_text("0")
+    metadata, keyslots = HEADERS[size]
+    sizes = f"--luks2-metadata-size {metadata} --luks2-keyslots-size {keyslots} --uuid {uuid}"
+    owner.runner.run([*f"{_CRYPTSETUP} --pbkdf pbkdf2 --pbkdf-force-iterations 1000 {sizes} {device}".split()])
+    opening = ["cryptsetup", "open", "--test-passphrase", "--key-file", "/dev/zero", "--keyfile-size", "9", device]
+    owner.runner.run(opening)
+    headers = read_area(device, 8 << 20).content
+    told = owner.run(owner.wants(device, state="erased", force=uuid))
+    assert (told["state"], told["steps"][-1]["action"]) == ("absent", "forget")
+    drop_caches()
+    left = any(Path(device).read_bytes())
+    assert not left
+    # Whoever has kept nothing but the two headers has no keyslot to open.
+    if size > len(headers):
+        with open(device, "r+b") as file:
+            file.write(headers)
+        assert owner.runner.run(opening, ok=()).status != 0
 
 
 def test_a_header_that_another_program_changed_is_refused_until_its_owner_adopts_it(
@@ -242,6 +326,74 @@ def test_a_header_that_another_program_changed_is_refused_until_its_owner_adopts
     told = owner.run(replace(wanted, unlock_with=given, adopt=True))
     assert told["steps"][0]["action"] == "adopt" and told["state"] == "mounted"
     boot.header(owner.machine, NAME)
+
+
+def test_a_volume_without_a_journal_has_none_at_any_boot(owner: Owner, disk: Callable[..., str]) -> None:
+    def mode() -> str:
+        return owner.runner.run(["dmsetup", "table", f"{NAME}_dif"]).stdout.decode().split()[6]
+
+    device = disk(SIZES["ext4"])
+    wanted = owner.wants(device, journal=False, boot=True)
+    assert (owner.run(wanted)["journal"], mode()) == (False, "D")
+    (owner.mount_point / "file").write_text("kept")
+    owner.run(replace(wanted, state=State.CLOSED))
+    # What the units of the boot do, with the files where they are in here.
+    boot.header(owner.machine, NAME)
+    options = (owner.root / "etc/crypttab").read_text().split()[3].replace("/run/", f"{owner.root}/run/")
+    owner.runner.run(["/usr/bin/systemd-cryptsetup", "attach", NAME, device, "-", options])
+    boot.check(owner.machine, NAME)
+    assert mode() == "D"
+    assert [step["action"] for step in owner.run(wanted)["steps"]] == ["mount"]
+    assert (owner.mount_point / "file").read_text() == "kept"
+    with pytest.raises(FdeError, match="was made with journal 'False'"):
+        owner.run(replace(wanted, journal=True))
+
+
+def test_a_volume_without_authentication_grows_with_its_device_as_the_warning_says(
+    owner: Owner, disk: Callable[..., str]
+) -> None:
+    device = disk(SIZES["ext4"])
+    wanted = recoverable(owner, device, profile="confidential")
+    assert owner.run(wanted)["warnings"] == [f"{device} may name another device after the next boot"]
+    owner.run(replace(wanted, state=State.CLOSED))
+    backing = Path("/sys/block", Path(device).name, "loop/backing_file").read_text().strip()
+    os.truncate(backing, 2 * SIZES["ext4"])
+    owner.runner.run(["losetup", "--set-capacity", device])
+    told = owner.run(replace(wanted, unlock_with=UnlockWith(recovery_key=owner.recovery_key)))
+    assert "the volume does so too when it is opened the next time" in told["warnings"][1]
+    assert owner.machine.mapper.get(NAME).size * 512 == 2 * SIZES["ext4"] - LAYOUT.offset
+    owner.runner.run(["resize2fs", owner.mapped])
+    assert os.statvfs(owner.mount_point).f_blocks * os.statvfs(owner.mount_point).f_frsize > SIZES["ext4"]
+
+
+def test_a_mount_point_behind_a_link_is_refused_by_its_own_name(
+    owner: Owner, disk: Callable[..., str], tmp_path: Path
+) -> None:
+    """The kernel knows the mount by where it is, so that it would be mounted anew at every run."""
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    device = disk(SIZES["ext4"])
+    wanted = recoverable(owner, device, profile="confidential", mount=Mount(str(tmp_path / "link/data")))
+    with pytest.raises(FdeError, match=f"it leads to {tmp_path}/real/data over a link"):
+        owner.run(wanted)
+    touched = any(Path(device).read_bytes())
+    assert not touched and not (tmp_path / "real").exists()
+    assert owner.run(replace(wanted, mount=Mount(str(tmp_path / "real/data"))))["state"] == "mounted"
+
+
+def test_a_key_file_opens_a_volume_by_its_whole_content(owner: Owner, disk: Callable[..., str], tmp_path: Path) -> None:
+    wanted = recoverable(owner, disk(SIZES["ext4"]), profile="confidential")
+    owner.run(wanted)
+    owner.run(replace(wanted, state=State.CLOSED))
+    key = tmp_path / "key"
+    given = replace(wanted, unlock_with=UnlockWith(key_file=str(key)))
+    with pytest.raises(FdeError, match="cannot be read"):
+        owner.run(given)
+    for content in (b"", owner.recovery_key.encode() + b"\n"):
+        key.write_bytes(content)
+        with pytest.raises(FdeError, match="nothing at hand opens"):
+            owner.run(given)
+    key.write_text(owner.recovery_key)
+    assert owner.run(given)["state"] == "mounted"
 
 
 def test_native_programs_read_our_volumes(owner: Owner, disk: Callable[..., str]) -> None:

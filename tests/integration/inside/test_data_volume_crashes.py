@@ -246,6 +246,33 @@ def test_an_erasure_whose_power_fails_before_any_step_is_finished(
         assert not owner.machine.places.pin(NAME).exists()
 
 
+@pytest.mark.parametrize("discards", [True, False], ids=["blank", "random behind the header"])
+def test_an_erasure_that_is_cut_short_of_forgetting_the_pin_is_finished(
+    owner: Owner, disk: Callable[..., str], discards: bool
+) -> None:
+    """The disk has no number of its own, and the last that named the volume on it is overwritten."""
+    device = disk(160 * MIB)
+    if not discards:
+        Path("/sys/block", Path(device).name, "queue/discard_max_bytes").write_text("0")
+    wanted = recoverable(owner, device)
+    owner.run(wanted)
+    owner.run(replace(wanted, state=State.CLOSED))
+    with open(device, "r+b") as file:
+        file.seek(150 * MIB)
+        file.write(b"encrypted")
+    erased = owner.wants(device, state="erased")
+    pin = owner.machine.places.pin(NAME)
+    kept = []
+    owner.run(erased, lambda text: kept.append(pin.read_bytes()) if "forget" in text else None)
+    assert not pin.exists()
+    left = any(Path(device).read_bytes())
+    assert left is not discards
+    pin.write_bytes(kept[0])
+    told = owner.run(erased)
+    assert [step["action"] for step in told["steps"]] == ["forget"] and told["state"] == "absent"
+    assert not pin.exists()
+
+
 def test_a_full_file_system_stops_before_anything_is_touched(owner: Owner, disk: Callable[..., str]) -> None:
     device = disk(SIZE)
     etc = owner.root / "etc"
@@ -305,6 +332,44 @@ def test_a_dying_disk_leaves_what_the_next_run_finishes(
     told = owner.run(change)
     assert (told["steps"][0]["action"], sorted(told["unlock"])) == ("redo", ["passphrase", "recovery"])
     assert (owner.mount_point / "file").read_text() == "kept"
+
+
+def test_keys_that_a_disk_only_claims_to_have_overwritten_are_not_gone(
+    owner: Owner, disk: Callable[..., str], mapper: DeviceMapper
+) -> None:
+    below = disk(SIZE)
+    healthy = (Linear(0, SIZE // 512, below, 0),)
+    lying = (Other(0, SIZE // 512, "flakey", f"{below} 0 0 3600 1 drop_writes"),)
+    mapper.create("flaky", healthy)
+    owner.runner.run(["dmsetup", "mknodes"])
+    wanted = recoverable(owner, "/dev/mapper/flaky")
+    owner.run(wanted)
+    erased = replace(wanted, state=State.ERASED)
+    with pytest.raises(FdeError, match="gives back something else than was written.*Do not trust"):
+        owner.run(erased, lambda text: mapper.swap("flaky", lying) if "destroy" in text else None)
+    assert pinned(owner) == "erasing" and read_area(below, LAYOUT.offset).present
+    # The mark may not go without the pin either.
+    mapper.swap("flaky", healthy)
+    with pytest.raises(FdeError, match="gives back something else than was written"):
+        owner.run(erased, lambda text: mapper.swap("flaky", lying) if "forget" in text else None)
+    assert pinned(owner) == "erasing"
+    mapper.swap("flaky", healthy)
+    assert owner.run(erased)["state"] == "absent"
+
+
+def test_a_device_without_a_number_is_not_named_by_nothing(
+    owner: Owner, disk: Callable[..., str], mapper: DeviceMapper
+) -> None:
+    """Device-mapper's file of a UUID is there, and empty."""
+    below = disk(SIZE)
+    mapper.create("flaky", (Linear(0, SIZE // 512, below, 0),))
+    owner.runner.run(["dmsetup", "mknodes"])
+    device = mapper.get("flaky").path
+    write(device, b"somebody's")
+    with pytest.raises(Refusal, match="Overwrite its beginning by hand"):
+        owner.run(recoverable(owner, device, force=""))
+    with open(device, "rb") as file:
+        assert file.read(10) == b"somebody's"
 
 
 FAULTS = {"error_writes": "0 3600 1 error_writes", "drop_writes": "0 3600 1 drop_writes"}

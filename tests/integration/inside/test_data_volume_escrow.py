@@ -114,6 +114,28 @@ def test_a_recovery_key_for_other_certificates_is_made_anew(
     assert actions(owner.run(wanted)) == ["hand-over"]
 
 
+@pytest.mark.parametrize("heard", [True, False], ids=["at once", "after a lost connection"])
+def test_a_recovery_key_in_escrow_follows_a_change_of_certificates(
+    owner: Owner, disk: Callable[..., str], tmp_path: Path, heard: bool
+) -> None:
+    device = disk(SIZE)
+    wanted = replace(recoverable(owner, device), unlock=(Recovery(), Passphrase()), passphrase=PASSPHRASE)
+    owner.run(wanted)
+    old = owner.recovery_key
+    other = Owner(owner.runner, tmp_path / "other-owner", owner.tcti)
+    changed = replace(wanted, certificates=(other.certificate(),))
+    told = owner.run(changed) if heard else unheard(owner, changed)
+    assert actions(told) == ["change-keyslots", "store", "ready"]
+    assert "(recovery) once the recovery key is in escrow" in told["steps"][0]["subject"]
+    if not heard:
+        assert opens(owner, device, old)
+        assert actions(owner.run(changed)) == ["hand-over"]
+    other.envelope.write_bytes(owner.envelope.read_bytes())
+    assert not opens(owner, device, old) and opens(owner, device, other.recovery_key)
+    settled = owner.run(changed)
+    assert (settled["steps"], sorted(settled["unlock"])) == ([], ["passphrase", "recovery"])
+
+
 def test_the_only_key_goes_out_although_nothing_opens_the_volume(owner: Owner, disk: Callable[..., str]) -> None:
     wanted = recoverable(owner, disk(SIZE))
     unheard(owner, wanted)

@@ -22,7 +22,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import State
 from owner import NAME, Owner
 
 MIB = 1 << 20
-#: What is made without writing every sector, which takes long in here.
+#: Small, because every sector of those with authentication is written.
 STACKS = {("authenticated", "ext4"): 64 * MIB, ("confidential", "ext4"): 64 * MIB, ("aegis", "btrfs"): 160 * MIB}
 WIPED = 360 * MIB
 

@@ -154,6 +154,21 @@ def test_what_check_mode_foretells_is_what_is_done_and_nothing_is_left_to_do(
     assert sum("Invoked with" in text for text in target.seen) >= len(lives) * 3
 
 
+def test_the_boots_program_is_shown_when_it_alone_is_new_and_brought_for_no_volume_in_vain(
+    target: Target, owner: Owner, disk: Callable[..., str]
+) -> None:
+    agent = Path("/usr/lib/cvm-fde/agent.pyz")
+    wanted = volume(owner, disk(64 * MIB), profile="confidential")
+    agent.unlink(missing_ok=True)
+    nothing = target.run(volumes=[{**wanted, "state": "closed"}])
+    assert (nothing["changed"], nothing["diff"], steps(nothing), agent.exists()) == (False, [], [], False)
+    target.run(volumes=[wanted])
+    agent.write_bytes(b"an older one")
+    foretold, done = (target.run(check=check, volumes=[wanted]) for check in (True, False))
+    assert steps(foretold)[0] == steps(done)[0] == ("install", str(agent))
+    assert foretold["diff"][0] == done["diff"][0] and f"- install: {agent}" in done["diff"][0]["after"]
+
+
 class _Any:
     def __eq__(self, _other: object) -> bool:
         return True
@@ -197,3 +212,28 @@ def test_a_failure_says_what_was_done_and_hands_over_what_was_made(
     assert result["failed"] and result["volumes"][0]["steps"][-1]["action"] == "configure"
     confirmed(target, result)
     assert target.run(volumes=[volume(owner, device)])["volumes"][0]["state"] == "mounted"
+
+
+#: Bytes; xfs makes nothing smaller. The kernel of the guest is older than its mkfs.
+SIZES = {"ext4": 300 * MIB, "xfs": 360 * MIB, "btrfs": 160 * MIB}
+OLDER = {"xfs": ["-c", "options=/usr/share/xfsprogs/mkfs/lts_6.1.conf"]}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_volume_of_which_not_every_sector_was_written_holds_its_file_system(
+    target: Target, owner: Owner, disk: Callable[..., str], kind: str
+) -> None:
+    """Whatever the making of a file system reads first was written before, or it would end with an I/O error."""
+    device = disk(SIZES[kind])
+    wanted = volume(owner, device, wipe="never", file_system=kind, format_options=OLDER.get(kind, []))
+    made = target.run(volumes=[wanted])
+    assert not made.get("failed"), made["msg"]
+    assert made["volumes"][0]["state"] == "mounted"
+    with pytest.raises(OSError, match="error"):
+        Path(owner.mapped).read_bytes()
+    content = os.urandom(8 * MIB)
+    (owner.mount_point / "file").write_bytes(content)
+    confirmed(target, made)
+    for state in ("closed", "mounted"):
+        assert target.run(volumes=[{**wanted, "state": state}])["volumes"][0]["state"] == state
+    assert (owner.mount_point / "file").read_bytes() == content

@@ -44,7 +44,12 @@ ANSWERS: dict[str, tuple[Any, Any]] = {
     "no-base64": (handing_over("!"), {}),
     "no-text": (handing_over(7), {}),
     "too-large": (handing_over(base64.b64encode(bytes(100_000)).decode()), {}),
-    "outside": (handing_over(name="../../../outside", uuid="/etc/passwd"), {"changed": False}),
+    "outside": (handing_over(name="../../../outside"), {"changed": False}),
+    "no-uuid": (handing_over(uuid="../../../etc/passwd"), {"changed": False}),
+    "no-canonical-uuid": (handing_over(uuid=UUID.upper()), {"changed": False}),
+    "not-asked-for": (handing_over(name="other"), {"changed": False}),
+    # Another host is called db-1, and its volume data.
+    "db": (handing_over(name="1-data"), {"changed": False}),
     "no-volume": ({"volumes": "all"}, {}),
     # One volume's key cannot be stored, and the run itself was cut short: the other one's is stored all the same.
     "half": (
@@ -52,8 +57,8 @@ ANSWERS: dict[str, tuple[Any, Any]] = {
             "failed": True,
             "msg": "/srv/b: it cannot be mounted",
             "volumes": [
-                {"name": "a", "uuid": UUID, "handover": {"content": "!"}},
-                handing_over(name="b")["volumes"][0],
+                {"name": "spare", "uuid": UUID, "handover": {"content": "!"}},
+                handing_over()["volumes"][0],
             ],
         },
         {"changed": False},
@@ -97,8 +102,13 @@ def play(folder: Path, escrow: dict[str, Any], answers: dict[str, tuple[Any, Any
         "unlock": [{"method": "recovery"}, {"method": "passphrase", "passphrase": PASSPHRASE}],
     }
     keep = {"content": "{{ result | to_json }}", "dest": f"{folder}/{{{{ inventory_hostname }}}}.json", "mode": "0600"}
+    spare = {**volume, "name": "spare", "device": "/dev/vdc", "mount": {"path": "/spare"}}
     tasks = [
-        {"cvm.fde.luks2_volume": {"volumes": [volume], "escrow": escrow}, "register": "result", "ignore_errors": True},
+        {
+            "cvm.fde.luks2_volume": {"volumes": [volume, spare], "escrow": escrow},
+            "register": "result",
+            "ignore_errors": True,
+        },
         {
             "ansible.builtin.copy": keep,
             "delegate_to": "localhost",
@@ -204,8 +214,8 @@ def test_what_can_be_stored_is_stored_though_another_key_or_the_run_itself_faile
 ) -> None:
     folder, results, _output = told
     failed = results["half"]
-    assert failed["failed"] and "/srv/b: it cannot be mounted" in failed["msg"] and "volume a" in failed["msg"]
-    assert (folder / "escrow" / "keys" / f"half-b-{UUID}.cms").read_bytes() == ENVELOPE
+    assert failed["failed"] and "/srv/b: it cannot be mounted" in failed["msg"] and "volume spare" in failed["msg"]
+    assert (folder / "escrow" / "keys" / f"half-data-{UUID}.cms").read_bytes() == ENVELOPE
     # The machine was told.
     assert (folder / "half.asked").read_text() == "2"
 
@@ -216,9 +226,18 @@ def test_no_machine_writes_outside_the_escrow(told: tuple[Path, dict[str, Any], 
     assert names == {
         f"honest-data-{UUID}.cms",
         f"unconfirmed-data-{UUID}.cms",
-        f"half-b-{UUID}.cms",
-        "outside-..%2F..%2F..%2Foutside-%2Fetc%2Fpasswd.cms",
+        f"half-data-{UUID}.cms",
     }
+
+
+@pytest.mark.parametrize("name", ["outside", "no-uuid", "no-canonical-uuid", "not-asked-for", "db"])
+def test_a_machine_hands_over_the_keys_of_its_own_volumes_only(
+    told: tuple[Path, dict[str, Any], str], name: str
+) -> None:
+    folder, results, _output = told
+    assert results[name]["failed"] and "its recovery key was not stored" in results[name]["msg"]
+    # Nothing was confirmed.
+    assert (folder / f"{name}.asked").read_text() == "1"
 
 
 @pytest.mark.parametrize("secret", ["only for its owner", 'it\'s \\ "quoted"', "für\tNiemand"])

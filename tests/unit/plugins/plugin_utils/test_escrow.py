@@ -54,6 +54,22 @@ def test_no_name_leaves_the_directory(tmp_path, name):
     assert os.listdir(tmp_path) == ["escrow"]
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(("db", "1-data"), ("db-1", "data")), (("db-1", "2"), ("db", "1-2")), (("a%2Db", "c"), ("a", "b-c"))],
+)
+def test_no_two_volumes_have_an_envelope_of_the_same_name(one, other):
+    assert _envelope(host=one[0], volume=one[1]).name != _envelope(host=other[0], volume=other[1]).name
+
+
+@pytest.mark.parametrize(
+    "uuid", ["", "root", UUID.upper(), UUID + "\n", "../" + UUID[3:], UUID.replace("-", ""), "data-" + UUID]
+)
+def test_an_envelope_has_the_uuid_of_a_header_or_none_at_all(uuid):
+    with pytest.raises(FdeError, match="it says that the UUID"):
+        Envelope(Belonging("db1", "data", uuid), b"")
+
+
 def test_a_directory_that_cannot_be_written_is_an_error_for_the_user(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FdeError, match="cannot be stored"):

@@ -6,14 +6,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.method import Recovery, Tpm2
+from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed
 from ansible_collections.cvm.fde.plugins.module_utils.volume import strays as found_strays
 from ansible_collections.cvm.fde.plugins.module_utils.volume.device import HEAD, SAMPLES, STEP, TAIL, blank, places
 from ansible_collections.cvm.fde.plugins.module_utils.volume.erasure import mark, marked
-from ansible_collections.cvm.fde.plugins.module_utils.volume.machine import missing_tpm
+from ansible_collections.cvm.fde.plugins.module_utils.volume.machine import missing, missing_tpm
+from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import Wanted
 
 MIB = 1 << 20
 TIB = 1 << 40
@@ -126,6 +132,7 @@ def test_only_what_cryptsetup_leaves_behind_is_a_stray(
         ("/dev/tpmrm1", "tpmrm1"),
         ("device:/dev/tpmrm1", "tpmrm1"),
         ("device", "tpmrm0"),
+        ("device:", "tpmrm0"),
         ("swtpm:path=/run/tpm", None),
     ],
 )
@@ -134,3 +141,39 @@ def test_a_tpm_that_is_not_there_is_missed_by_its_node(tmp_path: Path, device: s
     for name in ("tpmrm0", "tpmrm1"):
         (tmp_path / name).touch()
     assert missing_tpm(device, tmp_path) is None
+
+
+@dataclass(frozen=True)
+class Programs:
+    """The programs of a machine: all are there, and systemd-cryptenroll says what version it is."""
+
+    told: bytes
+
+    def find(self, name: str) -> str | None:
+        return f"/usr/bin/{name}"
+
+    def run(self, argv: Sequence[str], **_options: Any) -> Completed:
+        assert list(argv) == ["systemd-cryptenroll", "--version"]
+        return Completed(tuple(argv), 0, self.told, b"")
+
+
+@pytest.mark.parametrize(
+    ("told", "lacks"),
+    [
+        (b"systemd 252 (252-55.el9_7.7)\n+PAM +AUDIT\n", "systemd 256 (it has 252)"),
+        (b"systemd 255 (255.4-1ubuntu8)\n", "systemd 256 (it has 255)"),
+        (b"", "systemd 256 (it has 0)"),
+        (b"systemd 256~rc1 (256~rc1-1)\n", None),
+        (b"systemd 257 (257-13.el10)\n", None),
+    ],
+)
+def test_a_systemd_that_cannot_enrol_what_is_wanted_is_missed_before_anything_is_done(
+    tmp_path: Path, told: bytes, lacks: str | None
+) -> None:
+    listing = tmp_path / os.uname().release / "modules.builtin"
+    listing.parent.mkdir()
+    listing.write_text("kernel/drivers/md/dm-crypt.ko\nkernel/drivers/md/dm-integrity.ko\n")
+    volume = Wanted("data", "/dev/vdb", unlock=(Tpm2((7,)),))
+    assert missing(Programs(told), volume, tmp_path) == (() if lacks is None else (lacks,))
+    # Nothing else is asked of it.
+    assert missing(Programs(told), replace(volume, unlock=(Recovery(),)), tmp_path) == ()

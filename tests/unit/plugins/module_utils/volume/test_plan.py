@@ -272,6 +272,8 @@ def test_no_force_makes_a_volume_on_a_device_that_is_not_free(change: dict[str, 
         (Found(DEVICE, missing=("the kernel's dm-integrity",)), WANTED, "lacks the kernel's dm-integrity"),
         (Found(DEVICE), replace(WANTED, least_size=SIZE + 1), "less than the"),
         (Found(DEVICE, at_mount_point="/dev/vdc1"), WANTED, "/dev/vdc1 is mounted there"),
+        (Found(DEVICE, mount_leads_to="/mnt/data"), WANTED, "/srv/data: it leads to /mnt/data over a link"),
+        (used(mount_leads_to="/mnt/data"), WANTED, "/srv/data: it leads to /mnt/data over a link"),
         (Found(DEVICE, mapping=MAPPING), WANTED, "something else is open under this name"),
         (Found(DEVICE, INITIALIZING, mapping=replace(MAPPING, uuid=OTHER)), WANTED, "something else is open"),
         (volume(pin=PIN.having(state=PinState.ERASING)), WANTED, "erasure of volume 'data' was interrupted"),
@@ -359,6 +361,9 @@ def with_recovery(*slots: Enrolled, **pinned: Any) -> Found:
 
 def test_a_recovery_key_in_escrow_stays_as_it_is() -> None:
     assert actions(with_recovery(escrow=escrow()), BOTH) == ""
+    for certificates in ((b"one", b"two"), (b"two", b"one"), (b"one", b"two", b"one")):
+        found = with_recovery(escrow=escrow(recipients=recipients((b"one", b"two"))))
+        assert actions(found, replace(BOTH, certificates=certificates)) == ""
 
 
 @pytest.mark.parametrize(
@@ -369,8 +374,20 @@ def test_a_recovery_key_in_escrow_stays_as_it_is() -> None:
         {"pending": escrow(digest="ee" * 32)},
         {"pending": escrow(recipients=recipients((b"another",)))},
         {"pending": escrow(NEW_RECOVERY)},
+        {"escrow": escrow(recipients=recipients((b"another",)))},
+        {"escrow": escrow(recipients=recipients((*CERTIFICATES, b"another")))},
+        {"escrow": escrow(recipients="")},
     ],
-    ids=["never made here", "another program's", "envelope lost", "for other certificates", "never written"],
+    ids=[
+        "never made here",
+        "another program's",
+        "envelope lost",
+        "for other certificates",
+        "never written",
+        "in escrow for another certificate",
+        "in escrow for one more certificate",
+        "in escrow for nobody knows whom",
+    ],
 )
 def test_a_recovery_key_that_nobody_has_for_certain_is_replaced_and_goes_when_the_new_one_arrived(
     pinned: dict[str, Any],
@@ -378,6 +395,22 @@ def test_a_recovery_key_that_nobody_has_for_certain_is_replaced_and_goes_when_th
     change, *others = subjects(with_recovery(**pinned), BOTH)
     assert change == ("change-keyslots: add recovery, remove keyslot 2 (recovery) once the recovery key is in escrow")
     assert [other.split(":")[0] for other in others] == ["store", "ready"]
+
+
+def test_a_key_for_new_certificates_that_never_arrived_is_handed_over_and_the_old_one_goes_then() -> None:
+    old = escrow(recipients=recipients((b"another",)))
+    found = with_recovery(RECOVERY, NEW_RECOVERY, escrow=old, pending=escrow(NEW_RECOVERY))
+    [step] = plan(found, BOTH).steps
+    assert (step.action, step.retiring) == (Action.HAND_OVER, (RECOVERY,))
+    # Whoever takes the old certificates again keeps the old key, and the other one goes.
+    [change, *_others] = plan(found, replace(BOTH, certificates=(b"another",))).steps
+    assert change.keyslots is not None and change.keyslots.removes == (NEW_RECOVERY,) and not change.keyslots.adds
+
+
+def test_a_change_of_certificates_that_nothing_at_hand_can_follow_is_said() -> None:
+    found = replace(with_recovery(escrow=escrow(recipients="")), credentials=Credentials())
+    with pytest.raises(FdeError, match="name the escrow certificates again"):
+        plan(found, BOTH)
 
 
 def test_a_recovery_key_that_waits_for_its_escrow_is_handed_over_again_without_any_key() -> None:
@@ -451,6 +484,9 @@ def test_another_passphrase_replaces_the_old_one() -> None:
             OTHER,
             True,
         ),
+        (Found(SOMEBODYS, header=header(FOREIGN, uuid=OTHER)), "DATA1", False),
+        (Found(SOMEBODYS, PIN, header(FOREIGN, uuid=OTHER)), "DATA1", False),
+        (Found(SOMEBODYS, PIN, header(FOREIGN, uuid=OTHER)), OTHER, True),
         (volume(header=header(FOREIGN, uuid=OTHER)), None, False),
         (volume(header=header(FOREIGN)), None, True),
         (volume(pin=PIN.having(state=PinState.ERASING), header=header(FOREIGN, uuid=None, defect="magic")), None, True),
@@ -475,7 +511,75 @@ def test_only_a_known_volume_is_erased(found: Found, force: Optional[str], allow
             plan(found, wanted)
 
 
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (Found(DEVICE, ERASING, zeroed=True), "forget"),
+        (Found(DEVICE, ERASING, zeroed=True, differing_files=("/etc/crypttab",)), "configure forget"),
+        # A disk that cannot discard keeps what was behind the header area: random data.
+        (Found(replace(DEVICE, unknown_data=True), ERASING, zeroed=True), "forget"),
+        (Found(KNOWN, ERASING.having(identity=KNOWN.identity), zeroed=True), "forget"),
+    ],
+)
+def test_an_erasure_that_was_cut_short_of_its_last_step_is_only_forgotten(found: Found, expected: str) -> None:
+    assert actions(found, replace(WANTED, state=State.ERASED)) == expected
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        Found(replace(DEVICE, size=SIZE + 512), ERASING, zeroed=True),
+        Found(replace(KNOWN, identity=("DATA2",)), ERASING.having(identity=KNOWN.identity), zeroed=True),
+        Found(replace(DEVICE, signatures=CONTENTS["RAID member"]), ERASING, zeroed=True),
+        Found(DEVICE, PIN, zeroed=True),
+        Found(DEVICE, INITIALIZING, zeroed=True),
+    ],
+    ids=["another size", "another disk", "somebody's", "never begun", "never finished"],
+)
+def test_a_blank_disk_is_no_erased_volume_when_it_may_be_another_one(found: Found) -> None:
+    with pytest.raises(Refusal, match="not known as volume 'data'"):
+        plan(found, replace(WANTED, state=State.ERASED))
+
+
+ELSEWHERE = MappingFound("/dev/dm-1", OTHER, on_device=False, problems="another volume")
+
+
+@pytest.mark.parametrize("state", [State.CLOSED, State.ERASED])
+@pytest.mark.parametrize("mapping", [ELSEWHERE, replace(ELSEWHERE, uuid=None)], ids=["another volume", "no volume"])
+def test_what_somebody_else_has_open_under_the_name_is_neither_unmounted_nor_closed(
+    mapping: MappingFound, state: State
+) -> None:
+    found = volume(mapping=mapping, mounts=(Mounted("/theirs"),))
+    with pytest.raises(FdeError, match="something else is open under this name"):
+        plan(found, replace(WANTED, state=state))
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        replace(ELSEWHERE, uuid=UUID),
+        replace(ELSEWHERE, on_device=True),
+        replace(MAPPING, problems="cipher null"),
+    ],
+    ids=["its device moved", "opened from its device", "not as it should be"],
+)
+def test_what_is_the_volume_or_lies_on_its_device_is_closed(mapping: MappingFound) -> None:
+    assert actions(volume(mapping=mapping), replace(WANTED, state=State.CLOSED)) == "close"
+
+
+@pytest.mark.parametrize("open_as", [{"mapping": MAPPING}, {"strays": ("data_dif",)}], ids=["open", "half open"])
+def test_nothing_is_begun_to_erase_what_is_not_known_and_in_use(open_as: dict[str, Any]) -> None:
+    device = replace(SOMEBODYS, use="/dev/dm-0 is set up on it")
+    found = Found(device, header=header(FOREIGN, uuid=OTHER), **open_as)
+    with pytest.raises(FdeError, match="it is in use: /dev/dm-0 is set up on it"):
+        plan(found, replace(WANTED, state=State.ERASED, force=OTHER))
+
+
 def test_an_unstable_path_and_a_grown_device_are_warned_about() -> None:
     unstable = replace(DEVICE, path="/dev/vdb", size=SIZE * 2)
     warnings = plan(used(device=unstable), replace(WANTED, device="/dev/vdb")).warnings
-    assert len(warnings) == 2 and "another device" in warnings[0] and "has grown" in warnings[1]
+    assert len(warnings) == 2 and "another device" in warnings[0]
+    assert "has grown" in warnings[1] and "keeps its size" in warnings[1]
+    grown = used(device=unstable, pin=PIN.having(profile="confidential"))
+    *_other, warning = plan(grown, replace(WANTED, device="/dev/vdb", profile=CONFIDENTIAL)).warnings
+    assert "the volume does so too" in warning
