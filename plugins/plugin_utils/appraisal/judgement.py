@@ -110,6 +110,8 @@ class Result:
 
 #: The only check of answers that could not be judged.
 ANSWERS = "answers"
+#: How the reason of a check begins that failed by a fault of our own.
+FAULT = "the verifier itself failed here"
 #: A failure of only these leaves genuine values without an explanation; any other failure contradicts.
 _EXPLAINING = frozenset(("log_replay", "evidence_replay"))
 
@@ -176,7 +178,7 @@ def _judge(rule: Rule, case: Case) -> Check:
     if missing:
         return Check(rule.name, Status.UNKNOWN, f"not judged, because {missing[0]} did not pass")
     try:
-        return Check(rule.name, Status.PASSED, rule.judge(case))
+        return Check(rule.name, Status.PASSED, _contained(lambda: rule.judge(case)))
     except AppraisalError as error:
         return Check(rule.name, Status.FAILED, error.reason)
     except Undecided as undecided:
@@ -261,6 +263,21 @@ def _certified(case: Case, passed: frozenset[str]) -> Optional[CertifiedAnchor]:
 
 def _if_readable(read: Callable[[], _T]) -> Optional[_T]:
     try:
-        return read()
+        return _contained(read)
     except AppraisalError:
         return None
+
+
+def _contained(read: Callable[[], _T]) -> _T:
+    """Return what is read of a machine's answers. A fault of our own that they find costs this machine its trust, and
+    no other one its judgement. Raises ``AppraisalError`` or ``Undecided``, and nothing else.
+    """
+    try:
+        return read()
+    except (AppraisalError, Undecided):
+        raise
+    except Exception as error:
+        # What the error says may repeat what the machine sent.
+        raise AppraisalError(
+            "verifier-failed", f"{FAULT} ({type(error).__name__}): keep the evidence, and report it"
+        ) from error

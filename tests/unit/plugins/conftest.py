@@ -39,7 +39,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import (
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.quote import quote
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 EV_NO_ACTION, EV_SEPARATOR, EV_EVENT_TAG, EV_S_CRTM_VERSION, EV_IPL = 3, 4, 6, 8, 0xD
@@ -395,6 +395,28 @@ def make_authority(folder: Path) -> Path:
         f"create_certs_tool_options = {folder}/localca.options\n"
     )
     return folder
+
+
+def timeless(public: Any = None) -> bytes:
+    """Return a certificate (DER) that begins in the year 0, which Python's calendar does not have: by default of any
+    key, otherwise of an endorsement key.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "timeless")])
+    named = [x509.NameAttribute(x509.ObjectIdentifier(f"2.23.133.2.{number}"), "x") for number in (1, 2, 3)]
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(public or key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime.datetime(2055, 1, 1))
+        .not_valid_after(datetime.datetime(2060, 1, 1))
+        .add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier("2.23.133.8.1")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DirectoryName(x509.Name(named))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return made.public_bytes(Encoding.DER).replace(b"20550101000000Z", b"00000101000000Z")
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as ancho
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import judgement
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Challenge, Grounds
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Case, Challenge, Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential import make_credential
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.ear import attestation_result
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
@@ -38,11 +38,28 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import digest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS, PARTS, RULES
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public, parse_quote
+from ansible_collections.cvm.fde.tests.unit.plugins.conftest import timeless
 
 NONCE = bytes(range(32))
 SECRET = bytes(range(32, 64))
 #: Certificates are made during the tests, hence after this module was read.
 NOW = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+
+
+#: What is read of a machine's answers, and the check that needs it first.
+PARTS_OF_A_CASE = {
+    "endorsement": {"endorsement_key"},
+    "attestation": {"attestation_key"},
+    "quote": {"quote_signature"},
+    "replay": {"log_replay"},
+    "certification": {"anchor_signature"},
+    "anchor": {"anchor_state"},
+    "creation": {"evidence_signature"},
+    "creation_quote": {"evidence_signature"},
+    "creation_replay": {"evidence_replay"},
+    "origin": {"evidence_phase"},
+    "recovery": {"recoveries"},
+}
 
 
 @dataclass
@@ -172,6 +189,29 @@ def test_a_machine_that_is_known_by_another_endorsement_key_is_refused(good: Ans
     result = stranger.appraise()
     assert "endorsement_key" in failed(result)
     assert result.road == "none"
+
+
+def test_a_certificate_with_a_date_of_no_calendar_costs_the_machine_its_trust_and_nothing_more(good: Answers) -> None:
+    bad = timeless(parse_public(base64.b64decode(good.identity["endorsement"])).key)
+    result = replace(good, identity={**good.identity, "endorsement_certificate": rounds.encode(bad)}).appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNTRUSTED, {"endorsement_certificate"})
+    assert reason(result, "endorsement_certificate") == "the certificate cannot be read"
+
+
+@pytest.mark.parametrize("part", sorted(PARTS_OF_A_CASE))
+def test_an_error_of_the_verifier_itself_fails_the_check_and_tells_nothing(
+    good: Answers, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def stumbles(_case: Case) -> object:
+        raise ZeroDivisionError("evil \x1b[2J")
+
+    monkeypatch.setattr(Case, part, property(stumbles))
+    result = good.appraise()
+    assert result.verdict in (Verdict.UNTRUSTED, Verdict.UNEXPLAINED)
+    assert failed(result) & PARTS_OF_A_CASE[part]
+    assert {reason(result, name) for name in failed(result)} == {
+        f"{judgement.FAULT} (ZeroDivisionError): keep the evidence, and report it"
+    }
 
 
 def test_without_an_authority_the_verdict_is_unknown(good: Answers) -> None:
