@@ -19,7 +19,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement impo
     parse_certificate,
     verify_chain,
 )
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import FAULT, AppraisalError
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import (
     Evidence,
     Identity,
@@ -33,7 +33,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.nitrotp
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.snp import parse_report
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.tdx import parse_quote as parse_tdx_quote
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.tdx import parse_td_report
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import FAULT, Result, Verdict, appraise
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Result, Verdict, appraise
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import parse_manifest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.replay import LogCache, replay
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Callable, Mapping, Optional, Sequence, TypeVar
 
 from .case import EPHEMERAL, Case, Challenge, Grounds
-from .errors import AppraisalError, Undecided
+from .errors import AppraisalError, Undecided, contained
 from .evidence import Evidence, Identity
 from .policy import Freshness, Policy
 from .reference import Reference
@@ -110,8 +110,6 @@ class Result:
 
 #: The only check of answers that could not be judged.
 ANSWERS = "answers"
-#: How the reason of a check begins that failed by a fault of our own.
-FAULT = "the verifier itself failed here"
 #: A failure of only these leaves genuine values without an explanation; any other failure contradicts.
 _EXPLAINING = frozenset(("log_replay", "evidence_replay"))
 
@@ -178,7 +176,7 @@ def _judge(rule: Rule, case: Case) -> Check:
     if missing:
         return Check(rule.name, Status.UNKNOWN, f"not judged, because {missing[0]} did not pass")
     try:
-        return Check(rule.name, Status.PASSED, _contained(lambda: rule.judge(case)))
+        return Check(rule.name, Status.PASSED, contained(lambda: rule.judge(case)))
     except AppraisalError as error:
         return Check(rule.name, Status.FAILED, error.reason)
     except Undecided as undecided:
@@ -263,21 +261,6 @@ def _certified(case: Case, passed: frozenset[str]) -> Optional[CertifiedAnchor]:
 
 def _if_readable(read: Callable[[], _T]) -> Optional[_T]:
     try:
-        return _contained(read)
+        return contained(read)
     except AppraisalError:
         return None
-
-
-def _contained(read: Callable[[], _T]) -> _T:
-    """Return what is read of a machine's answers. A fault of our own that they find costs this machine its trust, and
-    no other one its judgement. Raises ``AppraisalError`` or ``Undecided``, and nothing else.
-    """
-    try:
-        return read()
-    except (AppraisalError, Undecided):
-        raise
-    except Exception as error:
-        # What the error says may repeat what the machine sent.
-        raise AppraisalError(
-            "verifier-failed", f"{FAULT} ({type(error).__name__}): keep the evidence, and report it"
-        ) from error

@@ -25,6 +25,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Case
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential import make_credential
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.ear import attestation_result
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import FAULT
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import parse_evidence, parse_identity
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Status, Verdict
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import (
@@ -210,7 +211,7 @@ def test_an_error_of_the_verifier_itself_fails_the_check_and_tells_nothing(
     assert result.verdict in (Verdict.UNTRUSTED, Verdict.UNEXPLAINED)
     assert failed(result) & PARTS_OF_A_CASE[part]
     assert {reason(result, name) for name in failed(result)} == {
-        f"{judgement.FAULT} (ZeroDivisionError): keep the evidence, and report it"
+        f"{FAULT} (ZeroDivisionError): keep the evidence, and report it"
     }
 
 
