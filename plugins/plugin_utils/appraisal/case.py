@@ -12,6 +12,7 @@ from typing import Optional, Sequence
 
 from cryptography import x509
 
+from ...module_utils.errors import certain
 from ...module_utils.tpm.anchor import Anchor, AnchorError
 from .errors import AppraisalError, Undecided
 from .evidence import Evidence, Identity
@@ -162,6 +163,12 @@ class Case:
     @cached_property
     def creation_replay(self) -> Replay:
         return self._replay(self.creation.firmware_log, self.creation.userspace_log)
+
+    @cached_property
+    def recovery_replay(self) -> Replay:
+        """The logs of the last recovery; call it only where there was one."""
+        recovery = certain(self.recovery)
+        return self._replay(recovery.firmware_log, recovery.userspace_log)
 
     def _replay(self, firmware: bytes, userspace: bytes) -> Replay:
         replayed = self.grounds.cache.replay(firmware, userspace, BANK)

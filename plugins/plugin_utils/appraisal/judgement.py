@@ -111,7 +111,7 @@ class Result:
 #: The only check of answers that could not be judged.
 ANSWERS = "answers"
 #: A failure of only these leaves genuine values without an explanation; any other failure contradicts.
-_EXPLAINING = frozenset(("log_replay", "evidence_replay"))
+_EXPLAINING = frozenset(("log_replay", "evidence_replay", "recovery_replay"))
 
 
 def appraise(identity: Identity, evidence: Evidence, challenge: Challenge, grounds: Grounds) -> Result:

@@ -159,6 +159,7 @@ class Policy:
 _EVIDENCE = (
     *("evidence_signature", "evidence_claims", "evidence_pcrs", "evidence_replay", "evidence_phase", "evidence_boot"),
     *("evidence_image", "evidence_encryption", "evidence_anchor", "evidence_history", "volume_key", "recoveries"),
+    *("recovery_replay", "recovery_phase", "recovery_boot"),
 )
 #: Checks that may be waived. The others are what every verdict rests on: keys, quote, and the image that runs.
 WAIVABLE = frozenset(

@@ -53,6 +53,8 @@ SEPARATED = (0, 1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14)
 #: What a kernel image has measured of itself; images differ in it.
 SECTIONS = (b".linux\0", b".initrd\0", b".cmdline\0")
 INITRD = b"the image's initrd"
+#: What the firmware starts; images share it here.
+KERNEL = b"the unified kernel image"
 PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready")
 CREATION = {"sha256": (0, 1, 2, 3, 4, 5, 7, 9, 11, 12)}
 
@@ -75,7 +77,11 @@ class FirmwareEvents:
     """A crypto-agile log with one bank, and the digests to extend a TPM with."""
 
     def __init__(
-        self, secure_boot: bool = True, sections: tuple[bytes, ...] = SECTIONS, initrd: bytes = INITRD
+        self,
+        secure_boot: bool = True,
+        sections: tuple[bytes, ...] = SECTIONS,
+        initrd: bytes = INITRD,
+        kernel: bytes = KERNEL,
     ) -> None:
         self.events: list[tuple[int, int, bytes, bytes]] = []
         self.add(0, EV_S_CRTM_VERSION, b"1\0")
@@ -92,7 +98,7 @@ class FirmwareEvents:
         for pcr in range(8):
             self.add(pcr, EV_SEPARATOR, bytes(4))
         self.add(7, EV_AUTHORITY, variable(SECURITY, "db", bytes(16) + SIGNER))
-        self.add(4, EV_BOOT_APPLICATION, b"a device path", sha256(b"the unified kernel image"))
+        self.add(4, EV_BOOT_APPLICATION, b"a device path", sha256(kernel))
         for section in sections:
             self.add(11, EV_IPL, section)
         self.add(9, EV_EVENT_TAG, b"LOADED_IMAGE::LoadOptions\0", sha256(b"the image's command line"))
@@ -207,10 +213,10 @@ class Machine:
                 self.measure(esys, 11, "phase", phase)
 
     @contextmanager
-    def _initrd(self, image: Image) -> Iterator[Any]:
+    def _initrd(self, image: Image, kernel: bytes = KERNEL) -> Iterator[Any]:
         """Boot as far as the initrd."""
         self.start()
-        firmware = FirmwareEvents(self._secure_boot, image.sections, self._initrd_handed)
+        firmware = FirmwareEvents(self._secure_boot, image.sections, self._initrd_handed, kernel)
         self.firmware_log.write_bytes(firmware.log())
         self.userspace_log.write_bytes(b"")
         with opened(self.tcti) as esys:
@@ -221,9 +227,9 @@ class Machine:
             self.measure(esys, 11, "phase", PHASES[0])
             yield esys
 
-    def recover(self, image: Image) -> None:
+    def recover(self, image: Image, kernel: bytes = KERNEL) -> None:
         """Boot as far as the initrd, where somebody gives the recovery key of the volume."""
-        with self._initrd(image) as esys:
+        with self._initrd(image, kernel) as esys:
             name = anchors.anchor_name(image.key, bound_values(esys))
             made = image.claims(self.volume_key_id, name)
             kept = ("version", "volume_key_id", "luks_uuid", "volume", "root_hash", "strategy", "anchor")

@@ -60,6 +60,8 @@ PARTS_OF_A_CASE = {
     "creation_replay": {"evidence_replay"},
     "origin": {"evidence_phase"},
     "recovery": {"recoveries"},
+    "recovered_by": {"recovery_phase"},
+    "recovery_replay": {"recovery_replay"},
 }
 
 
@@ -201,13 +203,13 @@ def test_a_certificate_with_a_date_of_no_calendar_costs_the_machine_its_trust_an
 
 @pytest.mark.parametrize("part", sorted(PARTS_OF_A_CASE))
 def test_an_error_of_the_verifier_itself_fails_the_check_and_tells_nothing(
-    good: Answers, monkeypatch: pytest.MonkeyPatch, part: str
+    recovered: Answers, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     def stumbles(_case: Case) -> object:
         raise ZeroDivisionError("evil \x1b[2J")
 
     monkeypatch.setattr(Case, part, property(stumbles))
-    result = good.appraise()
+    result = recovered.appraise()
     assert result.verdict in (Verdict.UNTRUSTED, Verdict.UNEXPLAINED)
     assert failed(result) & PARTS_OF_A_CASE[part]
     assert {reason(result, name) for name in failed(result)} == {
@@ -718,6 +720,119 @@ def test_a_volume_of_the_image_before_an_update_is_judged_by_that_image(good: An
     assert "evidence_phase" in failed(judged_by(both, revoked))
     alone = replace(good, grounds=replace(good.grounds, references=references[:1]))
     assert "evidence_phase" in failed(alone.appraise())
+
+
+# --- a volume that was recovered
+
+
+@pytest.fixture(scope="module")
+def recovered(make_machine: Callable[..., Any], grounds: Grounds, image: Any) -> Answers:
+    """The answers of a machine whose volume was recovered under the next image and runs under its own again."""
+    return recovered_on(make_machine("recovered-well"), grounds, image)
+
+
+def recovered_on(machine: Any, grounds: Grounds, image: Any, **recovery: Any) -> Answers:
+    second = type(image)(image, "second")
+    machine.recover(second, **recovery)
+    machine.boot(image, first=False)
+    references = (*grounds.references, parse_manifest(json.dumps(second.manifest()).encode()))
+    answers = ask(machine, replace(grounds, references=references))
+    return answers.change(recovery=rounds.encode(machine.recovery))
+
+
+def recovering_set(recovered: Answers, **changes: Any) -> Answers:
+    """Replace the set of the image that recovered."""
+    first, second = recovered.grounds.references
+    return replace(recovered, grounds=replace(recovered.grounds, references=(first, replace(second, **changes))))
+
+
+def with_logs(recovered: Answers, firmware: str, userspace: str) -> Answers:
+    token = json.loads(base64.b64decode(recovered.evidence["recovery"]))
+    token.update(firmware_log=firmware, userspace_log=userspace)
+    return recovered.change(recovery=rounds.encode(json.dumps(token).encode()))
+
+
+def test_a_recovery_in_a_boot_that_is_as_good_as_the_first_is_trusted(recovered: Answers) -> None:
+    result = recovered.appraise()
+    assert result.verdict is Verdict.TRUSTED, [check for check in result.checks if check.status is not Status.PASSED]
+    assert "last after rolled-back" in reason(result, "recoveries")
+    assert reason(result, "recovery_phase") == "it was recovered in the initrd of second"
+
+
+@pytest.mark.parametrize(
+    ("terms", "why"),
+    [
+        ((SetTerms("debian-forky"), SetTerms("second", revoked=True)), "the reference set second is revoked"),
+        ((SetTerms("debian-forky"),), "the policy does not name the reference set second"),
+    ],
+)
+def test_a_recovery_by_an_image_that_is_not_accepted_is_refused(
+    recovered: Answers, terms: tuple[SetTerms, ...], why: str
+) -> None:
+    result = judged_by(recovered, Policy(sets=terms))
+    assert (result.verdict, failed(result)) == (Verdict.UNTRUSTED, {"recovery_phase"})
+    assert reason(result, "recovery_phase") == why
+
+
+def test_a_recovery_by_an_image_past_its_end_is_trusted_as_its_creation_would_be(recovered: Answers) -> None:
+    ended = SetTerms("second", not_after=NOW - datetime.timedelta(days=1))
+    assert judged_by(recovered, Policy(sets=(SetTerms("debian-forky"), ended))).verdict is Verdict.TRUSTED
+
+
+def test_a_recovery_by_an_image_that_is_not_known_is_refused(recovered: Answers) -> None:
+    alone = replace(recovered, grounds=replace(recovered.grounds, references=recovered.grounds.references[:1]))
+    result = alone.appraise()
+    assert failed(result) == {"recovery_phase"}
+    assert reason(result, "recovery_phase") == "it was not recovered in the initrd of an image that is known"
+
+
+def test_a_recovery_from_another_root_is_refused(recovered: Answers) -> None:
+    result = recovering_set(recovered, root_hash="22" * 32).appraise()
+    assert failed(result) == {"recovery_phase"}
+    assert reason(result, "recovery_phase") == "the root is another than the manifest's"
+
+
+def test_a_recovery_by_another_kernel_image_is_refused(
+    make_machine: Callable[..., Any], grounds: Grounds, image: Any
+) -> None:
+    result = recovered_on(make_machine("evil-kernel"), grounds, image, kernel=b"another, of the same signer").appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNTRUSTED, {"recovery_boot"})
+    assert reason(result, "recovery_boot") == "PCR 4 does not have a value that the manifest lists"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"pcr_7": frozenset((bytes(32),))}, "PCR 7 does not have a value that the manifest lists"),
+        ({"pcr_7": None, "signer": "0" * 64}, "the image was not admitted by the certificate that the manifest names"),
+        ({"pcr_12": frozenset((b"\1" * 32,))}, "PCR 12 does not have a value that the manifest lists"),
+    ],
+)
+def test_a_recovery_in_a_boot_that_was_not_as_its_set_says_is_refused(
+    recovered: Answers, changes: dict[str, Any], why: str
+) -> None:
+    result = recovering_set(recovered, **changes).appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNTRUSTED, {"recovery_boot"})
+    assert reason(result, "recovery_boot").startswith(why)
+
+
+def test_a_recovery_whose_logs_do_not_explain_it_is_not_trusted(recovered: Answers) -> None:
+    garbage = rounds.encode(zlib.compress(b"garbage"))
+    result = with_logs(recovered, garbage, garbage).appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNEXPLAINED, {"recovery_replay"})
+    creation = recovered.token()
+    result = with_logs(recovered, creation["firmware_log"], creation["userspace_log"]).appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNEXPLAINED, {"recovery_replay"})
+    assert reason(result, "recovery_replay") == "the logs do not lead to PCR 11"
+    nothing = rounds.encode(zlib.compress(b""))
+    assert with_logs(recovered, nothing, nothing).appraise().verdict is Verdict.UNKNOWN
+
+
+def test_a_recovery_is_judged_by_values_alone_where_a_policy_says_so(recovered: Answers) -> None:
+    nothing = rounds.encode(zlib.compress(b""))
+    waived = frozenset(("recovery_replay", "recovery_boot"))
+    result = judged_by(with_logs(recovered, nothing, nothing), Policy(waived_checks=waived))
+    assert result.verdict is Verdict.TRUSTED
 
 
 def test_an_ephemeral_machine_must_show_no_volume(good: Answers, image: Any) -> None:
