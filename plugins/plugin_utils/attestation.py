@@ -12,12 +12,12 @@ import secrets
 from dataclasses import asdict, replace
 from typing import Any, Callable, Mapping, Optional, Sequence
 
-from .appraisal.case import BANK, Challenge, Grounds
+from .appraisal.case import Challenge, Grounds
 from .appraisal.credential import SECRET_SIZE, make_credential
 from .appraisal.errors import AppraisalError, contained
 from .appraisal.evidence import Hydration, Identity, parse_evidence, parse_identity
 from .appraisal.judgement import Result, appraise
-from .appraisal.reference import Reference
+from .appraisal.reference import BANK, Reference
 from .appraisal.roads.choice import NITROTPM_BANK, PLATFORMS
 from .appraisal.roads.trust import RoadName
 from .appraisal.rules.table import REQUIRED_PCRS

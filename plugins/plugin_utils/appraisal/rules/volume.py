@@ -16,17 +16,17 @@ from ....module_utils.agent.opening import VOLUME_KEY_PCR
 from ....module_utils.errors import certain
 from ....module_utils.luks2.profile import AUTHENTICATED, LAYOUT
 from ....module_utils.tpm.anchor import INDEX, anchor_name
-from ..case import BANK, Case
+from ..booted import enforced, explain, listed, secure_boot_configuration
+from ..case import Case
 from ..errors import AppraisalError
 from ..quote import require_selection, require_signature, require_values, verify_quote
-from ..reference import PHASE_INITRD, Reference
+from ..reference import BANK, PHASE_INITRD, Reference
+from ..reference_sets import require_accepted
 from ..replay import Replay
 from ..structures import Values, parse_quote
 from ..tokens import Claims, Recovered, Recovery
 from ..userspace_log import VOLUME_KEY
-from .boot import secure_boot_configuration
-from .demands import require_accepted
-from .rule import Rule, enforced, explain, listed, signing_hash
+from .rule import Rule, signing_hash
 
 #: The PCRs that the agent has quoted, and what that quote is called.
 _COVERED = {bank: frozenset(pcrs) for bank, pcrs in QUOTED_PCRS.items()}

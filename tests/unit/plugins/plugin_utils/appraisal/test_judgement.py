@@ -699,6 +699,84 @@ def test_the_set_that_matches_is_found_among_several(good: Answers, image: Any, 
     assert result.claims["image"] == result.claims["made_by"] == "debian-forky"
 
 
+def twin(good: Answers, name: str, **changes: Any) -> Reference:
+    """Return a set of the same kernel image as the one that runs."""
+    return replace(good.grounds.references[0], name=name, **changes)
+
+
+OTHER_VALUE = frozenset((b"\1" * 32,))
+REVOKED = Policy(sets=(SetTerms("debian-forky"), SetTerms("twin", revoked=True)))
+BOTH_ORDERS = pytest.mark.parametrize("order", [1, -1], ids=["first", "last"])
+
+
+def beside(answers: Answers, order: int, *twins: Reference, policy: Policy | None = None) -> judgement.Result:
+    """Judge by more sets, before or behind those that were given."""
+    references = (*twins, *answers.grounds.references)[::order]
+    judged = replace(answers.grounds, references=references, policy=policy or Policy())
+    return replace(answers, grounds=judged).appraise()
+
+
+@BOTH_ORDERS
+@pytest.mark.parametrize("pcr", ["pcr_4", "pcr_7", "pcr_12", "pcr_13", "pcr_14"])
+@pytest.mark.parametrize("policy", [Policy(), REVOKED], ids=["given", "revoked"])
+def test_a_set_of_the_same_image_that_was_booted_otherwise_does_not_describe_the_machine(
+    good: Answers, order: int, pcr: str, policy: Policy
+) -> None:
+    result = beside(good, order, twin(good, "twin", **{pcr: OTHER_VALUE}), policy=policy)
+    if policy is REVOKED and pcr in ("pcr_13", "pcr_14"):
+        # The evidence of the volume's making says nothing of these: it may have been made by the revoked one.
+        assert failed(result) == {"evidence_phase"}
+        return
+    assert (result.verdict, result.claims["image"]) == (Verdict.TRUSTED, "debian-forky")
+    assert result.claims["made_by"] == "debian-forky"
+
+
+@BOTH_ORDERS
+def test_a_revoked_set_that_describes_the_machine_refuses_it_beside_any_other(good: Answers, order: int) -> None:
+    result = beside(good, order, twin(good, "twin"), policy=REVOKED)
+    assert (result.verdict, failed(result)) == (Verdict.UNTRUSTED, {"reference_set", "evidence_phase"})
+    assert reason(result, "reference_set") == "the reference set twin is revoked"
+
+
+@BOTH_ORDERS
+def test_what_a_policy_waives_does_not_save_from_a_revoked_set(good: Answers, order: int) -> None:
+    waiving = replace(REVOKED, waived_checks=frozenset(("pcr_7",)))
+    result = beside(good, order, twin(good, "twin", pcr_7=OTHER_VALUE), policy=waiving)
+    assert (result.verdict, failed(result)) == (Verdict.UNTRUSTED, {"reference_set"})
+
+
+@BOTH_ORDERS
+@pytest.mark.parametrize("log", ["honest", "none", "another"])
+def test_no_log_saves_from_a_revoked_set_that_is_known_by_its_signer(good: Answers, order: int, log: str) -> None:
+    answers = good if log == "honest" else logs(good, firmware=b"" if log == "none" else b"garbage")
+    result = beside(answers, order, twin(good, "twin", pcr_7=None), policy=REVOKED)
+    assert result.verdict is Verdict.UNTRUSTED
+    assert reason(result, "reference_set") == "the reference set twin is revoked"
+
+
+@BOTH_ORDERS
+def test_sets_of_the_same_image_are_told_apart_by_the_signer_that_the_log_names(good: Answers, order: int) -> None:
+    mine, other = twin(good, "mine", pcr_7=None), twin(good, "other", pcr_7=None, signer="0" * 64)
+    alone = replace(good, grounds=replace(good.grounds, references=()))
+    result = beside(alone, order, mine, other)
+    assert (result.verdict, result.claims["image"]) == (Verdict.TRUSTED, "mine")
+
+
+@BOTH_ORDERS
+def test_a_set_past_its_end_does_not_stand_in_the_way_of_one_that_is_valid(good: Answers, order: int) -> None:
+    result = beside(good, order, twin(good, "twin", not_after=NOW - datetime.timedelta(days=1)))
+    assert (result.verdict, result.claims["image"]) == (Verdict.TRUSTED, "debian-forky")
+    unnamed = beside(good, order, twin(good, "twin"), policy=Policy(sets=(SetTerms("debian-forky"),)))
+    assert (unnamed.verdict, unnamed.claims["image"]) == (Verdict.TRUSTED, "debian-forky")
+
+
+@BOTH_ORDERS
+def test_a_machine_that_no_set_of_its_image_describes_is_refused(good: Answers, order: int) -> None:
+    alone = replace(good, grounds=replace(good.grounds, references=()))
+    result = beside(alone, order, *(twin(good, name, pcr_7=OTHER_VALUE) for name in ("one", "two")))
+    assert failed(result) == {"pcr_7", "evidence_boot"}
+
+
 def updated(image: Any, **changes: Any) -> Reference:
     """Return the set of an image that made the volume and does not run any more: only its initrd's PCR 11 is known."""
     manifest = copy.deepcopy(image.manifest(name="before", **changes))
@@ -833,6 +911,19 @@ def test_a_recovery_is_judged_by_values_alone_where_a_policy_says_so(recovered: 
     waived = frozenset(("recovery_replay", "recovery_boot"))
     result = judged_by(with_logs(recovered, nothing, nothing), Policy(waived_checks=waived))
     assert result.verdict is Verdict.TRUSTED
+
+
+@BOTH_ORDERS
+@pytest.mark.parametrize(("revoked", "verdict"), [(False, Verdict.TRUSTED), (True, Verdict.UNTRUSTED)])
+@pytest.mark.parametrize("changes", [{}, {"pcr_7": OTHER_VALUE}], ids=["alike", "booted otherwise"])
+def test_sets_of_the_image_that_recovered_are_told_apart_in_the_same_way(
+    recovered: Answers, order: int, revoked: bool, verdict: Verdict, changes: dict[str, Any]
+) -> None:
+    sets = (SetTerms("debian-forky"), SetTerms("second"), SetTerms("twin", revoked=revoked))
+    another = replace(recovered.grounds.references[1], name="twin", **changes)
+    result = beside(recovered, order, another, policy=Policy(sets=sets))
+    assert result.verdict is (Verdict.TRUSTED if changes else verdict)
+    assert failed(result) == ({"recovery_phase"} if revoked and not changes else set())
 
 
 def test_an_ephemeral_machine_must_show_no_volume(good: Answers, image: Any) -> None:

@@ -23,13 +23,9 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import (
     parse_policy,
 )
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import Reference, parse_manifest
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference_sets import require_accepted, require_valid
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import Hardware, RoadName
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.demands import (
-    judge_freshness,
-    judge_hardware,
-    require_accepted,
-    require_valid,
-)
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.demands import judge_freshness, judge_hardware
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import PARTS, RULES
 from ansible_collections.cvm.fde.plugins.plugin_utils.policy_file import load_policy
 from hypothesis import given, settings
