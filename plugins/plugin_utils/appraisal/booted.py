@@ -52,7 +52,7 @@ def secure_boot_configuration(values: Values, reference: Reference, replay: Call
 
 
 def fits(reference: Reference, values: Values, replay: Callable[[], Replay], compared: AbstractSet[int]) -> bool:
-    """Tell whether no PCR of ``compared`` contradicts a set; one that cannot be judged, for want of a good log, does not."""
+    """Tell whether no PCR of ``compared`` contradicts a set. One that cannot be judged without a log does not."""
 
     def compare() -> None:
         legal = {4: reference.pcr_4, 12: reference.pcr_12, 13: reference.pcr_13, 14: reference.pcr_14}

@@ -270,6 +270,22 @@ def test_the_role_and_the_condition_fit_together(enrolled: Fleet) -> None:
     assert "secret of web1" not in output
 
 
+def test_a_host_that_passes_the_questions_on_gets_no_secret_and_neither_does_the_other(fleet: Fleet) -> None:
+    fleet.hosts["relay"] = dict(fleet.hosts["web0"])
+    status, output = fleet.play(
+        attesting(fleet),
+        saying("each for itself was trusted:", "attest_result.verdict == 'trusted'"),
+        saying("secret of", "inventory_hostname is cvm.fde.trusted"),
+        saying("by its result", "attest_result is cvm.fde.trusted"),
+        authorities=dict.fromkeys(fleet.hosts, fleet.values["fde_endorsement_ca"]),
+    )
+    assert status == 0, output
+    for host in fleet.hosts:
+        assert f"each for itself was trusted: {host}" in output
+        assert (f"secret of {host}" in output) is (host == "web1")
+        assert (f"by its result {host}" in output) is (host == "web1")
+
+
 @pytest.mark.parametrize("attested_before", [False, True])
 def test_a_host_cannot_plant_a_verdict_among_its_facts(fleet: Fleet, attested_before: bool) -> None:
     # What any module prints may bring facts, and Ansible makes variables of them: this one looks like a good result.
