@@ -202,7 +202,7 @@ TARGETS = (
     Target("firmware_log", firmware_log, REFUSALS, ("firmware_log",), LOGS),
     Target("userspace_log", systemd_log, REFUSALS, ("userspace_log",), words=(b'"pcr"', b'"nv_index"', b'"digests"')),
     Target("hcl", parse_hcl, REFUSALS, ("hcl",)),
-    Target("snp", parse_report, REFUSALS, ("snp",), ("hardware/*report*",), limit=4200),
+    Target("snp", parse_report, REFUSALS, ("snp",), ("hardware/*attestation.bin",), limit=4200),
     Target("tdx", parse_tdx_quote, REFUSALS, ("tdx",)),
     Target("td_report", parse_td_report, REFUSALS, ("td_report",), limit=4200),
     Target("nitro", parse_document, REFUSALS, ("nitro",)),

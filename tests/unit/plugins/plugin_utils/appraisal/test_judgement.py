@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import struct
+import subprocess
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,9 @@ from typing import Any, Callable
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
-from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened, tss
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.keys import EK_ECC_CERTIFICATE, EK_RSA_CERTIFICATE, primary
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.templates import EK_ECC_P256
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import judgement
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Case, Challenge, Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential import make_credential
@@ -40,6 +43,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust impo
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS, PARTS, RULES
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public, parse_quote
 from ansible_collections.cvm.fde.tests.unit.plugins.conftest import timeless
+from cryptography.hazmat.primitives.asymmetric import ec
 
 NONCE = bytes(range(32))
 SECRET = bytes(range(32, 64))
@@ -139,6 +143,47 @@ def test_a_machine_after_its_first_boot_is_trusted(good: Answers, machine: Any, 
         "last_refusal": None,
         "matches": True,
     }
+
+
+def give_ecc_endorsement_key(machine: Any, authority: Path) -> None:
+    """Replace the certificate of the machine's RSA endorsement key by one of its ECC key, by the same authority."""
+    with opened(machine.tcti) as esys:
+        with primary(esys, EK_ECC_P256) as key:
+            point = parse_public(key.public).key.public_numbers()
+        words = ["swtpm_localca", "--tpm2", "--type", "ek", "--ek", f"x={point.x:064x},y={point.y:064x},id=secp256r1"]
+        words += ["--dir", str(machine.folder), "--vmid", "ecc", "--tpm-spec-family", "2.0", "--tpm-spec-level", "0"]
+        words += ["--tpm-spec-revision", "164", "--logfile", str(machine.folder / "ca.log")]
+        words += ["--tpm-manufacturer", "id:00001014", "--tpm-model", "swtpm", "--tpm-version", "id:20191023"]
+        words += ["--configfile", str(authority / "localca.conf"), "--optsfile", str(authority / "localca.options")]
+        subprocess.run(words, check=True)
+        certificate = (machine.folder / "ek.cert").read_bytes()
+        esys.nv_undefine_space(esys.tr_from_tpmpublic(EK_RSA_CERTIFICATE), tss.ESYS_TR.PLATFORM)
+        attributes = tss.TPMA_NV.OWNERWRITE | tss.TPMA_NV.OWNERREAD | tss.TPMA_NV.AUTHREAD | tss.TPMA_NV.NO_DA
+        public = tss.TPMS_NV_PUBLIC(
+            nvIndex=EK_ECC_CERTIFICATE, nameAlg=tss.TPM2_ALG.SHA256, attributes=attributes, dataSize=len(certificate)
+        )
+        index = esys.nv_define_space(tss.TPM2B_AUTH(), tss.TPM2B_NV_PUBLIC(nvPublic=public))
+        for start in range(0, len(certificate), 512):
+            esys.nv_write(index, certificate[start : start + 512], start, tss.ESYS_TR.OWNER)
+
+
+def test_a_machine_whose_endorsement_key_is_ecc_is_trusted_by_its_certificate(
+    make_machine: Callable[..., Any], authority: Path, grounds: Grounds
+) -> None:
+    machine = make_machine("ecc")
+    give_ecc_endorsement_key(machine, authority)
+    answers = ask(machine, grounds)
+    endorsement = parse_public(base64.b64decode(answers.identity["endorsement"]))
+    assert isinstance(endorsement.key, ec.EllipticCurvePublicKey)
+    result = answers.appraise()
+    assert [(check.name, check.reason) for check in result.checks if check.status is not Status.PASSED] == []
+    assert (result.verdict, result.road) == (Verdict.TRUSTED, "ek-certificate")
+    assert result.claims["endorsement_key"] == digest(endorsement.key)
+    guessed = answers.change(activated=flip(answers.evidence["activated"]))
+    assert failed(guessed.appraise()) == {"credential_activation"}
+    rsa = ask(make_machine("rsa"), grounds).identity["endorsement_certificate"]
+    borrowed = replace(answers, identity={**answers.identity, "endorsement_certificate": rsa}).appraise()
+    assert failed(borrowed) == {"endorsement_certificate"}
 
 
 def test_it_is_trusted_again_after_a_reboot(make_machine: Callable[..., Any], grounds: Grounds, image: Any) -> None:
