@@ -15,8 +15,9 @@ from typing import Any, Optional
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+from ..plugin_utils.appraisal.judgement import Status
 from ..plugin_utils.registered import registered
-from ..plugin_utils.report import fleet, missing, table, trusted
+from ..plugin_utils.report import fleet, missing, quoted, table, trusted, unjudged
 
 ARGUMENTS = {
     "hosts": {"type": "list", "elements": "str", "required": True},
@@ -38,7 +39,7 @@ class ActionModule(ActionBase):
         del tmp
         _validation, args = self.validate_argument_spec(argument_spec=ARGUMENTS)
         hostvars, variable = (task_vars or {})["hostvars"], str(args["variable"])
-        entries = {str(host): _entry(registered(hostvars, str(host), variable)) for host in args["hosts"]}
+        entries = {str(host): _entry(str(host), registered(hostvars, str(host), variable)) for host in args["hosts"]}
         report = fleet(list(missing(entries)), datetime.datetime.now(datetime.timezone.utc))
         result: dict[str, Any] = {"changed": False, "report": report}
         if args["path"] is not None:
@@ -57,10 +58,16 @@ class ActionModule(ActionBase):
         return result
 
 
-def _entry(found: Any) -> Optional[dict[str, Any]]:
-    """Return a host's entry in the result that the task of ``cvm.fde.attest`` registered."""
-    report = found.get("report") if isinstance(found, Mapping) else None
-    return dict(report) if isinstance(report, Mapping) else None
+def _entry(host: str, found: Any) -> Optional[dict[str, Any]]:
+    """Return a host's entry in the result that the task of ``cvm.fde.attest`` registered, or why it has none."""
+    if not isinstance(found, Mapping):
+        return None
+    report = found.get("report")
+    if isinstance(report, Mapping):
+        return dict(report)
+    if found.get("failed") and not found.get("unreachable"):
+        return unjudged(host, Status.UNKNOWN, f"its attestation failed: {quoted(found.get('msg', 'without a word'))}")
+    return None
 
 
 def _write(path: str, report: dict[str, Any]) -> None:

@@ -54,6 +54,8 @@ options:
       - V(ek-certificate) takes one of O(endorsement_ca) to vouch for the endorsement key.
       - V(gcp-ak-certificate), V(azure-snp), V(azure-tdx) and V(aws-nitrotpm) take what the platform gives its machines,
         under the authorities of that road in O(platform_ca).
+      - V(azure-snp) and V(azure-tdx) need a O(policy) that says what may have been launched (C(hardware.id_keys),
+        C(hardware.measurements)); without one they stay unknown.
       - V(pinned-ek) takes O(pinned_ek).
       - V(first-use) takes an operator's approval, recorded in O(ledger) by M(cvm.fde.decision). It is the weakest
         road.

@@ -18,7 +18,7 @@ description:
 options:
   hosts:
     description: The hosts to report on. One without a registered result, or that sent a fact of that name, is reported
-      as V(unknown).
+      as V(unknown), and so is one whose task failed, with what it failed by.
     type: list
     elements: str
     required: true

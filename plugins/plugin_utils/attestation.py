@@ -12,12 +12,12 @@ import secrets
 from dataclasses import asdict, replace
 from typing import Any, Callable, Mapping, Optional, Sequence
 
-from .appraisal.case import BANK, Challenge, Grounds
+from .appraisal.case import Challenge, Grounds
 from .appraisal.credential import SECRET_SIZE, make_credential
-from .appraisal.errors import AppraisalError
+from .appraisal.errors import AppraisalError, contained
 from .appraisal.evidence import Hydration, Identity, parse_evidence, parse_identity
 from .appraisal.judgement import Result, appraise
-from .appraisal.reference import Reference
+from .appraisal.reference import BANK, Reference
 from .appraisal.roads.choice import NITROTPM_BANK, PLATFORMS
 from .appraisal.roads.trust import RoadName
 from .appraisal.rules.table import REQUIRED_PCRS
@@ -74,6 +74,9 @@ class Attestation:
         decrypt.
         """
         self._answers = [answer]
+        return contained(lambda: self._second(answer))
+
+    def _second(self, answer: Any) -> dict[str, Any]:
         self._identity = parse_identity(answer)
         attestation, endorsement = parse_public(self._identity.attestation), parse_public(self._identity.endorsement)
         credential = make_credential(endorsement, attestation.name, self._challenge.secret)
@@ -92,7 +95,7 @@ class Attestation:
         if self._identity is None:
             raise AppraisalError("malformed", "the machine was not asked for its identity before it was judged")
         self._answers.append(answer)
-        evidence = parse_evidence(answer)
+        evidence = contained(lambda: parse_evidence(answer))
         self.hydration = evidence.hydration
         self._grounds = replace(self._grounds, now=self._clock())
         self._result = appraise(self._identity, evidence, self._challenge, self._grounds)

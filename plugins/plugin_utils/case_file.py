@@ -30,14 +30,14 @@ from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from cryptography import x509
 
-from .appraisal.case import BANK, Challenge, Grounds
+from .appraisal.case import Challenge, Grounds
 from .appraisal.documents import parse_json
 from .appraisal.errors import AppraisalError
 from .appraisal.evidence import Hydration, parse_evidence, parse_identity
 from .appraisal.fields import Fields
 from .appraisal.judgement import Result, appraise
 from .appraisal.policy import Policy
-from .appraisal.reference import Reference, load_reference, parse_manifest
+from .appraisal.reference import BANK, Reference, load_reference, parse_manifest
 from .appraisal.replay import LogCache
 from .appraisal.roads.trust import RoadName
 from .appraisal.structures import HASH_IDS, PCR_COUNT

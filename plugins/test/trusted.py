@@ -11,7 +11,9 @@ from typing import Callable, Optional
 
 from jinja2 import pass_context
 
+from ..plugin_utils.appraisal.judgement import Naming
 from ..plugin_utils.registered import registered
+from ..plugin_utils.report import UNIQUE
 
 DOCUMENTATION = r"""
 name: trusted
@@ -26,6 +28,12 @@ description:
     report that is not one, and anything unexpected in it.
   - Given a host's name alone it looks at the variable C(attest_result) of that host, which is what the role
     P(cvm.fde.attest#role) and the playbook C(cvm.fde.attest) register.
+  - Two hosts that show the same key are neither trusted, since one may have passed the questions on to the other. Who
+    is known by its key is trusted nevertheless, by O(cvm.fde.attest#module:endorsement_key) or by a ledger
+    (O(cvm.fde.attest#module:ledger)).
+  - In a report its own entries are compared. Otherwise the variable C(attest_result) of every host of the inventory is
+    looked at. A relay shows only once both hosts were attested under that name, so attest all hosts first. In a large
+    fleet use a report, which compares once.
   - A host may send facts of any name, and Ansible makes variables of them. A host that ever sent a fact of the name
     C(attest_result) is not trusted.
   - A variable of another name, given as O(attested), is only as good as where it comes from. Register it in the same
@@ -107,25 +115,54 @@ def trusted(
     context: Mapping[str, object], found: object, attested: object = None, max_age: Optional[float] = None
 ) -> bool:
     """Tell whether a host, named or known from its own result, is trusted."""
+    hostvars = context.get("hostvars")
     if isinstance(found, str):
-        known = registered(context.get("hostvars"), found, RESULT) if attested is None else attested
-        return _host_is_trusted(found, known, max_age)
-    if attested is not None or max_age is not None:
-        return False
-    entry = _entry_of_result(found)
-    return entry is not None and _entry_is_trusted(entry)
+        known = registered(hostvars, found, RESULT) if attested is None else attested
+        report = _fleet_report(known)
+        if report is not None:
+            return _is_trusted_by_report(found, report, max_age)
+        entry = _entry_of_result(known)
+        if entry is None or entry.get("host") != found:
+            return False
+    else:
+        entry = None if attested is not None else _entry_of_result(found)
+    return max_age is None and entry is not None and _entry_is_trusted(entry) and _is_alone(entry, hostvars)
 
 
-def _host_is_trusted(host: str, attested: object, max_age: Optional[float]) -> bool:
-    report = _fleet_report(attested)
-    if report is None:
-        entry = _entry_of_result(attested)
-        return max_age is None and entry is not None and entry.get("host") == host and _entry_is_trusted(entry)
+def _is_trusted_by_report(host: str, report: Mapping[str, object], max_age: Optional[float]) -> bool:
     hosts = _list(report.get("hosts"))
     if report.get("version") != 1 or not _is_recent(report.get("created"), max_age):
         return False
     named = [entry for entry in hosts if not isinstance(entry, Mapping) or entry.get("host") == host]
-    return len(named) == 1 and isinstance(named[0], Mapping) and _entry_is_trusted(named[0])
+    if len(named) != 1 or not isinstance(named[0], Mapping) or not _entry_is_trusted(named[0]):
+        return False
+    return _is_identified(named[0]) or not any(_shares(named[0], entry) for entry in hosts if entry is not named[0])
+
+
+def _is_alone(entry: Mapping[str, object], hostvars: object) -> bool:
+    """Tell whether no other host that was attested shows a key of this one: one may have asked the other's TPM.
+
+    Every other host's variables are looked at, unless it is known whose key this is.
+    """
+    if _is_identified(entry):
+        return True
+    if not isinstance(hostvars, Mapping):
+        return False
+    others = (registered(hostvars, str(host), RESULT) for host in hostvars if str(host) != entry.get("host"))
+    return not any(isinstance(other, Mapping) and _shares(entry, other.get("report")) for other in others)
+
+
+def _is_identified(entry: Mapping[str, object]) -> bool:
+    """Tell whether the operator, or a ledger, knows the host by the key that it showed."""
+    checks = [check for check in _list(entry.get("checks")) if isinstance(check, Mapping)]
+    ledger = any((check.get("name"), check.get("status")) == ("identity", "passed") for check in checks)
+    return ledger or entry.get("identity") == Naming.PINNED.value
+
+
+def _shares(entry: Mapping[str, object], other: object) -> bool:
+    return isinstance(other, Mapping) and any(
+        entry.get(key) is not None and entry.get(key) == other.get(key) for key in UNIQUE
+    )
 
 
 def _fleet_report(attested: object) -> Optional[Mapping[str, object]]:
@@ -152,6 +189,7 @@ def _entry_is_trusted(entry: Mapping[str, object]) -> bool:
     checks = _list(entry.get("checks"))
     return (
         entry.get("verdict") == "trusted"
+        and isinstance(entry.get("attestation_key"), str)
         and bool(checks)
         and all(isinstance(check, Mapping) and check.get("status") in _GOOD for check in checks)
     )

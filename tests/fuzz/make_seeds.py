@@ -22,7 +22,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds  # noqa:
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential import make_credential  # noqa: E402
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS  # noqa: E402
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public  # noqa: E402
-from ansible_collections.cvm.fde.tests.unit.plugins.conftest import Image, Machine, make_authority  # noqa: E402
+from ansible_collections.cvm.fde.tests.unit.plugins.conftest import Image, Machine, make_authority, timeless  # noqa: E402
 
 from .target import SEEDS  # noqa: E402
 
@@ -59,6 +59,7 @@ def _keep(machine: Machine) -> None:
     _put("public/ek", keys[0].raw)
     _put("public/ak", keys[1].raw)
     _put("certificate/ek", decoded["endorsement_certificate"])
+    _put("timeless/ek", timeless(keys[0].key))
     _put("firmware_log/honest", machine.firmware_log.read_bytes())
     _put("userspace_log/honest", machine.userspace_log.read_bytes())
 

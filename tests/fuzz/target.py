@@ -46,9 +46,14 @@ class Target:
         return [*(path.read_bytes() for path in files), *(self.made() if self.made is not None else ())]
 
     def real(self) -> list[bytes]:
-        """Return the real ones."""
-        found = [path for pattern in self.vectors for path in sorted(VECTORS.glob(pattern))]
-        return [path.read_bytes()[: self.limit] for path in found]
+        """Return the real ones. Raises ``LookupError`` where there are some, and a glob finds none of them."""
+        if not VECTORS.is_dir():
+            return []
+        found = {pattern: sorted(VECTORS.glob(pattern)) for pattern in self.vectors}
+        missed = [pattern for pattern, paths in found.items() if not paths]
+        if missed:
+            raise LookupError(f"no real input of {self.name} is called {', '.join(missed)} in {VECTORS}")
+        return [path.read_bytes()[: self.limit] for paths in found.values() for path in paths]
 
     def once(self, data: bytes) -> None:
         """Run it once, as the fuzzer does."""

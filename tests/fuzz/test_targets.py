@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import random
 import time
+from pathlib import Path
 
 import pytest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Verdict, appraise
 
+from . import target as targets
 from .appraisal import honest
 from .target import Target
 from .targets import TARGETS
@@ -45,6 +47,25 @@ def test_good_inputs_are_taken(target: Target) -> None:
 def test_real_inputs_are_taken_or_refused(target: Target) -> None:
     for data in target.real():
         target.once(data)
+
+
+@EACH
+def test_every_target_has_inputs_to_begin_with(target: Target) -> None:
+    # Those of the judgement are edits, and any bytes are some.
+    assert target.own() or target.name == "judgement"
+
+
+def test_real_inputs_that_are_missed_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looking = Target("looking", lambda data: data, (), vectors=("found/*", "missed/*"))
+    monkeypatch.setattr(targets, "VECTORS", tmp_path)
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found/input").write_bytes(b"x")
+    with pytest.raises(LookupError, match=r"no real input of looking is called missed/\* in"):
+        looking.real()
+    assert Target("found", lambda data: data, (), vectors=("found/*",)).real() == [b"x"]
+    # Who has none at all is not asked for them.
+    monkeypatch.setattr(targets, "VECTORS", tmp_path / "nowhere")
+    assert looking.real() == []
 
 
 @EACH

@@ -27,6 +27,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table impo
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
 from ansible_collections.cvm.fde.plugins.plugin_utils.asking import ANSWER_LIMIT, MEMORY_LIMIT
 from ansible_collections.cvm.fde.tests.lab.process import run
+from ansible_collections.cvm.fde.tests.unit.plugins.conftest import timeless
 
 from .guests import FOLDER, HONEST, PYTHON, SshGuest
 from .watch import MIB, Run, watched
@@ -171,6 +172,14 @@ ATTACKS: dict[str, Attack] = {
         "untrusted",
         "userspace_log: the record 1 of systemd's log has an object with the same name twice",
         twisting(said_twice),
+        tpm=True,
+    ),
+    "timeless": Attack(
+        _TWISTED,
+        "untrusted",
+        "endorsement_certificate: the certificate cannot be read",
+        # Read long before anybody looks whose it is.
+        twisting(lambda _recorded: {"endorsement_certificate": rounds.encode(timeless())}),
         tpm=True,
     ),
     "silent": Attack("exec sleep infinity", "unknown", _LATE, endless=True),

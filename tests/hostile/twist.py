@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Runs on a hostile host: changes in the module's honest result what a file says, and prints the rest as it is.
 
-The first argument names a JSON object, whose fields replace those of the second round's answer.
+The first argument names a JSON object, whose fields replace those of the same names in the answer of either round.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 
 result = json.load(sys.stdin)
 answer = result.get("answer", {})
-if "quote" in answer:
-    with open(sys.argv[1], encoding="utf-8") as file:
-        answer.update(json.load(file))
+with open(sys.argv[1], encoding="utf-8") as file:
+    answer.update({name: value for name, value in json.load(file).items() if name in answer})
 print(json.dumps(result))

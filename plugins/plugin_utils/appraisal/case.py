@@ -8,16 +8,18 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 from cryptography import x509
 
+from ...module_utils.errors import certain
 from ...module_utils.tpm.anchor import Anchor, AnchorError
 from .errors import AppraisalError, Undecided
 from .evidence import Evidence, Identity
 from .fields import Signed
 from .policy import Policy
-from .reference import PHASE_INITRD, PHASE_READY, Reference, matching
+from .reference import BANK, PHASE_INITRD, PHASE_READY, Reference
+from .reference_sets import describing
 from .replay import LogCache, Replay
 from .roads.choice import Allowed
 from .roads.trust import AkTrust, Attester
@@ -26,14 +28,13 @@ from .structures import (
     PublicArea,
     QuoteAttest,
     Selection,
+    Values,
     parse_nv_certification,
     parse_public,
     parse_quote,
 )
 from .tokens import Creation, Origin, Recovery, parse_recovery, parse_token
 
-#: The PCR bank that everything is judged by.
-BANK = "sha256"
 #: The strategy of images without a volume.
 EPHEMERAL = "ephemeral"
 
@@ -82,7 +83,13 @@ class Case:
     @cached_property
     def reference(self) -> Reference:
         """The set of the image that runs."""
-        return matching(self.grounds.references, PHASE_READY, self.evidence.values.get(BANK, {}).get(11))
+        waived = self.grounds.policy.waived
+        compared = {pcr for pcr in (4, 7, 12, 13, 14) if f"pcr_{pcr}" not in waived}
+        values, references = self.evidence.values, self.grounds.references
+        policy, now = self.grounds.policy, self.grounds.now
+        found = describing(references, PHASE_READY, values, lambda: self.replay, compared, policy, now)
+        # By the first one a machine fails that no set describes.
+        return found or references[0]
 
     @property
     def ephemeral(self) -> bool:
@@ -92,8 +99,8 @@ class Case:
     @cached_property
     def origin(self) -> Reference:
         """The set of the image whose initrd made the volume: the one that runs, or one that ran before an update."""
-        pcr_11 = self.creation.values.get(BANK, {}).get(11)
-        return matching((self.reference, *self.grounds.references), PHASE_INITRD, pcr_11)
+        found = self._made_by(self.creation.values, lambda: self.creation_replay, "evidence_boot")
+        return found or self.reference
 
     @cached_property
     def endorsement(self) -> PublicArea:
@@ -146,9 +153,15 @@ class Case:
     @cached_property
     def recovered_by(self) -> Optional[Reference]:
         """The set of the image in whose initrd the volume was recovered last, if it was and is a known one."""
-        pcr_11 = None if self.recovery is None else self.recovery.values.get(BANK, {}).get(11)
-        known = (self.reference, *self.grounds.references)
-        return next((one for one in known if one.pcr_11[PHASE_INITRD] == pcr_11), None)
+        if self.recovery is None:
+            return None
+        return self._made_by(self.recovery.values, lambda: self.recovery_replay, "recovery_boot")
+
+    def _made_by(self, values: Values, replay: Callable[[], Replay], check: str) -> Optional[Reference]:
+        """Find the set of the initrd in which a token was made, by what is compared of its boot in ``check``."""
+        compared = frozenset(() if check in self.grounds.policy.waived else (4, 7, 12))
+        others = (one for one in self.grounds.references if one is not self.reference)
+        return describing((self.reference, *others), PHASE_INITRD, values, replay, compared, self.grounds.policy)
 
     @property
     def anchored_by(self) -> Origin:
@@ -162,6 +175,12 @@ class Case:
     @cached_property
     def creation_replay(self) -> Replay:
         return self._replay(self.creation.firmware_log, self.creation.userspace_log)
+
+    @cached_property
+    def recovery_replay(self) -> Replay:
+        """The logs of the last recovery; call it only where there was one."""
+        recovery = certain(self.recovery)
+        return self._replay(recovery.firmware_log, recovery.userspace_log)
 
     def _replay(self, firmware: bytes, userspace: bytes) -> Replay:
         replayed = self.grounds.cache.replay(firmware, userspace, BANK)

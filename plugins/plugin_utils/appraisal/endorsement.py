@@ -45,9 +45,11 @@ _E = TypeVar("_E", bound=x509.ExtensionType)
 def load_authorities(pem: bytes) -> list[x509.Certificate]:
     """Read the certificates of one PEM file. Raises ``AppraisalError`` when there is none."""
     try:
-        return x509.load_pem_x509_certificates(pem)
+        found = x509.load_pem_x509_certificates(pem)
+        _tried = [(one.not_valid_before_utc, one.not_valid_after_utc) for one in found]
     except (ValueError, x509.InvalidVersion) as error:
         raise AppraisalError("bad-authority", "the file holds no certificate in PEM form") from error
+    return found
 
 
 def parse_certificate(der: bytes) -> x509.Certificate:
@@ -62,6 +64,7 @@ def parse_certificate(der: bytes) -> x509.Certificate:
             certificate = x509.load_der_x509_certificate(der)
             # It parses lazily; what cannot be read shall fail here and not in the middle of a judgement.
             _tried = (certificate.extensions, certificate.public_key(), certificate.issuer, certificate.subject)
+            _dates = (certificate.not_valid_before_utc, certificate.not_valid_after_utc)
     except (
         ValueError,
         TypeError,

@@ -5,6 +5,12 @@
 
 from __future__ import annotations
 
+from typing import Callable, TypeVar
+
+_T = TypeVar("_T")
+#: How the reason begins of what failed by a fault of our own.
+FAULT = "the verifier itself failed here"
+
 
 class AppraisalError(Exception):
     """A piece of evidence that is not what it should be.
@@ -25,3 +31,18 @@ class Undecided(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def contained(read: Callable[[], _T]) -> _T:
+    """Return what is read of a machine's answers. A fault of our own that they find costs this machine its trust, and
+    no other one its judgement. Raises ``AppraisalError`` or ``Undecided``, and no other exception.
+    """
+    try:
+        return read()
+    except (AppraisalError, Undecided):
+        raise
+    except Exception as error:
+        # What the error says may repeat what the machine sent.
+        raise AppraisalError(
+            "verifier-failed", f"{FAULT} ({type(error).__name__}): keep the evidence, and report it"
+        ) from error

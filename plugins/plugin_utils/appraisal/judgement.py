@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Callable, Mapping, Optional, Sequence, TypeVar
 
 from .case import EPHEMERAL, Case, Challenge, Grounds
-from .errors import AppraisalError, Undecided
+from .errors import AppraisalError, Undecided, contained
 from .evidence import Evidence, Identity
 from .policy import Freshness, Policy
 from .reference import Reference
@@ -111,7 +111,7 @@ class Result:
 #: The only check of answers that could not be judged.
 ANSWERS = "answers"
 #: A failure of only these leaves genuine values without an explanation; any other failure contradicts.
-_EXPLAINING = frozenset(("log_replay", "evidence_replay"))
+_EXPLAINING = frozenset(("log_replay", "evidence_replay", "recovery_replay"))
 
 
 def appraise(identity: Identity, evidence: Evidence, challenge: Challenge, grounds: Grounds) -> Result:
@@ -176,7 +176,7 @@ def _judge(rule: Rule, case: Case) -> Check:
     if missing:
         return Check(rule.name, Status.UNKNOWN, f"not judged, because {missing[0]} did not pass")
     try:
-        return Check(rule.name, Status.PASSED, rule.judge(case))
+        return Check(rule.name, Status.PASSED, contained(lambda: rule.judge(case)))
     except AppraisalError as error:
         return Check(rule.name, Status.FAILED, error.reason)
     except Undecided as undecided:
@@ -261,6 +261,6 @@ def _certified(case: Case, passed: frozenset[str]) -> Optional[CertifiedAnchor]:
 
 def _if_readable(read: Callable[[], _T]) -> Optional[_T]:
     try:
-        return read()
+        return contained(read)
     except AppraisalError:
         return None

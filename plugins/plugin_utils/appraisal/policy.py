@@ -19,7 +19,7 @@ from enum import Enum
 from typing import Any, Mapping, Optional
 
 from .policy_map import PolicyMap
-from .roads.trust import RoadName
+from .roads.trust import NO_ID_KEY, RoadName
 
 VERSION = 1
 _DIGEST = re.compile(r"[0-9a-f]{64,128}")
@@ -159,6 +159,7 @@ class Policy:
 _EVIDENCE = (
     *("evidence_signature", "evidence_claims", "evidence_pcrs", "evidence_replay", "evidence_phase", "evidence_boot"),
     *("evidence_image", "evidence_encryption", "evidence_anchor", "evidence_history", "volume_key", "recoveries"),
+    *("recovery_replay", "recovery_phase", "recovery_boot"),
 )
 #: Checks that may be waived. The others are what every verdict rests on: keys, quote, and the image that runs.
 WAIVABLE = frozenset(
@@ -219,12 +220,15 @@ def _hardware(hardware: PolicyMap) -> HardwareTerms:
     hardware.only("products", "minimum_tcb", "firmware_status", "measurements", "id_keys", "minimum_tpm_firmware")
     minimum = hardware.inner("minimum_tcb")
     tcb = {product: minimum.inner(product).numbers() for product in minimum.names()}
+    id_keys = frozenset(hardware.texts("id_keys", _DIGEST))
+    if NO_ID_KEY in id_keys:
+        hardware.wrong("id_keys", "names nobody: zeros are shown by everything that was launched without a signature")
     return HardwareTerms(
         frozenset(hardware.words("products", ())),
         tcb,
         frozenset(hardware.words("firmware_status", ())),
         frozenset(hardware.texts("measurements", _DIGEST)),
-        frozenset(hardware.texts("id_keys", _DIGEST)),
+        id_keys,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import re
 from dataclasses import dataclass, field, replace
-from typing import Any, Mapping, Optional, Sequence, TypeVar, Union
+from typing import Any, Mapping, Optional, TypeVar, Union
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -25,6 +25,8 @@ MANIFEST_LIMIT = 256 * 1024
 #: A PCR has a handful of legal values at most (before and after a separator, per loader path).
 VALUES_LIMIT = 64
 
+#: The PCR bank that everything is judged by.
+BANK = "sha256"
 PHASE_INITRD = "enter-initrd"
 PHASE_READY = "enter-initrd:leave-initrd:sysinit:ready"
 
@@ -122,14 +124,6 @@ def _sha384(pcrs: _Object) -> dict[int, frozenset[bytes]]:
     if pcrs.has("11"):
         found[11] = frozenset((bytes.fromhex(pcrs.inner("11").digest(PHASE_READY, 48)),))
     return found
-
-
-def matching(references: Sequence[Reference], phase: str, pcr_11: Optional[bytes]) -> Reference:
-    """Return the set whose PCR 11 has this value in this phase, or the first one, by which the machine then fails.
-
-    PCR 11 holds every section of the kernel image: two images never share it.
-    """
-    return next((one for one in references if one.pcr_11[phase] == pcr_11), references[0])
 
 
 class _Object:

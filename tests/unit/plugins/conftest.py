@@ -39,7 +39,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import (
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.quote import quote
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 EV_NO_ACTION, EV_SEPARATOR, EV_EVENT_TAG, EV_S_CRTM_VERSION, EV_IPL = 3, 4, 6, 8, 0xD
@@ -53,6 +53,8 @@ SEPARATED = (0, 1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14)
 #: What a kernel image has measured of itself; images differ in it.
 SECTIONS = (b".linux\0", b".initrd\0", b".cmdline\0")
 INITRD = b"the image's initrd"
+#: What the firmware starts; images share it here.
+KERNEL = b"the unified kernel image"
 PHASES = ("enter-initrd", "leave-initrd", "sysinit", "ready")
 CREATION = {"sha256": (0, 1, 2, 3, 4, 5, 7, 9, 11, 12)}
 
@@ -75,7 +77,11 @@ class FirmwareEvents:
     """A crypto-agile log with one bank, and the digests to extend a TPM with."""
 
     def __init__(
-        self, secure_boot: bool = True, sections: tuple[bytes, ...] = SECTIONS, initrd: bytes = INITRD
+        self,
+        secure_boot: bool = True,
+        sections: tuple[bytes, ...] = SECTIONS,
+        initrd: bytes = INITRD,
+        kernel: bytes = KERNEL,
     ) -> None:
         self.events: list[tuple[int, int, bytes, bytes]] = []
         self.add(0, EV_S_CRTM_VERSION, b"1\0")
@@ -92,7 +98,7 @@ class FirmwareEvents:
         for pcr in range(8):
             self.add(pcr, EV_SEPARATOR, bytes(4))
         self.add(7, EV_AUTHORITY, variable(SECURITY, "db", bytes(16) + SIGNER))
-        self.add(4, EV_BOOT_APPLICATION, b"a device path", sha256(b"the unified kernel image"))
+        self.add(4, EV_BOOT_APPLICATION, b"a device path", sha256(kernel))
         for section in sections:
             self.add(11, EV_IPL, section)
         self.add(9, EV_EVENT_TAG, b"LOADED_IMAGE::LoadOptions\0", sha256(b"the image's command line"))
@@ -207,10 +213,10 @@ class Machine:
                 self.measure(esys, 11, "phase", phase)
 
     @contextmanager
-    def _initrd(self, image: Image) -> Iterator[Any]:
+    def _initrd(self, image: Image, kernel: bytes = KERNEL) -> Iterator[Any]:
         """Boot as far as the initrd."""
         self.start()
-        firmware = FirmwareEvents(self._secure_boot, image.sections, self._initrd_handed)
+        firmware = FirmwareEvents(self._secure_boot, image.sections, self._initrd_handed, kernel)
         self.firmware_log.write_bytes(firmware.log())
         self.userspace_log.write_bytes(b"")
         with opened(self.tcti) as esys:
@@ -221,9 +227,9 @@ class Machine:
             self.measure(esys, 11, "phase", PHASES[0])
             yield esys
 
-    def recover(self, image: Image) -> None:
+    def recover(self, image: Image, kernel: bytes = KERNEL) -> None:
         """Boot as far as the initrd, where somebody gives the recovery key of the volume."""
-        with self._initrd(image) as esys:
+        with self._initrd(image, kernel) as esys:
             name = anchors.anchor_name(image.key, bound_values(esys))
             made = image.claims(self.volume_key_id, name)
             kept = ("version", "volume_key_id", "luks_uuid", "volume", "root_hash", "strategy", "anchor")
@@ -395,6 +401,28 @@ def make_authority(folder: Path) -> Path:
         f"create_certs_tool_options = {folder}/localca.options\n"
     )
     return folder
+
+
+def timeless(public: Any = None) -> bytes:
+    """Return a certificate (DER) that begins in the year 0, which Python's calendar does not have: by default of any
+    key, otherwise of an endorsement key.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "timeless")])
+    named = [x509.NameAttribute(x509.ObjectIdentifier(f"2.23.133.2.{number}"), "x") for number in (1, 2, 3)]
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(public or key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime.datetime(2055, 1, 1))
+        .not_valid_after(datetime.datetime(2060, 1, 1))
+        .add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier("2.23.133.8.1")]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DirectoryName(x509.Name(named))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return made.public_bytes(Encoding.DER).replace(b"20550101000000Z", b"00000101000000Z")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,8 @@
 """Azure confidential VMs: the processor's report vouches for the keys of the virtual TPM, which runs in the guest.
 
 The paravisor's report (NV 0x01400001) names the attestation key at 0x81000003 and the endorsement key. A quote is
-believed from that attestation key, or from any other that activation binds to that endorsement key.
+believed from that attestation key, or from any other that activation binds to that endorsement key. Whose paravisor it
+is nobody judges here: a policy must name it, see `choice.walk`.
 Source: see ``hardware.hcl``, ``hardware.snp`` and ``hardware.tdx``.
 """
 
@@ -39,10 +40,6 @@ from .trust import (
     same_key,
 )
 
-_LAUNCH_MEASUREMENT = Remark(
-    "launch-measurement", "what the paravisor and the firmware are is reported, but compared with nothing"
-)
-
 
 @dataclass(frozen=True)
 class AzureSnp:
@@ -71,7 +68,6 @@ class AzureSnp:
         endorsed = snp.verify_report(report, read_certificate(self.vcek), self.authorities, between, now)
         signer = report.id_key_digest.hex()
         hardware = Hardware("snp", endorsed.product, report.measurement.hex(), endorsed.tcb, id_key=signer)
-        not_checked = (NO_REVOCATION, _LAUNCH_MEASUREMENT)
         return _trust(
             RoadName.AZURE_SNP,
             attester,
@@ -80,7 +76,7 @@ class AzureSnp:
             hardware,
             bindings,
             endorsed.chain,
-            not_checked,
+            (NO_REVOCATION,),
             now,
         )
 
@@ -120,7 +116,7 @@ class AzureTdx:
         if self.collateral is not None:
             status = firmware_status(self.collateral, quote, self.authorities, now)
         hardware = Hardware("tdx", "TDX", report.measurement.hex(), tcb, status)
-        not_checked: tuple[Remark, ...] = (NO_REVOCATION, _LAUNCH_MEASUREMENT)
+        not_checked: tuple[Remark, ...] = (NO_REVOCATION,)
         if status is None:
             not_checked += (Remark("quote-collateral", "whether firmware and quoting enclave are up to date"),)
         return _trust(

@@ -17,13 +17,14 @@ from cryptography import x509
 from ..errors import AppraisalError, Undecided
 from ..hardware.tdx_collateral import TdxCollateral
 from ..platform import Platform
+from ..policy import HardwareTerms
 from .aws import IMAGE_PCRS, AwsNitroTpm
 from .azure import AzureSnp, AzureTdx
 from .endorsement_key import Activation, EkCertificate, PinnedEk, names_key
 from .first_use import Approval, FirstUse
 from .gcp import GcpAkCertificate
 from .platform_key import ThroughPlatformKey
-from .trust import AkTrust, Attester, Road, RoadName
+from .trust import NO_ID_KEY, AkTrust, Attester, Hardware, Road, RoadName
 
 #: What a machine collects of its platform for each road that needs it; the words are those of `attest_round`.
 PLATFORMS: Mapping[RoadName, str] = {
@@ -71,17 +72,26 @@ class Shown:
     image: Mapping[int, frozenset[bytes]] = field(default_factory=dict)
 
 
-def walk(allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate], now: datetime.datetime) -> AkTrust:
+def walk(
+    allowed: Allowed,
+    shown: Shown,
+    authorities: Sequence[x509.Certificate],
+    now: datetime.datetime,
+    launched: Optional[HardwareTerms] = None,
+) -> AkTrust:
     """Return what the first road that is allowed and leads to the attestation key establishes.
 
-    ``authorities`` are those of `RoadName.EK_CERTIFICATE`. Raises ``AppraisalError`` when none does and one was
+    ``authorities`` are those of `RoadName.EK_CERTIFICATE`. ``launched`` says what the processor may report as launched;
+    to compare it is not done here. Raises ``AppraisalError`` when none does and one was
     contradicted, ``Undecided`` when all of them lack something.
     """
     contradicted: list[tuple[RoadName, AppraisalError]] = []
     lacking: list[str] = []
     for name in allowed.roads:
         try:
-            return _road(name, allowed, shown, authorities).establish(shown.attester, now)
+            trust = _road(name, allowed, shown, authorities).establish(shown.attester, now)
+            _require_named_launch(trust.hardware, launched or HardwareTerms())
+            return trust
         except AppraisalError as error:
             contradicted.append((name, error))
         except Undecided as undecided:
@@ -92,6 +102,18 @@ def walk(allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]
         raise contradicted[0][1]
     reasons = [f"{name.value}: {error.reason}" for name, error in contradicted]
     raise AppraisalError("no-road", "; ".join([*reasons, *lacking]))
+
+
+def _require_named_launch(hardware: Optional[Hardware], terms: HardwareTerms) -> None:
+    """Ask for a policy that says whose word it takes, where a processor vouches for whoever was launched on it."""
+    if hardware is None or terms.measurements or (terms.id_keys and hardware.id_key is not None):
+        return
+    signer = "nobody" if hardware.id_key == NO_ID_KEY else f"the key {hardware.id_key}"
+    signed = "" if hardware.id_key is None else f", signed by {signer}"
+    raise Undecided(
+        "the policy names neither measurements nor signers of what may have been launched: here the measurement "
+        f"{hardware.measurement}{signed}"
+    )
 
 
 def _road(name: RoadName, allowed: Allowed, shown: Shown, authorities: Sequence[x509.Certificate]) -> Road:

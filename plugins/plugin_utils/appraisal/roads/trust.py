@@ -28,6 +28,8 @@ from ..structures import PublicArea, Values, VerifyingKey
 #: make the search for a chain long: with this number it ends within a tenth of a second.
 INTERMEDIATE_LIMIT = 4
 Detail = Union[str, int, bool]
+#: In the place of the key's digest, where nobody signed what was launched.
+NO_ID_KEY = "00" * 48
 
 
 class RoadName(str, Enum):
@@ -75,7 +77,8 @@ class Hardware:
     """What a processor's report says beyond the keys, for a policy to judge. ``tcb`` has one number a component.
 
     ``status`` is the maker's own word on that firmware, as Intel's ``UpToDate``, where it was asked for. ``id_key`` is
-    the digest (hex) of the key that signed what was launched, zeros where nobody did, None where no report says so.
+    the digest (hex) of the key that signed what was launched, `NO_ID_KEY` where nobody did, None where no report says
+    so.
     """
 
     tee: str

@@ -8,9 +8,10 @@ from __future__ import annotations
 import hmac
 
 from ....module_utils.tpm.anchor import SIZE, State, anchor_name
-from ..case import BANK, Case
+from ..case import Case
 from ..errors import AppraisalError
 from ..quote import require_nonce, require_signature
+from ..reference import BANK
 from .rule import Rule
 
 

@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Callable, Optional
-
+from ..booted import enforced, explain, listed, secure_boot_configuration
 from ..case import Case
 from ..errors import AppraisalError, Undecided
-from ..reference import PHASE_READY, Reference
-from ..replay import Replay
-from ..structures import Values
-from .rule import SIGNED, Rule, enforced, explain, listed
+from ..reference import PHASE_READY
+from .rule import SIGNED, Rule
 
 
 def _firmware_log(case: Case) -> str:
@@ -46,25 +43,6 @@ def _pcr_4(case: Case) -> str:
 def _pcr_7(case: Case) -> str:
     explained = "log_replay" in case.passed
     return secure_boot_configuration(case.evidence.values, case.reference, lambda: case.replay if explained else None)
-
-
-def secure_boot_configuration(values: Values, reference: Reference, replay: Callable[[], Optional[Replay]]) -> str:
-    """Judge PCR 7 by its listed values, or by its events where the manifest lists none.
-
-    ``replay`` returns the logs only when they were found to lead to the values.
-    """
-    if reference.pcr_7 is not None:
-        return listed(values, 7, reference.pcr_7)
-    if reference.signer is None:
-        raise Undecided("the manifest lists no value of PCR 7 and names no Secure Boot certificate")
-    explained = replay()
-    if explained is None:
-        raise Undecided("the manifest lists no value of PCR 7, and no log explains it")
-    if explained.secure_boot().authorities != {reference.signer}:
-        raise AppraisalError(
-            "pcr-7", "the image was not admitted by the certificate that the manifest names, and it alone"
-        )
-    return "only the certificate that the manifest names admitted what was started"
 
 
 def _pcr_11(case: Case) -> str:

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Optional
 
 from ..case import Case
 from ..errors import AppraisalError, Undecided
-from ..policy import Freshness, HardwareTerms, Policy
-from ..reference import Reference
+from ..policy import Freshness, HardwareTerms
+from ..reference_sets import require_valid
 from ..roads.trust import Hardware
 from .rule import Rule
 
@@ -35,27 +34,6 @@ def _evidence_age(case: Case) -> str:
 def _reference_set(case: Case) -> str:
     require_valid(case.reference, case.grounds.policy, case.grounds.now)
     return f"the reference set {case.reference.name} matches and is valid"
-
-
-def require_valid(reference: Reference, policy: Policy, moment: datetime.datetime) -> None:
-    """Check that machines may show a set's values at a moment. Raises ``AppraisalError``."""
-    require_accepted(reference, policy)
-    terms = next((terms for terms in policy.sets if terms.name == reference.name), None)
-    begins = (reference.not_before, terms.not_before if terms else None)
-    ends = (reference.not_after, terms.not_after if terms else None)
-    if any(begin is not None and moment < begin for begin in begins):
-        raise AppraisalError("set-not-yet-valid", f"the reference set {reference.name} is not valid yet")
-    if any(end is not None and moment > end for end in ends):
-        raise AppraisalError("set-expired", f"the reference set {reference.name} is not valid any more")
-
-
-def require_accepted(reference: Reference, policy: Policy) -> None:
-    """Check that the policy names a set, if it names any, and has not revoked it. Raises ``AppraisalError``."""
-    terms = next((terms for terms in policy.sets if terms.name == reference.name), None)
-    if terms is None and policy.sets:
-        raise AppraisalError("set-not-accepted", f"the policy does not name the reference set {reference.name}")
-    if terms is not None and terms.revoked:
-        raise AppraisalError("set-revoked", f"the reference set {reference.name} is revoked")
 
 
 def _hardware(case: Case) -> str:

@@ -63,7 +63,7 @@ def _road(case: Case) -> str:
         case.evidence.platform,
         case.reference.sha384,
     )
-    case.trust = choice.walk(grounds.allowed, shown, grounds.authorities, grounds.now)
+    case.trust = choice.walk(grounds.allowed, shown, grounds.authorities, grounds.now, grounds.policy.hardware)
     return f"the road {case.trust.road.value} leads to the attestation key"
 
 

@@ -8,22 +8,25 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from typing import Callable, Union
 
 from ....module_utils.agent.evidence import QUOTED_PCRS
 from ....module_utils.agent.machine import VOLUME
 from ....module_utils.agent.opening import VOLUME_KEY_PCR
+from ....module_utils.errors import certain
 from ....module_utils.luks2.profile import AUTHENTICATED, LAYOUT
 from ....module_utils.tpm.anchor import INDEX, anchor_name
-from ..case import BANK, Case
+from ..booted import enforced, explain, listed, secure_boot_configuration
+from ..case import Case
 from ..errors import AppraisalError
 from ..quote import require_selection, require_signature, require_values, verify_quote
-from ..reference import PHASE_INITRD
-from ..structures import parse_quote
-from ..tokens import Recovery
+from ..reference import BANK, PHASE_INITRD, Reference
+from ..reference_sets import require_accepted
+from ..replay import Replay
+from ..structures import Values, parse_quote
+from ..tokens import Claims, Recovered, Recovery
 from ..userspace_log import VOLUME_KEY
-from .boot import secure_boot_configuration
-from .demands import require_accepted
-from .rule import Rule, enforced, explain, listed, signing_hash
+from .rule import Rule, signing_hash
 
 #: The PCRs that the agent has quoted, and what that quote is called.
 _COVERED = {bank: frozenset(pcrs) for bank, pcrs in QUOTED_PCRS.items()}
@@ -61,19 +64,27 @@ def _evidence_phase(case: Case) -> str:
 
 
 def _evidence_boot(case: Case) -> str:
-    enforced(case.creation_replay)
-    listed(case.creation.values, 4, case.origin.pcr_4)
-    listed(case.creation.values, 12, case.origin.pcr_12)
-    return secure_boot_configuration(case.creation.values, case.origin, lambda: case.creation_replay)
+    return _boot(case.creation.values, case.origin, case.creation_replay)
+
+
+def _boot(values: Values, reference: Reference, replayed: Replay) -> str:
+    """Judge the boot in which a token was made, whose logs were found to lead to the values."""
+    enforced(replayed)
+    listed(values, 4, reference.pcr_4)
+    listed(values, 12, reference.pcr_12)
+    return secure_boot_configuration(values, reference, lambda: replayed)
 
 
 def _evidence_image(case: Case) -> str:
-    claims, origin = case.creation.claims, case.origin
-    if not hmac.compare_digest(claims.root_hash, origin.root_hash):
-        raise AppraisalError("other-root", "the volume was made from another root than the manifest's")
-    if claims.strategy != origin.strategy or case.reference.strategy != origin.strategy:
-        raise AppraisalError("other-strategy", "the root is not assembled by the strategy that is expected")
+    _require_image(case.creation.claims, case.origin, case)
     return "it holds the root of the manifest, by the strategy that is expected"
+
+
+def _require_image(claims: Union[Claims, Recovered], image: Reference, case: Case) -> None:
+    if not hmac.compare_digest(claims.root_hash, image.root_hash):
+        raise AppraisalError("other-root", "the root is another than the manifest's")
+    if claims.strategy != image.strategy or case.reference.strategy != image.strategy:
+        raise AppraisalError("other-strategy", "the root is not assembled by the strategy that is expected")
 
 
 def _evidence_encryption(case: Case) -> str:
@@ -94,7 +105,7 @@ def _recoveries(case: Case) -> str:
     if most is not None and times > most:
         raise AppraisalError("recovery", f"the volume was opened by its recovery key {times} times")
     if recovery is None:
-        return "the volume was never opened by its recovery key"
+        return _NEVER
     _require_recovery(case, recovery)
     return f"the volume was opened by its recovery key {times} times, last after {recovery.claims.code}"
 
@@ -112,8 +123,32 @@ def _require_recovery(case: Case, recovery: Recovery) -> None:
     of_the_volume = (recovery.claims.volume_key_id, recovery.claims.luks_uuid, recovery.claims.volume)
     if of_the_volume != (made.volume_key_id, made.luks_uuid, made.volume):
         raise AppraisalError("recovery", "it was another volume that was recovered")
-    if case.recovered_by is None:
-        raise AppraisalError("recovery", "the volume was not recovered in the initrd of an image that is known")
+
+
+def _of_recovery(judge: Callable[[Case, Recovery], str]) -> Callable[[Case], str]:
+    """Judge the last recovery, if there was one, as the making of the volume was judged."""
+
+    def judged(case: Case) -> str:
+        return _NEVER if case.recovery is None else judge(case, case.recovery)
+
+    return judged
+
+
+def _recovery_replay(case: Case, recovery: Recovery) -> str:
+    return explain(case.recovery_replay, recovery.values)
+
+
+def _recovery_phase(case: Case, recovery: Recovery) -> str:
+    image = case.recovered_by
+    if image is None:
+        raise AppraisalError("other-phase", "it was not recovered in the initrd of an image that is known")
+    require_accepted(image, case.grounds.policy)
+    _require_image(recovery.claims, image, case)
+    return f"it was recovered in the initrd of {image.name}"
+
+
+def _recovery_boot(case: Case, recovery: Recovery) -> str:
+    return _boot(recovery.values, certain(case.recovered_by), case.recovery_replay)
 
 
 def _evidence_anchor(case: Case) -> str:
@@ -173,6 +208,7 @@ def _no_volume(case: Case) -> str:
     return "it keeps nothing, and shows no volume"
 
 
+_NEVER = "the volume was never opened by its recovery key"
 #: What the agent measures before it asks for a recovery key, with the code of the refusal.
 _RECOVERY_WORD = re.compile(r"cvm-fde-recovery:([a-z0-9-]{1,24})")
 #: What is judged of an image whose strategy keeps nothing, instead of an anchor and a volume.
@@ -187,6 +223,9 @@ RULES = (
     Rule("evidence_image", ("evidence_claims", "evidence_phase"), _evidence_image),
     Rule("evidence_encryption", ("evidence_claims", "evidence_phase"), _evidence_encryption),
     Rule("recoveries", ("evidence_claims", "anchor_state"), _recoveries),
+    Rule("recovery_replay", ("recoveries",), _of_recovery(_recovery_replay)),
+    Rule("recovery_phase", ("recoveries",), _of_recovery(_recovery_phase)),
+    Rule("recovery_boot", ("recovery_phase", "recovery_replay"), _of_recovery(_recovery_boot)),
     Rule("evidence_anchor", ("evidence_claims", "evidence_pcrs", "anchor_policy", "recoveries"), _evidence_anchor),
     Rule("evidence_history", ("evidence_signature", "quote_signature", "recoveries"), _evidence_history),
     Rule("volume_key", ("evidence_claims", "log_replay", "anchor_state"), _volume_key),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import stat
@@ -15,9 +16,13 @@ from pathlib import Path
 from typing import Any, Callable, Optional
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
+from ansible_collections.cvm.fde.tests.unit.plugins.conftest import timeless
 
 CHECKOUT = Path(__file__).resolve().parents[4]
 PLAYBOOK = CHECKOUT / "playbooks" / "attest.yml"
+TWIST = CHECKOUT / "tests" / "hostile" / "twist.py"
 
 #: What a hostile guest prints in place of the module's result.
 HOSTILE: dict[str, Callable[[], bytes]] = {
@@ -178,6 +183,50 @@ def test_check_mode_attests_and_writes_nothing(
     assert run.report is None
     assert not kept.exists()
     assert "trusted" in run.output
+
+
+def twisted(folder: Path, machine: Any, **answers: str) -> dict[str, Any]:
+    """Return a host that replaces some of its honest answers."""
+    changes, interpreter = folder / "twist.json", folder / "twisted.sh"
+    changes.write_text(json.dumps(answers))
+    interpreter.write_text(f'#!/bin/sh\n{sys.executable} "$@" | {sys.executable} {TWIST} {changes}\n')
+    interpreter.chmod(0o755)
+    return {**variables(machine), "ansible_python_interpreter": str(interpreter)}
+
+
+@pytest.mark.parametrize("serial", [1, "100%"])
+def test_a_certificate_with_a_date_of_no_calendar_stops_no_other_host(
+    tmp_path: Path, image: Any, authority: Path, machine: Any, make_machine: Callable[..., Any], serial: Any
+) -> None:
+    other = make_machine("evil")
+    shown = parse_public(base64.b64decode(rounds.identity(other.sources)["endorsement"]))
+    evil = twisted(tmp_path, other, endorsement_certificate=rounds.encode(timeless(shown.key)))
+    run = play(tmp_path, image, authority, {"a-evil": evil, "b-honest": variables(machine)}, fde_serial=serial)
+    assert run.status != 0
+    assert run.host("b-honest")["verdict"] == "trusted"
+    failed = [check for check in run.host("a-evil")["checks"] if check["status"] == "failed"]
+    assert [(check["name"], check["reason"]) for check in failed] == [
+        ("endorsement_certificate", "the certificate cannot be read")
+    ]
+
+
+@pytest.mark.parametrize("serial", [1, "100%"])
+@pytest.mark.parametrize("require", ["trusted", "nothing"])
+def test_a_host_that_fails_is_reported_and_stops_no_other(
+    tmp_path: Path, image: Any, authority: Path, machine: Any, serial: Any, require: str
+) -> None:
+    # The first batches hold nobody else.
+    broken = {**variables(machine), "attest_manifest": "/nonexistent"}
+    hosts = {"a-broken": broken, "b-broken": dict(broken), "c-honest": variables(machine)}
+    run = play(tmp_path, image, authority, hosts, fde_serial=serial, fde_require=require)
+    assert run.status != 0
+    assert run.host("c-honest")["verdict"] == "trusted"
+    for name in ("a-broken", "b-broken"):
+        assert run.host(name)["verdict"] == "unknown"
+        (check,) = run.host(name)["checks"]
+        assert check["name"] == "answers"
+        assert "its attestation failed: " in check["reason"]
+        assert "/nonexistent: it cannot be read" in check["reason"]
 
 
 def test_another_expectation_fails_the_run_unless_nothing_is_required(

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import pytest
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.ledger import Ledger
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import Kind
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.verification import verify
+from ansible_collections.cvm.fde.tests.unit.plugins.conftest import UUID
 
 CHECKOUT = Path(__file__).resolve().parents[4]
 PLAYBOOKS = CHECKOUT / "playbooks"
@@ -151,6 +153,79 @@ def test_a_policy_that_only_a_ledger_can_meet_is_met_from_enrolment_to_audit(fle
     assert "4 attestations judged again" in output
 
 
+@pytest.fixture
+def escrowing(fleet: Fleet) -> Callable[..., dict[str, Any]]:
+    """Let one host answer for its root volume what a real one would; return what the playbook is told of escrow."""
+    certificate = fleet.folder / "escrow.pem"
+    certificate.write_bytes(Path(fleet.values["fde_endorsement_ca"][0]).read_bytes())
+    escrow = {"certificates": [str(certificate)], "directory": str(fleet.folder / "escrow")}
+
+    def answering(digest: Optional[str]) -> dict[str, Any]:
+        fleet.hosts = {"web0": fleet.hosts["web0"]}
+        known = None if digest is None else {"digest": digest}
+        answer = {"changed": digest is None, "luks_uuid": UUID, "escrow": known, "steps": [], "diff": {}}
+        (fleet.folder / "answer").write_text(json.dumps(answer))
+        host = fleet.folder / "host"
+        # It has a TPM and no root volume.
+        host.write_text(
+            f"#!/bin/sh\nmodule=$(mktemp)\ncat > $module\nif grep -q root_recovery_round $module\n"
+            f"then mv $module {fleet.folder}/asked; cat {fleet.folder}/answer\n"
+            f'else {sys.executable} "$@" < $module; rm $module\nfi\n'
+        )
+        host.chmod(0o755)
+        fleet.hosts["web0"]["ansible_python_interpreter"] = str(host)
+        return {"fde_create_ledger": True, "fde_escrow": escrow, "fde_operator": "ann"}
+
+    return answering
+
+
+def asked_in_check_mode(fleet: Fleet) -> bool:
+    return bool(re.search(r"_ansible_check_mode\W+true", (fleet.folder / "asked").read_text(errors="replace")))
+
+
+@pytest.mark.parametrize("digest", [None, "ab" * 32], ids=["no key yet", "a key already"])
+def test_enrolment_with_escrow_in_check_mode_leaves_nothing_behind(
+    fleet: Fleet, escrowing: Callable[..., dict[str, Any]], digest: Optional[str]
+) -> None:
+    status, output = fleet.run(PLAYBOOKS / "enrol.yml", "--check", **escrowing(digest))
+    assert status == 0, output
+    assert asked_in_check_mode(fleet)
+    assert not fleet.path.exists()
+    assert not (fleet.folder / "escrow").exists()
+
+
+def test_check_mode_says_of_an_enrolled_host_whether_its_escrow_would_be_recorded(
+    fleet: Fleet, escrowing: Callable[..., dict[str, Any]]
+) -> None:
+    escrow = escrowing("ab" * 32)
+    status, output = fleet.run(PLAYBOOKS / "enrol.yml", fde_create_ledger=True)
+    assert status == 0, output
+    head = fleet.ledger.head()
+    status, output = fleet.run(PLAYBOOKS / "enrol.yml", "--check", **escrow)
+    assert (status, "changed=1" in output) == (0, True), output
+    assert fleet.ledger.head() == head
+    status, output = fleet.run(PLAYBOOKS / "enrol.yml", **escrow)
+    assert (status, "changed=1" in output) == (0, True), output
+    (decision,) = (entry.record for entry in fleet.ledger.entries(kind=Kind.DECISION))
+    assert (decision.host, decision.key) == ("web0", "ab" * 32)
+    head = fleet.ledger.head()
+    status, output = fleet.run(PLAYBOOKS / "enrol.yml", "--check", **escrow)
+    assert (status, "changed=0" in output) == (0, True), output
+    assert fleet.ledger.head() == head
+
+
+def test_an_audit_in_check_mode_is_an_audit(enrolled: Fleet) -> None:
+    before = enrolled.path.read_bytes()
+    status, output = enrolled.run(PLAYBOOKS / "audit.yml", "--check")
+    assert status == 0, output
+    assert "2 attestations judged again" in output
+    assert "changed=0" in output
+    status, output = enrolled.run(PLAYBOOKS / "audit.yml", "--check", fde_ledger_head=f"9:{'ab' * 32}")
+    assert status != 0
+    assert '"sound": false' in output
+    assert enrolled.path.read_bytes() == before
+
+
 @pytest.mark.parametrize("serial", [1, "100%"])
 def test_a_host_that_fails_or_is_gone_stops_no_other(fleet: Fleet, serial: Any) -> None:
     gone = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_connection": "ssh"}
@@ -268,6 +343,22 @@ def test_the_role_and_the_condition_fit_together(enrolled: Fleet) -> None:
     assert status == 0, output
     assert "secret of web0" in output
     assert "secret of web1" not in output
+
+
+def test_a_host_that_passes_the_questions_on_gets_no_secret_and_neither_does_the_other(fleet: Fleet) -> None:
+    fleet.hosts["relay"] = dict(fleet.hosts["web0"])
+    status, output = fleet.play(
+        attesting(fleet),
+        saying("each for itself was trusted:", "attest_result.verdict == 'trusted'"),
+        saying("secret of", "inventory_hostname is cvm.fde.trusted"),
+        saying("by its result", "attest_result is cvm.fde.trusted"),
+        authorities=dict.fromkeys(fleet.hosts, fleet.values["fde_endorsement_ca"]),
+    )
+    assert status == 0, output
+    for host in fleet.hosts:
+        assert f"each for itself was trusted: {host}" in output
+        assert (f"secret of {host}" in output) is (host == "web1")
+        assert (f"by its result {host}" in output) is (host == "web1")
 
 
 @pytest.mark.parametrize("attested_before", [False, True])

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
+from ansible_collections.cvm.fde.plugins.plugin_utils import attestation as attestations
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import FAULT, AppraisalError
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import parse_evidence, parse_identity
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Verdict
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import parse_manifest
@@ -82,6 +83,23 @@ def test_the_answers_of_one_attestation_do_not_serve_another(answered: Any, grou
 def test_evidence_is_not_judged_before_the_identity(answered: Any, grounds: Grounds) -> None:
     with pytest.raises(AppraisalError):
         Attestation(grounds, DEFAULT_PCRS).judge(answered[2])
+
+
+@pytest.mark.parametrize("reader", ["parse_identity", "make_credential", "parse_evidence"])
+def test_a_fault_of_the_verifier_in_reading_an_answer_is_refused_as_one(
+    answered: Any, grounds: Grounds, monkeypatch: pytest.MonkeyPatch, reader: str
+) -> None:
+    def stumbles(*_words: Any) -> object:
+        raise ZeroDivisionError("evil \x1b[2J")
+
+    _attestation, identity, evidence = answered
+    later = Attestation(grounds, DEFAULT_PCRS)
+    monkeypatch.setattr(attestations, reader, stumbles)
+    with pytest.raises(AppraisalError) as refused:
+        later.evidence_request(identity)
+        later.judge(evidence)
+    assert refused.value.code == "verifier-failed"
+    assert refused.value.reason == f"{FAULT} (ZeroDivisionError): keep the evidence, and report it"
 
 
 HOSTILE: dict[str, Any] = {

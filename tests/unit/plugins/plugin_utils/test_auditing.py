@@ -133,7 +133,7 @@ def test_a_volume_of_one_image_recovered_under_another_and_run_by_a_third_is_jud
     record(attestation, enrol=True)
     assert audit(ledger, Today()).findings == ()
     without = attest(machine, replace(of_all, references=tuple(references[:2])), **shown)
-    assert status(without.result, "recoveries") is Status.FAILED
+    assert status(without.result, "recovery_phase") is Status.FAILED
     # The same image may have made the volume and run now.
     machine.boot(image, first=False)
     again = attest(machine, of_all, **shown)

@@ -27,7 +27,15 @@ def trusted(found: Any, attested: Any = None, max_age: Any = None, context: dict
 
 
 def entry(host: str = "web1", **changes: Any) -> dict[str, Any]:
-    return {"host": host, "verdict": "trusted", "checks": copy.deepcopy(CHECKS), **changes}
+    keys = {name: f"{name} of {host}" for name in ("endorsement_key", "attestation_key", "volume_key_id")}
+    return {
+        "host": host,
+        "verdict": "trusted",
+        "identity": "unpinned",
+        "checks": copy.deepcopy(CHECKS),
+        **keys,
+        **changes,
+    }
 
 
 def result(**changes: Any) -> dict[str, Any]:
@@ -62,6 +70,8 @@ UNTRUSTED: dict[str, Any] = {
     "failed": result(failed=True),
     "unreachable": result(unreachable=True),
     "another host's": result(report=entry("web2")),
+    "no key": result(report=entry(attestation_key=None)),
+    "a key of another form": result(report=entry(attestation_key=["ab"])),
     "no checks": result(report=entry(checks=[])),
     "checks as text": result(report=entry(checks="passed")),
     "checks of other forms": result(report=entry(checks=["passed"])),
@@ -107,6 +117,69 @@ def test_a_host_without_a_result_is_not_trusted() -> None:
 @pytest.mark.parametrize("name", UNTRUSTED)
 def test_what_was_registered_is_looked_at_as_closely(name: str) -> None:
     assert trusted("web1", context=registered(attest_result=UNTRUSTED[name])) is False
+
+
+SHARED = pytest.mark.parametrize("shared", ["endorsement_key", "attestation_key", "volume_key_id"])
+#: Who shows the keys of ``web1`` as well, and with what outcome.
+RELAYS: dict[str, Any] = {
+    "trusted": {},
+    "untrusted": {"verdict": "untrusted"},
+    "failed": {"verdict": "untrusted", "failed": True},
+}
+
+
+def fleet(shared: str, outcome: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Return two attested hosts of which the second shows a key of the first."""
+    one = entry(**changes)
+    other = result(report=entry("web2", **{shared: one[shared]}), **outcome)
+    return {"hostvars": {"web1": {"attest_result": result(report=one)}, "web2": {"attest_result": other}}}
+
+
+@SHARED
+@pytest.mark.parametrize("outcome", RELAYS)
+def test_two_hosts_that_show_the_same_key_are_neither_trusted(shared: str, outcome: str) -> None:
+    # One of them passed the questions on to the other, and nothing says which.
+    context = fleet(shared, RELAYS[outcome])
+    assert not trusted("web1", context=context)
+    assert not trusted("web2", context=context)
+    own = context["hostvars"]["web1"]["attest_result"]
+    assert not trusted("web1", own, context=context)
+    assert not trusted(own, context=context)
+    assert not trusted("web1", report(own["report"], context["hostvars"]["web2"]["attest_result"]["report"]))
+
+
+@SHARED
+def test_hosts_with_keys_of_their_own_are_trusted_beside_each_other(shared: str) -> None:
+    context = fleet(shared, {})
+    context["hostvars"]["web2"] = {"attest_result": result(report=entry("web2"))}
+    assert trusted("web1", context=context) and trusted("web2", context=context)
+    context["hostvars"]["web2"] = {"attest_result": result(report=entry("web2", **{shared: None}), verdict="unknown")}
+    assert trusted("web1", context=context)
+
+
+@SHARED
+def test_a_host_whose_key_is_known_to_be_its_own_is_trusted_beside_one_that_borrows_it(shared: str) -> None:
+    identified = [*CHECKS, {"name": "identity", "status": "passed"}]
+    for changes in ({"identity": "pinned"}, {"checks": identified}):
+        context = fleet(shared, {}, **changes)
+        assert trusted("web1", context=context)
+        assert not trusted("web2", context=context)
+    waived = fleet(shared, {}, checks=[*CHECKS, {"name": "identity", "status": "waived"}])
+    assert not trusted("web1", context=waived)
+
+
+def test_a_fact_of_another_host_takes_nobodys_trust_away() -> None:
+    context = fleet("attestation_key", {})
+    planted = context["hostvars"]["web2"]["attest_result"]
+    context["hostvars"]["web2"]["ansible_facts"] = {"attest_result": planted}
+    assert trusted("web1", context=context)
+    assert not trusted("web2", context=context)
+
+
+def test_what_other_hosts_show_must_be_there_to_look_at() -> None:
+    for context in ({}, {"hostvars": None}):
+        assert not trusted("web1", result(), context=context)
+        assert not trusted(result(), context=context)
 
 
 @pytest.mark.parametrize("fact", [result(), None, "trusted", {}])

@@ -20,6 +20,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement impo
 )
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
+from ansible_collections.cvm.fde.tests.unit.plugins.conftest import timeless
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -315,6 +316,21 @@ def test_a_certificate_of_a_version_that_does_not_exist_is_refused() -> None:
     with pytest.raises(AppraisalError, match="malformed: the certificate cannot be read"):
         parse_certificate(changed)
     pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(changed) + b"-----END CERTIFICATE-----\n"
+    with pytest.raises(AppraisalError, match="bad-authority"):
+        load_authorities(pem)
+
+
+def test_a_certificate_with_a_date_of_no_calendar_is_refused() -> None:
+    der = timeless(KEY.public_key())
+    # The library takes it, and fails only when it is asked for the date.
+    with pytest.raises(ValueError, match="year 0"):
+        _asked = x509.load_der_x509_certificate(der).not_valid_before_utc
+    with pytest.raises(AppraisalError, match="malformed: the certificate cannot be read"):
+        parse_certificate(der)
+    late = der.replace(b"20600101000000Z", b"00000102000000Z").replace(b"00000101000000Z", b"20550101000000Z")
+    with pytest.raises(AppraisalError, match="malformed: the certificate cannot be read"):
+        parse_certificate(late)
+    pem = b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(der) + b"-----END CERTIFICATE-----\n"
     with pytest.raises(AppraisalError, match="bad-authority"):
         load_authorities(pem)
 

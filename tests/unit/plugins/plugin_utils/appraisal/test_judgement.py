@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import json
 import struct
+import subprocess
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +20,15 @@ from typing import Any, Callable
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
-from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened, tss
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.keys import EK_ECC_CERTIFICATE, EK_RSA_CERTIFICATE, primary
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.templates import EK_ECC_P256
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import judgement
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Challenge, Grounds
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Case, Challenge, Grounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential import make_credential
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.ear import attestation_result
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.endorsement import load_authorities
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import FAULT
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import parse_evidence, parse_identity
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Status, Verdict
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import (
@@ -38,11 +42,31 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import digest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS, PARTS, RULES
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public, parse_quote
+from ansible_collections.cvm.fde.tests.unit.plugins.conftest import timeless
+from cryptography.hazmat.primitives.asymmetric import ec
 
 NONCE = bytes(range(32))
 SECRET = bytes(range(32, 64))
 #: Certificates are made during the tests, hence after this module was read.
 NOW = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+
+
+#: What is read of a machine's answers, and the check that needs it first.
+PARTS_OF_A_CASE = {
+    "endorsement": {"endorsement_key"},
+    "attestation": {"attestation_key"},
+    "quote": {"quote_signature"},
+    "replay": {"log_replay"},
+    "certification": {"anchor_signature"},
+    "anchor": {"anchor_state"},
+    "creation": {"evidence_signature"},
+    "creation_quote": {"evidence_signature"},
+    "creation_replay": {"evidence_replay"},
+    "origin": {"evidence_phase"},
+    "recovery": {"recoveries"},
+    "recovered_by": {"recovery_phase"},
+    "recovery_replay": {"recovery_replay"},
+}
 
 
 @dataclass
@@ -121,6 +145,47 @@ def test_a_machine_after_its_first_boot_is_trusted(good: Answers, machine: Any, 
     }
 
 
+def give_ecc_endorsement_key(machine: Any, authority: Path) -> None:
+    """Replace the certificate of the machine's RSA endorsement key by one of its ECC key, by the same authority."""
+    with opened(machine.tcti) as esys:
+        with primary(esys, EK_ECC_P256) as key:
+            point = parse_public(key.public).key.public_numbers()
+        words = ["swtpm_localca", "--tpm2", "--type", "ek", "--ek", f"x={point.x:064x},y={point.y:064x},id=secp256r1"]
+        words += ["--dir", str(machine.folder), "--vmid", "ecc", "--tpm-spec-family", "2.0", "--tpm-spec-level", "0"]
+        words += ["--tpm-spec-revision", "164", "--logfile", str(machine.folder / "ca.log")]
+        words += ["--tpm-manufacturer", "id:00001014", "--tpm-model", "swtpm", "--tpm-version", "id:20191023"]
+        words += ["--configfile", str(authority / "localca.conf"), "--optsfile", str(authority / "localca.options")]
+        subprocess.run(words, check=True)
+        certificate = (machine.folder / "ek.cert").read_bytes()
+        esys.nv_undefine_space(esys.tr_from_tpmpublic(EK_RSA_CERTIFICATE), tss.ESYS_TR.PLATFORM)
+        attributes = tss.TPMA_NV.OWNERWRITE | tss.TPMA_NV.OWNERREAD | tss.TPMA_NV.AUTHREAD | tss.TPMA_NV.NO_DA
+        public = tss.TPMS_NV_PUBLIC(
+            nvIndex=EK_ECC_CERTIFICATE, nameAlg=tss.TPM2_ALG.SHA256, attributes=attributes, dataSize=len(certificate)
+        )
+        index = esys.nv_define_space(tss.TPM2B_AUTH(), tss.TPM2B_NV_PUBLIC(nvPublic=public))
+        for start in range(0, len(certificate), 512):
+            esys.nv_write(index, certificate[start : start + 512], start, tss.ESYS_TR.OWNER)
+
+
+def test_a_machine_whose_endorsement_key_is_ecc_is_trusted_by_its_certificate(
+    make_machine: Callable[..., Any], authority: Path, grounds: Grounds
+) -> None:
+    machine = make_machine("ecc")
+    give_ecc_endorsement_key(machine, authority)
+    answers = ask(machine, grounds)
+    endorsement = parse_public(base64.b64decode(answers.identity["endorsement"]))
+    assert isinstance(endorsement.key, ec.EllipticCurvePublicKey)
+    result = answers.appraise()
+    assert [(check.name, check.reason) for check in result.checks if check.status is not Status.PASSED] == []
+    assert (result.verdict, result.road) == (Verdict.TRUSTED, "ek-certificate")
+    assert result.claims["endorsement_key"] == digest(endorsement.key)
+    guessed = answers.change(activated=flip(answers.evidence["activated"]))
+    assert failed(guessed.appraise()) == {"credential_activation"}
+    rsa = ask(make_machine("rsa"), grounds).identity["endorsement_certificate"]
+    borrowed = replace(answers, identity={**answers.identity, "endorsement_certificate": rsa}).appraise()
+    assert failed(borrowed) == {"endorsement_certificate"}
+
+
 def test_it_is_trusted_again_after_a_reboot(make_machine: Callable[..., Any], grounds: Grounds, image: Any) -> None:
     machine = make_machine("rebooted")
     machine.boot(image, first=False)
@@ -172,6 +237,29 @@ def test_a_machine_that_is_known_by_another_endorsement_key_is_refused(good: Ans
     result = stranger.appraise()
     assert "endorsement_key" in failed(result)
     assert result.road == "none"
+
+
+def test_a_certificate_with_a_date_of_no_calendar_costs_the_machine_its_trust_and_nothing_more(good: Answers) -> None:
+    bad = timeless(parse_public(base64.b64decode(good.identity["endorsement"])).key)
+    result = replace(good, identity={**good.identity, "endorsement_certificate": rounds.encode(bad)}).appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNTRUSTED, {"endorsement_certificate"})
+    assert reason(result, "endorsement_certificate") == "the certificate cannot be read"
+
+
+@pytest.mark.parametrize("part", sorted(PARTS_OF_A_CASE))
+def test_an_error_of_the_verifier_itself_fails_the_check_and_tells_nothing(
+    recovered: Answers, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def stumbles(_case: Case) -> object:
+        raise ZeroDivisionError("evil \x1b[2J")
+
+    monkeypatch.setattr(Case, part, property(stumbles))
+    result = recovered.appraise()
+    assert result.verdict in (Verdict.UNTRUSTED, Verdict.UNEXPLAINED)
+    assert failed(result) & PARTS_OF_A_CASE[part]
+    assert {reason(result, name) for name in failed(result)} == {
+        f"{FAULT} (ZeroDivisionError): keep the evidence, and report it"
+    }
 
 
 def test_without_an_authority_the_verdict_is_unknown(good: Answers) -> None:
@@ -673,6 +761,84 @@ def test_the_set_that_matches_is_found_among_several(good: Answers, image: Any, 
     assert result.claims["image"] == result.claims["made_by"] == "debian-forky"
 
 
+def twin(good: Answers, name: str, **changes: Any) -> Reference:
+    """Return a set of the same kernel image as the one that runs."""
+    return replace(good.grounds.references[0], name=name, **changes)
+
+
+OTHER_VALUE = frozenset((b"\1" * 32,))
+REVOKED = Policy(sets=(SetTerms("debian-forky"), SetTerms("twin", revoked=True)))
+BOTH_ORDERS = pytest.mark.parametrize("order", [1, -1], ids=["first", "last"])
+
+
+def beside(answers: Answers, order: int, *twins: Reference, policy: Policy | None = None) -> judgement.Result:
+    """Judge by more sets, before or behind those that were given."""
+    references = (*twins, *answers.grounds.references)[::order]
+    judged = replace(answers.grounds, references=references, policy=policy or Policy())
+    return replace(answers, grounds=judged).appraise()
+
+
+@BOTH_ORDERS
+@pytest.mark.parametrize("pcr", ["pcr_4", "pcr_7", "pcr_12", "pcr_13", "pcr_14"])
+@pytest.mark.parametrize("policy", [Policy(), REVOKED], ids=["given", "revoked"])
+def test_a_set_of_the_same_image_that_was_booted_otherwise_does_not_describe_the_machine(
+    good: Answers, order: int, pcr: str, policy: Policy
+) -> None:
+    result = beside(good, order, twin(good, "twin", **{pcr: OTHER_VALUE}), policy=policy)
+    if policy is REVOKED and pcr in ("pcr_13", "pcr_14"):
+        # The evidence of the volume's making says nothing of these: it may have been made by the revoked one.
+        assert failed(result) == {"evidence_phase"}
+        return
+    assert (result.verdict, result.claims["image"]) == (Verdict.TRUSTED, "debian-forky")
+    assert result.claims["made_by"] == "debian-forky"
+
+
+@BOTH_ORDERS
+def test_a_revoked_set_that_describes_the_machine_refuses_it_beside_any_other(good: Answers, order: int) -> None:
+    result = beside(good, order, twin(good, "twin"), policy=REVOKED)
+    assert (result.verdict, failed(result)) == (Verdict.UNTRUSTED, {"reference_set", "evidence_phase"})
+    assert reason(result, "reference_set") == "the reference set twin is revoked"
+
+
+@BOTH_ORDERS
+def test_what_a_policy_waives_does_not_save_from_a_revoked_set(good: Answers, order: int) -> None:
+    waiving = replace(REVOKED, waived_checks=frozenset(("pcr_7",)))
+    result = beside(good, order, twin(good, "twin", pcr_7=OTHER_VALUE), policy=waiving)
+    assert (result.verdict, failed(result)) == (Verdict.UNTRUSTED, {"reference_set"})
+
+
+@BOTH_ORDERS
+@pytest.mark.parametrize("log", ["honest", "none", "another"])
+def test_no_log_saves_from_a_revoked_set_that_is_known_by_its_signer(good: Answers, order: int, log: str) -> None:
+    answers = good if log == "honest" else logs(good, firmware=b"" if log == "none" else b"garbage")
+    result = beside(answers, order, twin(good, "twin", pcr_7=None), policy=REVOKED)
+    assert result.verdict is Verdict.UNTRUSTED
+    assert reason(result, "reference_set") == "the reference set twin is revoked"
+
+
+@BOTH_ORDERS
+def test_sets_of_the_same_image_are_told_apart_by_the_signer_that_the_log_names(good: Answers, order: int) -> None:
+    mine, other = twin(good, "mine", pcr_7=None), twin(good, "other", pcr_7=None, signer="0" * 64)
+    alone = replace(good, grounds=replace(good.grounds, references=()))
+    result = beside(alone, order, mine, other)
+    assert (result.verdict, result.claims["image"]) == (Verdict.TRUSTED, "mine")
+
+
+@BOTH_ORDERS
+def test_a_set_past_its_end_does_not_stand_in_the_way_of_one_that_is_valid(good: Answers, order: int) -> None:
+    result = beside(good, order, twin(good, "twin", not_after=NOW - datetime.timedelta(days=1)))
+    assert (result.verdict, result.claims["image"]) == (Verdict.TRUSTED, "debian-forky")
+    unnamed = beside(good, order, twin(good, "twin"), policy=Policy(sets=(SetTerms("debian-forky"),)))
+    assert (unnamed.verdict, unnamed.claims["image"]) == (Verdict.TRUSTED, "debian-forky")
+
+
+@BOTH_ORDERS
+def test_a_machine_that_no_set_of_its_image_describes_is_refused(good: Answers, order: int) -> None:
+    alone = replace(good, grounds=replace(good.grounds, references=()))
+    result = beside(alone, order, *(twin(good, name, pcr_7=OTHER_VALUE) for name in ("one", "two")))
+    assert failed(result) == {"pcr_7", "evidence_boot"}
+
+
 def updated(image: Any, **changes: Any) -> Reference:
     """Return the set of an image that made the volume and does not run any more: only its initrd's PCR 11 is known."""
     manifest = copy.deepcopy(image.manifest(name="before", **changes))
@@ -694,6 +860,132 @@ def test_a_volume_of_the_image_before_an_update_is_judged_by_that_image(good: An
     assert "evidence_phase" in failed(judged_by(both, revoked))
     alone = replace(good, grounds=replace(good.grounds, references=references[:1]))
     assert "evidence_phase" in failed(alone.appraise())
+
+
+# --- a volume that was recovered
+
+
+@pytest.fixture(scope="module")
+def recovered(make_machine: Callable[..., Any], grounds: Grounds, image: Any) -> Answers:
+    """The answers of a machine whose volume was recovered under the next image and runs under its own again."""
+    return recovered_on(make_machine("recovered-well"), grounds, image)
+
+
+def recovered_on(machine: Any, grounds: Grounds, image: Any, **recovery: Any) -> Answers:
+    second = type(image)(image, "second")
+    machine.recover(second, **recovery)
+    machine.boot(image, first=False)
+    references = (*grounds.references, parse_manifest(json.dumps(second.manifest()).encode()))
+    answers = ask(machine, replace(grounds, references=references))
+    return answers.change(recovery=rounds.encode(machine.recovery))
+
+
+def recovering_set(recovered: Answers, **changes: Any) -> Answers:
+    """Replace the set of the image that recovered."""
+    first, second = recovered.grounds.references
+    return replace(recovered, grounds=replace(recovered.grounds, references=(first, replace(second, **changes))))
+
+
+def with_logs(recovered: Answers, firmware: str, userspace: str) -> Answers:
+    token = json.loads(base64.b64decode(recovered.evidence["recovery"]))
+    token.update(firmware_log=firmware, userspace_log=userspace)
+    return recovered.change(recovery=rounds.encode(json.dumps(token).encode()))
+
+
+def test_a_recovery_in_a_boot_that_is_as_good_as_the_first_is_trusted(recovered: Answers) -> None:
+    result = recovered.appraise()
+    assert result.verdict is Verdict.TRUSTED, [check for check in result.checks if check.status is not Status.PASSED]
+    assert "last after rolled-back" in reason(result, "recoveries")
+    assert reason(result, "recovery_phase") == "it was recovered in the initrd of second"
+
+
+@pytest.mark.parametrize(
+    ("terms", "why"),
+    [
+        ((SetTerms("debian-forky"), SetTerms("second", revoked=True)), "the reference set second is revoked"),
+        ((SetTerms("debian-forky"),), "the policy does not name the reference set second"),
+    ],
+)
+def test_a_recovery_by_an_image_that_is_not_accepted_is_refused(
+    recovered: Answers, terms: tuple[SetTerms, ...], why: str
+) -> None:
+    result = judged_by(recovered, Policy(sets=terms))
+    assert (result.verdict, failed(result)) == (Verdict.UNTRUSTED, {"recovery_phase"})
+    assert reason(result, "recovery_phase") == why
+
+
+def test_a_recovery_by_an_image_past_its_end_is_trusted_as_its_creation_would_be(recovered: Answers) -> None:
+    ended = SetTerms("second", not_after=NOW - datetime.timedelta(days=1))
+    assert judged_by(recovered, Policy(sets=(SetTerms("debian-forky"), ended))).verdict is Verdict.TRUSTED
+
+
+def test_a_recovery_by_an_image_that_is_not_known_is_refused(recovered: Answers) -> None:
+    alone = replace(recovered, grounds=replace(recovered.grounds, references=recovered.grounds.references[:1]))
+    result = alone.appraise()
+    assert failed(result) == {"recovery_phase"}
+    assert reason(result, "recovery_phase") == "it was not recovered in the initrd of an image that is known"
+
+
+def test_a_recovery_from_another_root_is_refused(recovered: Answers) -> None:
+    result = recovering_set(recovered, root_hash="22" * 32).appraise()
+    assert failed(result) == {"recovery_phase"}
+    assert reason(result, "recovery_phase") == "the root is another than the manifest's"
+
+
+def test_a_recovery_by_another_kernel_image_is_refused(
+    make_machine: Callable[..., Any], grounds: Grounds, image: Any
+) -> None:
+    result = recovered_on(make_machine("evil-kernel"), grounds, image, kernel=b"another, of the same signer").appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNTRUSTED, {"recovery_boot"})
+    assert reason(result, "recovery_boot") == "PCR 4 does not have a value that the manifest lists"
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"pcr_7": frozenset((bytes(32),))}, "PCR 7 does not have a value that the manifest lists"),
+        ({"pcr_7": None, "signer": "0" * 64}, "the image was not admitted by the certificate that the manifest names"),
+        ({"pcr_12": frozenset((b"\1" * 32,))}, "PCR 12 does not have a value that the manifest lists"),
+    ],
+)
+def test_a_recovery_in_a_boot_that_was_not_as_its_set_says_is_refused(
+    recovered: Answers, changes: dict[str, Any], why: str
+) -> None:
+    result = recovering_set(recovered, **changes).appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNTRUSTED, {"recovery_boot"})
+    assert reason(result, "recovery_boot").startswith(why)
+
+
+def test_a_recovery_whose_logs_do_not_explain_it_is_not_trusted(recovered: Answers) -> None:
+    garbage = rounds.encode(zlib.compress(b"garbage"))
+    result = with_logs(recovered, garbage, garbage).appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNEXPLAINED, {"recovery_replay"})
+    creation = recovered.token()
+    result = with_logs(recovered, creation["firmware_log"], creation["userspace_log"]).appraise()
+    assert (result.verdict, failed(result)) == (Verdict.UNEXPLAINED, {"recovery_replay"})
+    assert reason(result, "recovery_replay") == "the logs do not lead to PCR 11"
+    nothing = rounds.encode(zlib.compress(b""))
+    assert with_logs(recovered, nothing, nothing).appraise().verdict is Verdict.UNKNOWN
+
+
+def test_a_recovery_is_judged_by_values_alone_where_a_policy_says_so(recovered: Answers) -> None:
+    nothing = rounds.encode(zlib.compress(b""))
+    waived = frozenset(("recovery_replay", "recovery_boot"))
+    result = judged_by(with_logs(recovered, nothing, nothing), Policy(waived_checks=waived))
+    assert result.verdict is Verdict.TRUSTED
+
+
+@BOTH_ORDERS
+@pytest.mark.parametrize(("revoked", "verdict"), [(False, Verdict.TRUSTED), (True, Verdict.UNTRUSTED)])
+@pytest.mark.parametrize("changes", [{}, {"pcr_7": OTHER_VALUE}], ids=["alike", "booted otherwise"])
+def test_sets_of_the_image_that_recovered_are_told_apart_in_the_same_way(
+    recovered: Answers, order: int, revoked: bool, verdict: Verdict, changes: dict[str, Any]
+) -> None:
+    sets = (SetTerms("debian-forky"), SetTerms("second"), SetTerms("twin", revoked=revoked))
+    another = replace(recovered.grounds.references[1], name="twin", **changes)
+    result = beside(recovered, order, another, policy=Policy(sets=sets))
+    assert result.verdict is (Verdict.TRUSTED if changes else verdict)
+    assert failed(result) == ({"recovery_phase"} if revoked and not changes else set())
 
 
 def test_an_ephemeral_machine_must_show_no_volume(good: Answers, image: Any) -> None:

@@ -23,13 +23,9 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import (
     parse_policy,
 )
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import Reference, parse_manifest
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference_sets import require_accepted, require_valid
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import Hardware, RoadName
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.demands import (
-    judge_freshness,
-    judge_hardware,
-    require_accepted,
-    require_valid,
-)
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.demands import judge_freshness, judge_hardware
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import PARTS, RULES
 from ansible_collections.cvm.fde.plugins.plugin_utils.policy_file import load_policy
 from hypothesis import given, settings
@@ -72,7 +68,8 @@ def test_the_default_waives_nothing_and_takes_no_road_but_certificates() -> None
 def test_the_documented_example_is_read_and_fits_the_schema() -> None:
     jsonschema = pytest.importorskip("jsonschema")
     found = load_policy(example())
-    assert found.roads == (RoadName.AZURE_SNP, RoadName.EK_CERTIFICATE)
+    assert found.roads == (RoadName.AZURE_SNP,)
+    assert found.hardware.id_keys
     assert found.hardware.minimum_tcb["Genoa"] == {"bootloader": 9, "snp": 22, "microcode": 84}
     assert [terms.revoked for terms in found.sets] == [False, False, True]
     jsonschema.Draft202012Validator.check_schema(schema())
@@ -135,6 +132,7 @@ REFUSED = {
     "an age of nothing": b"version: 1\nevidence: {maximum_age: 0}",
     "a negative number": b"version: 1\nvolume: {maximum_recoveries: -1}",
     "a digest in upper case": b"version: 1\nhardware: {measurements: [" + b"AB" * 32 + b"]}",
+    "the signature of nobody": b"version: 1\nhardware: {id_keys: ['" + b"00" * 48 + b"']}",
     "firmware that is text": b"version: 1\nhardware: {minimum_tcb: {Genoa: {snp: high}}}",
     "a level that does not exist": b"version: 1\nfreshness: fresh",
     "no strategy": b"version: 1\nvolume: {strategies: []}",

@@ -12,14 +12,18 @@ import struct
 from pathlib import Path
 
 import pytest
-from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.templates import EK_RSA_2048
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError, Undecided
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware import tdx
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.hcl import HardwareReport, parse_hcl
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.platform import ParavisorReport, Platform
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import HardwareTerms
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.azure import AzureSnp, AzureTdx
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice import Allowed, Shown, walk
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.endorsement_key import Activation
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.demands import judge_hardware
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -28,6 +32,8 @@ TDX = "quotes/azure-tdx/evidence-v1.json"
 #: As Intel publishes it.
 INTEL_ROOT = "44a0196b2b99f889b8e149e95b807a350e7424964399e885a7cbb8ccfab674d3"
 HARDWARE, CLAIMS = 32, 1236
+#: Who signed the paravisors of the captured machines over SEV-SNP.
+SIGNER = "942fd93ebde6ea7a96efadeafc60f1c6b3d10e703b1dafd7555b92f7f3d32d0e006767648cba5b102af3d65756af4177"
 
 
 def codes(remarks) -> set[str]:
@@ -64,7 +70,7 @@ def test_the_captured_snp_machines_are_good(captured, now, path) -> None:
     assert [binding.to for binding in trust.bindings] == ["claims of the paravisor", "hardware report", "authority"]
     assert len(trust.certificates) == 3
     assert trust.warnings == ()
-    assert codes(trust.not_checked) == {"revocation", "launch-measurement", "report-age", "tpm-persistence"}
+    assert codes(trust.not_checked) == {"revocation", "report-age", "tpm-persistence"}
     json.dumps(trust.document())
 
 
@@ -74,6 +80,7 @@ def test_the_paravisors_of_azure_are_signed_by_one_key(captured, snp_machine, hc
     launched = [road.establish(shown, now).hardware for road, shown in machines]
     assert len({hardware.measurement for hardware in launched}) == 2
     (signer,) = {hardware.id_key for hardware in launched}
+    assert signer == SIGNER
     page = Path(__file__).resolve().parents[6] / "docs/roads-to-trust.md"
     assert f"`{signer}`" in page.read_text()
     own = made_snp(snp_machine, hcl).establish(attester(hcl.attestation_area()), now).hardware
@@ -83,6 +90,42 @@ def test_the_paravisors_of_azure_are_signed_by_one_key(captured, snp_machine, hc
         judge_hardware(policy, hardware)
     with pytest.raises(AppraisalError, match="other-launch"):
         judge_hardware(policy, own)
+
+
+def walked(captured, path, road, root, now, **named):
+    """Walk to a captured machine's key as an operator's policy allows it."""
+    parts, shown = captured.azure(path)
+    azure = ParavisorReport(
+        parts["hcl_report"], parts.get("vcek"), (captured.ask.public_bytes(Encoding.DER),), parts.get("td_quote")
+    )
+    numbers = parse_hcl(parts["hcl_report"]).claims.endorsement_key.public_numbers()
+    endorsement = parse_public(EK_RSA_2048.fixed + b"\1\0" + numbers.n.to_bytes(256, "big"))
+    activation, _credential = Activation.begin(endorsement, shown.ak)
+    allowed = Allowed((road,), "web1", authorities={road: (root,)})
+    return walk(allowed, Shown(shown, activation, None, Platform(azure=azure)), (), now, HardwareTerms(**named))
+
+
+@pytest.mark.parametrize("path", SNP)
+def test_a_captured_machine_is_known_by_the_signer_or_the_measurement_that_a_policy_names(captured, now, path) -> None:
+    road = RoadName.AZURE_SNP
+    with pytest.raises(Undecided) as undecided:
+        walked(captured, path, road, captured.ark, now)
+    assert f"signed by the key {SIGNER}" in undecided.value.reason
+    trust = walked(captured, path, road, captured.ark, now, id_keys=frozenset((SIGNER,)))
+    measurement = trust.hardware.measurement
+    assert measurement in undecided.value.reason
+    assert walked(captured, path, road, captured.ark, now, measurements=frozenset((measurement,))) == trust
+
+
+def test_a_captured_trust_domain_is_known_by_its_measurement_only(captured, now) -> None:
+    road, (parts, _shown) = RoadName.AZURE_TDX, captured.azure(TDX)
+    quote = tdx.parse_quote(parts["td_quote"])
+    root, measurement = quote.certificates[-1], quote.report.measurement.hex()
+    for named in ({}, {"id_keys": frozenset((SIGNER,))}):
+        with pytest.raises(Undecided, match=f"here the measurement {measurement}$"):
+            walked(captured, TDX, road, root, now, **named)
+    trust = walked(captured, TDX, road, root, now, measurements=frozenset((measurement,)))
+    assert trust.hardware.measurement == measurement
 
 
 def test_the_instance_is_the_one_in_the_claims(captured, now) -> None:
@@ -212,7 +255,7 @@ def test_the_captured_trust_domain_is_good_with_a_warning(captured, now) -> None
     trust = road.establish(attester, now)
     assert trust.road is RoadName.AZURE_TDX
     assert codes(trust.warnings) == {"tpm-not-persisted"}
-    assert codes(trust.not_checked) == {"revocation", "quote-collateral", "launch-measurement", "report-age"}
+    assert codes(trust.not_checked) == {"revocation", "quote-collateral", "report-age"}
     assert trust.host is not None and trust.host.instance == "6332533d-5649-4d02-8aa7-8f64b7c3ee21"
     assert trust.certificates[-1] == INTEL_ROOT
     json.dumps(trust.document())

@@ -32,6 +32,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Grou
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.hcl import parse_hcl
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.tdx import parse_quote as parse_td_quote
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Result, Verdict
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import HardwareTerms, Policy
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import PHASE_READY, parse_manifest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice import Allowed
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
@@ -276,9 +277,11 @@ def claims_of(machine: Any, hcl: Any) -> bytes:
     return json.dumps(claims).encode()
 
 
-def test_the_paravisors_report_leads_to_our_key_over_the_endorsement_key(
-    machine: Any, grounds: Any, hcl: Any, snp_machine: Any, metadata: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def on_azure(
+    machine: Any, hcl: Any, snp_machine: Any, metadata: Any, monkeypatch: pytest.MonkeyPatch
+) -> tuple[x509.Certificate, str]:
+    """The machine on a chip under an authority of our own: that authority, and its metadata service's address."""
     chip, claims = snp_machine(), claims_of(machine, hcl)
     bound = parse_hcl(hcl.report(bytes(1184), claims)).digest
     paravisor(monkeypatch, hcl.report(chip.report(bound), claims))
@@ -288,18 +291,51 @@ def test_the_paravisors_report_leads_to_our_key_over_the_endorsement_key(
         if name in ("vcek", "ask", "ark")
     }
     answer = {"vcekCert": pem["vcek"], "certificateChain": pem["ask"] + pem["ark"]}
-    address = metadata({"/metadata/THIM/amd/certification": answer})
-    result = hold(machine, grounds(RoadName.AZURE_SNP, chip.ark.certificate), metadata=address)
+    return chip.ark.certificate, metadata({"/metadata/THIM/amd/certification": answer})
+
+
+def launched(grounds: Grounds, **named: frozenset[str]) -> Grounds:
+    """Name what may have been launched."""
+    return replace(grounds, policy=Policy(hardware=HardwareTerms(**named)))
+
+
+#: What the paravisor of `on_azure` is: nobody signed it.
+LAUNCH = "00" * 48
+
+
+def test_the_paravisors_report_leads_to_our_key_over_the_endorsement_key(
+    machine: Any, grounds: Any, on_azure: Any, metadata: Any
+) -> None:
+    root, address = on_azure
+    named = launched(grounds(RoadName.AZURE_SNP, root), measurements=frozenset((LAUNCH,)))
+    result = hold(machine, named, metadata=address)
     assert result.verdict is Verdict.TRUSTED, [check for check in result.checks if check.status.value != "passed"]
     assert result.trust is not None and result.trust.hardware is not None
     assert (result.road, result.trust.hardware.product) == ("azure-snp", "Milan")
-    silent = hold(machine, grounds(RoadName.AZURE_SNP, chip.ark.certificate), metadata=None)
+    silent = hold(machine, named, metadata=None)
     assert reason(silent) == (
         "unknown: azure-snp: no certificate of the chip came with the report of Azure's paravisor"
     )
     for nonsense in (b"", b"null", b"[]", b'{"vcekCert": 1}', b"[" * 100_000, b"\0" * 100_000):
         address = metadata({"/metadata/THIM/amd/certification": nonsense})
         assert MetadataService(address).chip_certificates() is None
+
+
+def test_a_paravisor_that_no_policy_names_is_not_trusted(machine: Any, grounds: Any, on_azure: Any) -> None:
+    """The chip vouches for whatever its owner launches: a paravisor of their own says of any key that it is its own."""
+    root, address = on_azure
+    result = hold(machine, grounds(RoadName.AZURE_SNP, root), metadata=address)
+    assert (result.verdict, result.road, result.trust) == (Verdict.UNKNOWN, "none", None)
+    assert reason(result) == (
+        "unknown: azure-snp: the policy names neither measurements nor signers of what may have been launched: "
+        f"here the measurement {LAUNCH}, signed by nobody"
+    )
+    # Other demands on the processor say nothing of what runs on it.
+    milan = launched(grounds(RoadName.AZURE_SNP, root), products=frozenset(("Milan",)))
+    assert hold(machine, milan, metadata=address).verdict is Verdict.UNKNOWN
+    for other in ({"measurements": frozenset(("ab" * 48,))}, {"id_keys": frozenset(("ab" * 48,))}):
+        result = hold(machine, launched(grounds(RoadName.AZURE_SNP, root), **other), metadata=address)
+        assert (result.verdict, reason(result, "hardware").split(":")[0]) == (Verdict.UNTRUSTED, "failed")
 
 
 def test_a_captured_report_is_not_this_machines(

@@ -16,6 +16,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import Ap
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.fields import Signed
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.hcl import parse_hcl
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.platform import ParavisorReport, Platform, PlatformKey
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import HardwareTerms
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice import PLATFORMS, Allowed, Shown, walk
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.endorsement_key import Activation
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
@@ -33,6 +34,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ObjectIdentifier
 
 ROADS = [RoadName.EK_CERTIFICATE, *PLATFORMS]
+#: What may have been launched; a road asks only that something is named.
+LAUNCHED = HardwareTerms(measurements=frozenset(("ab" * 48,)))
 #: A root, and what a machine shows under it.
 Minted = tuple[x509.Certificate, Shown]
 
@@ -110,7 +113,7 @@ def minted(request: Any) -> tuple[RoadName, x509.Certificate, Shown]:
 def walked(road: RoadName, shown: Shown, authorities: Any, now: Any) -> RoadName:
     """Walk one road, with the authorities that an operator gave for each."""
     allowed = Allowed((road,), "web1", authorities=authorities)
-    return walk(allowed, shown, authorities.get(RoadName.EK_CERTIFICATE, ()), now).road
+    return walk(allowed, shown, authorities.get(RoadName.EK_CERTIFICATE, ()), now, LAUNCHED).road
 
 
 def test_the_authority_of_its_own_road_leads_to_the_key(minted: Any, now: Any) -> None:

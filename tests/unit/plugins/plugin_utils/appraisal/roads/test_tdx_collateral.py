@@ -21,6 +21,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.hardware.tdx_col
     parse_platform,
 )
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.platform import ParavisorReport, Platform
+from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.policy import HardwareTerms
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.azure import AzureTdx
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice import Allowed, Shown, walk
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.endorsement_key import Activation
@@ -157,8 +158,9 @@ def test_the_operators_collateral_reaches_the_road_and_is_kept(machine, intel, h
     allowed = Allowed((RoadName.AZURE_TDX,), "web1", collateral=intel.collateral(), authorities=authorities)
     kept = policy_document(Grounds((), (), now, allowed=allowed))["tdx_collateral"]
     again = dataclasses.replace(allowed, collateral=TdxCollateral.from_document(json.loads(json.dumps(kept))))
+    launched = HardwareTerms(measurements=frozenset(("ab" * 48,)))
     for choice in (allowed, again):
-        trust = walk(choice, shown, (), now)
+        trust = walk(choice, shown, (), now, launched)
         assert trust.hardware is not None and trust.hardware.status == "UpToDate"
     foreign = dataclasses.replace(allowed, collateral=intel.collateral(tcb_info(fmspc="00906f050000")))
     with refused("other-collateral"):
