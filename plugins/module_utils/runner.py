@@ -3,13 +3,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The one door to other programs.
 
-The core never starts a process itself: it is given a ``Runner``. A module passes one over ``AnsibleModule.run_command``
-(``ModuleRunner``), the boot agent and the lab pass their own. Arguments are visible to every process of the machine, so
-a secret travels by standard input or by an inherited memory file, never in ``argv`` or ``env``.
+The core never starts a process itself: it is given a ``Runner``. A module passes ``ModuleRunner``, the boot agent and
+the lab pass their own. Arguments are visible to every process of the machine, so a secret travels by standard input or
+by an inherited memory file, never in ``argv`` or ``env``.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from dataclasses import dataclass
 from typing import Any, Mapping, Optional, Protocol, Sequence
 
@@ -72,8 +75,49 @@ class Runner(Protocol):
         """Return the path of a program, or None when it is not installed."""
 
 
+def finish(
+    command: Sequence[str],
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    stdin: Optional[bytes],
+    pass_fds: Sequence[int],
+    ok: Sequence[int],
+    limit: Optional[float] = None,
+) -> Completed:
+    """Run ``command``, which is called ``argv`` in messages, in exactly this environment; otherwise as ``Runner.run``.
+
+    Raises ``FdeError`` when it cannot be started, or does not end within ``limit`` seconds.
+    """
+    try:
+        finished = subprocess.run(
+            list(command),
+            input=b"" if stdin is None else stdin,
+            capture_output=True,
+            pass_fds=tuple(pass_fds),
+            env=dict(env),
+            check=False,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise FdeError(
+            argv[0], f"'{' '.join(argv)}' did not end within {limit:.0f} seconds", "Start the machine again"
+        ) from error
+    except OSError as error:
+        raise FdeError(argv[0], f"it cannot be started: {error.strerror}", "Mend the cause and run again") from error
+    completed = Completed(tuple(argv), finished.returncode, finished.stdout, finished.stderr)
+    if ok and completed.status not in ok:
+        raise CommandError(completed)
+    return completed
+
+
 class ModuleRunner:
-    """A ``Runner`` over an ``AnsibleModule``; of the module only ``run_command`` and ``get_bin_path`` are used."""
+    """A ``Runner`` for an ``AnsibleModule``, with its environment.
+
+    Its ``run_command`` is not used. It can lose all that a program writes at its end: it stops to read where nothing
+    came for a second and the program has ended since (ansible-core 2.19, ``module_utils/basic.py``), and what is taken
+    for an empty answer may be about a disk. It also replaces ``~`` and ``$`` in arguments.
+    """
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -87,26 +131,12 @@ class ModuleRunner:
         env: Optional[Mapping[str, str]] = None,
         ok: Sequence[int] = (0,),
     ) -> Completed:
-        if self.find(argv[0]) is None:
+        program = self.find(argv[0])
+        if program is None:
             raise MissingProgram(argv[0])
-        status, stdout, stderr = self._module.run_command(
-            list(argv),
-            data=stdin if stdin is not None else b"",
-            binary_data=True,
-            encoding=None,
-            pass_fds=list(pass_fds) or None,
-            environ_update={**ENVIRONMENT, **(env or {})},
-            handle_exceptions=True,
-        )
-        completed = Completed(tuple(argv), status, _bytes(stdout), _bytes(stderr))
-        if ok and status not in ok:
-            raise CommandError(completed)
-        return completed
+        environment = {**os.environ, **ENVIRONMENT, **(env or {})}
+        return finish([program, *argv[1:]], argv, environment, stdin=stdin, pass_fds=pass_fds, ok=ok)
 
     def find(self, name: str) -> Optional[str]:
-        path = self._module.get_bin_path(name, opt_dirs=["/usr/lib/systemd", "/usr/sbin", "/sbin"])
+        path = shutil.which(name) or self._module.get_bin_path(name, opt_dirs=["/usr/lib/systemd"])
         return str(path) if path else None
-
-
-def _bytes(output: Any) -> bytes:
-    return output if isinstance(output, bytes) else str(output).encode()

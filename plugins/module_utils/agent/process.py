@@ -6,11 +6,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from typing import Mapping, Optional, Sequence
 
-from ..errors import FdeError
-from ..runner import ENVIRONMENT, CommandError, Completed, MissingProgram
+from ..runner import ENVIRONMENT, Completed, MissingProgram, finish
 
 #: An initrd has no useful PATH, and systemd keeps some of its programs out of every PATH.
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/usr/lib/systemd:/lib/systemd"
@@ -46,24 +44,15 @@ class SubprocessRunner:
         program = self.find(argv[0])
         if program is None:
             raise MissingProgram(argv[0])
-        try:
-            finished = subprocess.run(
-                [*self._prefix, program, *argv[1:]],
-                input=b"" if stdin is None else stdin,
-                capture_output=True,
-                pass_fds=tuple(pass_fds),
-                env={**self._environment, **(env or {})},
-                check=False,
-                timeout=self._limit,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise FdeError(
-                argv[0], f"'{' '.join(argv)}' did not end within {self._limit:.0f} seconds", "Start the machine again"
-            ) from error
-        completed = Completed(tuple(argv), finished.returncode, finished.stdout, finished.stderr)
-        if ok and completed.status not in ok:
-            raise CommandError(completed)
-        return completed
+        return finish(
+            [*self._prefix, program, *argv[1:]],
+            argv,
+            {**self._environment, **(env or {})},
+            stdin=stdin,
+            pass_fds=pass_fds,
+            ok=ok,
+            limit=self._limit,
+        )
 
     def find(self, name: str) -> Optional[str]:
         """Return the path of a program; absolute names are returned as they are when they can be run."""
