@@ -19,7 +19,7 @@ from ..module_utils.errors import certain
 from ..plugin_utils.appraisal.case import Grounds
 from ..plugin_utils.appraisal.ear import attestation_result
 from ..plugin_utils.appraisal.errors import AppraisalError
-from ..plugin_utils.appraisal.judgement import Naming, Result, Status, Verdict, refused
+from ..plugin_utils.appraisal.judgement import Result, Status, Verdict, refused
 from ..plugin_utils.appraisal.policy import Freshness, Policy
 from ..plugin_utils.appraisal.roads.first_use import Approval
 from ..plugin_utils.appraisal.roads.trust import RoadName
@@ -27,6 +27,7 @@ from ..plugin_utils.appraisal.rules.table import DEFAULT_PCRS
 from ..plugin_utils.asking import AskingAction, Unanswered
 from ..plugin_utils.attestation import Attestation, check_pcrs
 from ..plugin_utils.control_node import authorities_of, import_early, imported, small_file, told
+from ..plugin_utils.naming import Naming
 from ..plugin_utils.operator import PLATFORM_CA_OPTIONS, allowed_from, policy_from, references_from
 from ..plugin_utils.report import check_entry, entry, reasons, unjudged
 

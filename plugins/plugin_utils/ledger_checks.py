@@ -12,12 +12,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Mapping, Optional
 
-from .appraisal.judgement import Check, Naming, Result, Status, freshness_check, verdict_of, waived
+from .appraisal.judgement import Check, Result, Status, freshness_check, verdict_of, waived
 from .appraisal.policy import Freshness, Policy
 from .appraisal.roads.trust import RoadName
 from .appraisal.rules.demands import reached
 from .ledger.memory import Past
 from .ledger.records import Anchor, Identity
+from .naming import Naming
 
 IDENTITY = "identity"
 FRESHNESS = "anchor_freshness"

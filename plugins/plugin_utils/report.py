@@ -12,17 +12,11 @@ from dataclasses import asdict
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 from .appraisal.evidence import Hydration
-from .appraisal.judgement import Check, Naming, Result, Status, Verdict, refused
+from .appraisal.judgement import Check, Result, Status, Verdict, refused
 from .appraisal.policy import Freshness
+from .naming import UNIQUE, Naming
 
 VERSION = 1
-#: What no two machines may share, and the check that fails when they do.
-UNIQUE = {
-    "endorsement_key": "unique_endorsement_key",
-    # One TPM has endorsement keys of several kinds, but only this one of ours.
-    "attestation_key": "unique_attestation_key",
-    "volume_key_id": "unique_volume_key",
-}
 #: Longest piece of a target's own text that is ever repeated.
 QUOTE_LIMIT = 200
 _SHORT = 12

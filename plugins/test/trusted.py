@@ -11,9 +11,8 @@ from typing import Callable, Optional
 
 from jinja2 import pass_context
 
-from ..plugin_utils.appraisal.judgement import Naming
+from ..plugin_utils.naming import UNIQUE, Naming
 from ..plugin_utils.registered import registered
-from ..plugin_utils.report import UNIQUE
 
 DOCUMENTATION = r"""
 name: trusted

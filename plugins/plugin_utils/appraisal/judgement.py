@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Callable, Mapping, Optional, Sequence, TypeVar
 
+from ..naming import Naming
 from .case import EPHEMERAL, Case, Challenge, Grounds
 from .errors import AppraisalError, Undecided, contained
 from .evidence import Evidence, Identity
@@ -47,15 +48,6 @@ class Verdict(str, Enum):
     UNEXPLAINED = "unexplained"
     #: Nothing contradicts, but something needed for a judgement is missing.
     UNKNOWN = "unknown"
-
-
-class Naming(str, Enum):
-    """Whether it is known which machine answered. It is no part of the verdict."""
-
-    #: The endorsement key is the one that the operator knows this machine by.
-    PINNED = "pinned"
-    #: Nothing names the machine: any one of the same image may have answered in its place.
-    UNPINNED = "unpinned"
 
 
 @dataclass(frozen=True)

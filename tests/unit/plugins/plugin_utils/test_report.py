@@ -21,8 +21,8 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import
     verdict_of,
 )
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import ROAD, RULES
+from ansible_collections.cvm.fde.plugins.plugin_utils.naming import UNIQUE
 from ansible_collections.cvm.fde.plugins.plugin_utils.report import (
-    UNIQUE,
     entry,
     fleet,
     missing,
