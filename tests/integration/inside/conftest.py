@@ -28,6 +28,8 @@ from software_tpm import Tpm
 
 RESULTS = Path("/exchange/results.jsonl")
 MEMORY = Path("/exchange/memory.jsonl")
+#: Bytes of a file that may stay where it is after its test.
+_SMALL = 1 << 20
 
 
 class Memory:
@@ -108,6 +110,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
             os.fsync(file.fileno())
 
 
+@pytest.fixture(autouse=True)
+def memory_given_back(tmp_path: Path) -> Iterator[None]:
+    """Remove a test's disks after it. They are files in memory, which is scarce, and pytest keeps its directories."""
+    yield
+    for file in tmp_path.rglob("*"):
+        if file.is_file() and not file.is_symlink() and file.stat().st_size > _SMALL:
+            file.unlink()
+
+
 @pytest.fixture
 def runner() -> SubprocessRunner:
     """The boot agent's own runner."""
@@ -151,9 +162,6 @@ def disk(runner: SubprocessRunner, mapper: DeviceMapper, tmp_path: Path) -> Iter
     _is_empty_after_removal(runner)
     for loop in loops:
         runner.run(["losetup", "--detach", loop])
-    # Memory is scarce in there, and pytest keeps the directories of its last tests.
-    for file in tmp_path.glob("disk*"):
-        file.unlink()
 
 
 @pytest.fixture
@@ -176,12 +184,9 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> Iterator[Lab]:
+def lab(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> Lab:
     """An instance that was never booted."""
-    made = make_lab(tmp_path, sealed, signer)
-    yield made
-    # Memory is scarce in there, and pytest keeps the directories of its last tests.
-    made.image.unlink(missing_ok=True)
+    return make_lab(tmp_path, sealed, signer)
 
 
 @pytest.fixture(scope="module")

@@ -40,22 +40,9 @@ ENVIRONMENT = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}
 SECRET = b"what an instance writes is for nobody else " * 100
 
 
-@pytest.fixture(scope="module")
-def signer() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(65537, 2048)
-
-
-@pytest.fixture(scope="module")
-def sealed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    return make_sealed(tmp_path_factory.mktemp("sealed"))
-
-
 @pytest.fixture
-def make(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> Iterator[Any]:
-    yield lambda strategy: make_lab(tmp_path, sealed, signer, strategy)
-    # The disks are files in memory, and pytest keeps the directories of its tests.
-    for name in ("disk", "spare", "other"):
-        (tmp_path / name).unlink(missing_ok=True)
+def make(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> Any:
+    return lambda strategy: make_lab(tmp_path, sealed, signer, strategy)
 
 
 def holds(file: Path, content: bytes) -> bool:
