@@ -403,6 +403,17 @@ def make_authority(folder: Path) -> Path:
     return folder
 
 
+def write_index(esys: Any, index: int, content: bytes) -> None:
+    """Make an index as a platform does, which its owner and anyone may read."""
+    attributes = tss.TPMA_NV.OWNERWRITE | tss.TPMA_NV.OWNERREAD | tss.TPMA_NV.AUTHREAD | tss.TPMA_NV.NO_DA
+    public = tss.TPMS_NV_PUBLIC(
+        nvIndex=index, nameAlg=tss.TPM2_ALG.SHA256, attributes=attributes, dataSize=len(content)
+    )
+    nv = esys.nv_define_space(tss.TPM2B_AUTH(), tss.TPM2B_NV_PUBLIC(nvPublic=public))
+    for start in range(0, len(content), 512):
+        esys.nv_write(nv, content[start : start + 512], start, tss.ESYS_TR.OWNER)
+
+
 def timeless(public: Any = None) -> bytes:
     """Return a certificate (DER) that begins in the year 0, which Python's calendar does not have: by default of any
     key, otherwise of an endorsement key.

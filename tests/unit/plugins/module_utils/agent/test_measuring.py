@@ -6,25 +6,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent.measuring import digests, measure, measured
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
-
-KEY = "ab" * 32
-EVENT: dict[str, Any] = {
-    "pcr": 15,
-    "digests": [{"hashAlg": "sha256", "digest": KEY}, {"hashAlg": "sha1", "digest": "cd" * 20}],
-    "content_type": "systemd",
-    "content": {"eventType": "volume-key", "string": "cryptsetup:fde-crypt:uuid"},
-}
-
-
-def sequence(*events: Any) -> bytes:
-    return b"".join(b"\x1e" + json.dumps(event).encode() + b"\n" for event in events)
+from ansible_collections.cvm.fde.tests.unit.plugins.module_utils.agent.systemd_log import EVENT, KEY, sequence
 
 
 def logged(pcr: int, word: str) -> bytes:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,18 +11,7 @@ import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Paths
 from ansible_collections.cvm.fde.plugins.module_utils.agent.opening import check_measured
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
-
-KEY = "ab" * 32
-EVENT: dict[str, Any] = {
-    "pcr": 15,
-    "digests": [{"hashAlg": "sha256", "digest": KEY}, {"hashAlg": "sha1", "digest": "cd" * 20}],
-    "content_type": "systemd",
-    "content": {"eventType": "volume-key", "string": "cryptsetup:fde-crypt:uuid"},
-}
-
-
-def sequence(*events: Any) -> bytes:
-    return b"".join(b"\x1e" + json.dumps(event).encode() + b"\n" for event in events)
+from ansible_collections.cvm.fde.tests.unit.plugins.module_utils.agent.systemd_log import EVENT, KEY, sequence
 
 
 @pytest.mark.parametrize("events", [[], [{**EVENT, "content": {"eventType": "machine-id"}}, EVENT]])

@@ -42,7 +42,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import digest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table import DEFAULT_PCRS, PARTS, RULES
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public, parse_quote
-from ansible_collections.cvm.fde.tests.unit.plugins.conftest import timeless
+from ansible_collections.cvm.fde.tests.unit.plugins.conftest import timeless, write_index
 from cryptography.hazmat.primitives.asymmetric import ec
 
 NONCE = bytes(range(32))
@@ -158,13 +158,7 @@ def give_ecc_endorsement_key(machine: Any, authority: Path) -> None:
         subprocess.run(words, check=True)
         certificate = (machine.folder / "ek.cert").read_bytes()
         esys.nv_undefine_space(esys.tr_from_tpmpublic(EK_RSA_CERTIFICATE), tss.ESYS_TR.PLATFORM)
-        attributes = tss.TPMA_NV.OWNERWRITE | tss.TPMA_NV.OWNERREAD | tss.TPMA_NV.AUTHREAD | tss.TPMA_NV.NO_DA
-        public = tss.TPMS_NV_PUBLIC(
-            nvIndex=EK_ECC_CERTIFICATE, nameAlg=tss.TPM2_ALG.SHA256, attributes=attributes, dataSize=len(certificate)
-        )
-        index = esys.nv_define_space(tss.TPM2B_AUTH(), tss.TPM2B_NV_PUBLIC(nvPublic=public))
-        for start in range(0, len(certificate), 512):
-            esys.nv_write(index, certificate[start : start + 512], start, tss.ESYS_TR.OWNER)
+        write_index(esys, EK_ECC_CERTIFICATE, certificate)
 
 
 def test_a_machine_whose_endorsement_key_is_ecc_is_trusted_by_its_certificate(

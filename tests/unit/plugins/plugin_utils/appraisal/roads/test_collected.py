@@ -23,7 +23,7 @@ from typing import Any, Callable, Iterator, Optional
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import platform, rounds
-from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened, tss
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.keys import attestation_key, endorsement_key, primary
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.metadata import MetadataService
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.quote import read_pcrs
@@ -40,6 +40,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.rules.table impo
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
 from ansible_collections.cvm.fde.plugins.plugin_utils.attestation import Attestation
 from ansible_collections.cvm.fde.plugins.plugin_utils.case_file import Today, judge_again
+from ansible_collections.cvm.fde.tests.unit.plugins.conftest import write_index
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -63,17 +64,6 @@ INSTANCE = der(
 #: Google's template: that of the collection's key, without noDA.
 GOOGLE = bytearray(AK_ECC_P256.public)
 GOOGLE[4:8] = (int.from_bytes(GOOGLE[4:8], "big") & ~NO_DA).to_bytes(4, "big")
-
-
-def write_index(esys: Any, index: int, content: bytes) -> None:
-    """Make an index as a platform does, which its owner and anyone may read."""
-    attributes = tss.TPMA_NV.OWNERWRITE | tss.TPMA_NV.OWNERREAD | tss.TPMA_NV.AUTHREAD | tss.TPMA_NV.NO_DA
-    public = tss.TPMS_NV_PUBLIC(
-        nvIndex=index, nameAlg=tss.TPM2_ALG.SHA256, attributes=attributes, dataSize=len(content)
-    )
-    nv = esys.nv_define_space(tss.TPM2B_AUTH(), tss.TPM2B_NV_PUBLIC(nvPublic=public))
-    for start in range(0, len(content), 512):
-        esys.nv_write(nv, content[start : start + 512], start, tss.ESYS_TR.OWNER)
 
 
 class NitroProgram:
