@@ -146,6 +146,7 @@ def test_what_was_synced_survives_a_power_cut_in_the_middle_of_hydration(machine
         (mounted / "written").write_bytes(b"mine" * 300_000)
         (mounted / "etc").write_text("from this machine\n")
         os.sync()
+        synced = clone.status(machine.mapper).hydrated
         clone.hydrate(machine.mapper, threshold=1, batch=1)
         while clone.status(machine.mapper).hydrated < 200:
             pass
@@ -153,7 +154,8 @@ def test_what_was_synced_survives_a_power_cut_in_the_middle_of_hydration(machine
         if (state := machine.boot()).hydrated < state.total:
             break
         machine.halt()
-    assert 200 <= state.hydrated < state.total
+    # What was copied since the last flush may have been copied for nothing.
+    assert synced <= state.hydrated < state.total
     mounted = machine.mount()
     assert (mounted / "written").read_bytes() == b"mine" * 300_000
     assert (mounted / "etc").read_text() == "from this machine\n"

@@ -46,7 +46,8 @@ def test_a_manifest_that_the_key_signed_is_read(image: Any, kind: str) -> None:
     assert image.pcr_4 in reference.pcr_4
     closed = hashlib.sha256(bytes(32) + hashlib.sha256(b"os-separator").digest()).digest()
     assert reference.pcr_13 == reference.pcr_14 == {bytes(32), closed}
-    for changed_manifest, changed_signature in ((manifest + b" ", signature), (manifest, signature[:-1] + b"\0")):
+    other = signature[:-1] + bytes([signature[-1] ^ 1])
+    for changed_manifest, changed_signature in ((manifest + b" ", signature), (manifest, other)):
         with pytest.raises(AppraisalError, match="bad-signature"):
             load_reference(changed_manifest, changed_signature, pem(signer))
     with pytest.raises(AppraisalError, match="bad-signature"):
