@@ -12,6 +12,9 @@ from pathlib import Path
 
 from ansible_collections.cvm.fde.tests.lab.process import run
 
+#: The partitions of a sealed disk by number; the volume is there after a boot.
+ESP, DATA, HASHES, VOLUME = range(4)
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -48,6 +51,6 @@ class Partition:
 
 
 def partitions(disk: Path) -> list[Partition]:
-    """Return the partitions of a disk by number: ESP, verity data, verity hashes, and after a boot the volume."""
+    """Return the partitions of a disk, in order."""
     table = json.loads(run(["sfdisk", "--json", disk]))["partitiontable"]
     return [Partition(disk, each["start"] * 512, each["size"] * 512) for each in table["partitions"]]

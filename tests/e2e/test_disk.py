@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 from ansible_collections.cvm.fde.tests.attacks.catalogue import Kind, attack
-from ansible_collections.cvm.fde.tests.e2e.disk import Partition, partitions
+from ansible_collections.cvm.fde.tests.e2e.disk import DATA, ESP, VOLUME, Partition, partitions
+from ansible_collections.cvm.fde.tests.e2e.refused import is_refused
 from ansible_collections.cvm.fde.tests.lab.guest import Guest, GuestError, together
 from ansible_collections.cvm.fde.tests.lab.keys import keys
 from ansible_collections.cvm.fde.tests.lab.process import Background, run
@@ -26,7 +27,6 @@ MIB = 1 << 20
 SECTOR = 4096
 #: Past the header and the journal of the encrypted volume, where the copy of the root lies.
 CONTENT = 512 * MIB
-ESP, DATA, HASHES, VOLUME = range(4)
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,6 @@ def test_the_same_root_is_encrypted_differently_in_every_instance(asleep: Asleep
 
 
 # Boots after a change
-
-
-def is_refused(said: str, code: str) -> bool:
-    """Tell whether the agent refused the boot by this code, and what that is worth: the TPM is closed since."""
-    return f"cvm-fde: refused [{code}]" in said and "cvm-fde: the refusal is measured into PCR 11" in said
 
 
 def flip_in_header(guest: Guest) -> None:

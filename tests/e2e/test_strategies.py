@@ -17,7 +17,10 @@ from typing import Any
 
 import pytest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import PHASE_READY
-from ansible_collections.cvm.fde.tests.e2e.disk import Partition, partitions
+from ansible_collections.cvm.fde.tests.attacks.catalogue import Kind as Attack
+from ansible_collections.cvm.fde.tests.attacks.catalogue import attack
+from ansible_collections.cvm.fde.tests.e2e.disk import HASHES, Partition, partitions
+from ansible_collections.cvm.fde.tests.e2e.refused import is_refused
 from ansible_collections.cvm.fde.tests.lab.disks import DataDisk
 from ansible_collections.cvm.fde.tests.lab.guest import GIB, Guest, boot, together
 from ansible_collections.cvm.fde.tests.lab.sealed import Sealed, sealed_image
@@ -206,6 +209,25 @@ def test_an_ephemeral_instance_has_no_volume(instances: Instances, kind: Kind) -
     anchor = status(guest)["anchor"]
     assert isinstance(anchor, dict) and anchor["standing"] == "absent"
     assert len(partitions(guest.disk)) == 3
+
+
+@attack(
+    kind=Attack.VERITY,
+    does="Flips one bit in the super block of the hash tree of an image without a volume, which no agent guards",
+    promise="An initrd that cannot continue offers no shell",
+    stops="The unit in the place of systemd's emergency shell: the guest says `initrd-failed` and goes off",
+)
+@those("ephemeral")
+def test_an_initrd_that_cannot_continue_offers_no_shell(kind: Kind) -> None:
+    guest = Guest("e2e-without-root")
+    Guest.create(guest.name, kind.image.image)
+    partitions(guest.disk)[HASHES].flip(0)
+    try:
+        guest.start(once=True)
+        guest.wait_off()
+        assert is_refused(guest.serial.boot(), "initrd-failed")
+    finally:
+        guest.power_off()
 
 
 def test_nothing_that_was_written_is_readable_on_any_disk(instances: Instances) -> None:
