@@ -26,7 +26,8 @@ from ..plugin_utils.appraisal.roads.trust import RoadName
 from ..plugin_utils.appraisal.rules.table import DEFAULT_PCRS
 from ..plugin_utils.asking import AskingAction, Unanswered
 from ..plugin_utils.attestation import Attestation, check_pcrs
-from ..plugin_utils.control_node import authorities_of, import_early, imported, small_file, told
+from ..plugin_utils.control_node import authorities_of, import_early, imported, told
+from ..plugin_utils.files import ledger_at, located, small_file
 from ..plugin_utils.naming import Naming
 from ..plugin_utils.operator import PLATFORM_CA_OPTIONS, allowed_from, policy_from, references_from
 from ..plugin_utils.report import check_entry, entry, reasons, unjudged
@@ -230,9 +231,8 @@ class ActionModule(AskingAction):
             return imported("ledger.ledger").Ledger(self._where(args))
 
     def _where(self, args: dict[str, Any]) -> str:
-        """Return the URL of the ledger, or its path; relative paths are those of the playbook."""
-        where = str(args["ledger"])
-        return where if "://" in where else str(self._loader.path_dwim(where))
+        """Return the URL of the ledger, or its path."""
+        return ledger_at(self._loader, args["ledger"])
 
     def _policy(self, args: dict[str, Any]) -> Policy:
         return policy_from(args["policy"] and str(args["policy"]), args["roads"], self._read)
@@ -262,12 +262,12 @@ class ActionModule(AskingAction):
         return pcrs
 
     def _read(self, path: str) -> bytes:
-        """Return the content of a small file of the control node; relative paths are those of the playbook."""
-        return small_file(str(self._loader.path_dwim(str(path))))
+        """Return the content of a small file of the control node."""
+        return small_file(located(self._loader, path))
 
     def _keep(self, folder: str, host: str, archive: bytes) -> str:
         """Write the evidence to its place at once or not at all, readable for its owner only."""
-        real = self._loader.path_dwim(folder)
+        real = located(self._loader, folder)
         path = os.path.join(real, f"{urllib.parse.quote(host, safe='')}.json")
         try:
             os.makedirs(real, mode=0o700, exist_ok=True)

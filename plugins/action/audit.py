@@ -10,7 +10,8 @@ from typing import Any, Optional
 
 from ansible.plugins.action import ActionBase
 
-from ..plugin_utils.control_node import authorities_of, imported, small_file, told
+from ..plugin_utils.control_node import authorities_of, imported, told
+from ..plugin_utils.files import ledger_at, located, small_file
 from ..plugin_utils.operator import PLATFORM_CA_OPTIONS, platform_authorities, policy_from
 
 ARGUMENTS = {
@@ -38,9 +39,8 @@ class ActionModule(ActionBase):
         del tmp
         _validation, args = self.validate_argument_spec(argument_spec=ARGUMENTS)
         auditing, today = imported("auditing"), self._today(args)
-        where = str(args["ledger"])
         with told():
-            ledger = imported("ledger.ledger").Ledger(where if "://" in where else self._loader.path_dwim(where))
+            ledger = imported("ledger.ledger").Ledger(ledger_at(self._loader, args["ledger"]))
             head = imported("ledger.chain").Head.parse(args["head"]) if args["head"] else None
             found = auditing.audit(ledger, today, head, args["hosts"], args["history"] == "all")
         result = {**auditing.as_json(found), "changed": False}
@@ -62,7 +62,7 @@ class ActionModule(ActionBase):
         return imported("case_file").Today(keys, authorities, policy, now, platforms)
 
     def _read(self, path: str) -> bytes:
-        return small_file(str(self._loader.path_dwim(str(path))))
+        return small_file(located(self._loader, path))
 
 
 def _message(result: dict[str, Any]) -> str:

@@ -12,7 +12,8 @@ from ansible.plugins.action import ActionBase
 from cryptography.hazmat.primitives import hashes
 
 from ..module_utils.agent.machine import VOLUME
-from ..plugin_utils.control_node import authorities_of, imported, small_file, told
+from ..plugin_utils.control_node import authorities_of, imported, told
+from ..plugin_utils.files import ledger_at, located, small_file
 
 ARGUMENTS = {
     "ledger": {"type": "str", "required": True},
@@ -47,9 +48,9 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail("key: only the approval of an identity and escrow are about a key. Leave it out")
         if args["certificates"] and args["decision"] != "escrow-key":
             raise AnsibleActionFail("certificates: only escrow is about recipients. Leave them out")
-        records, where = imported("ledger.records"), str(args["ledger"])
+        records = imported("ledger.records")
         with told():
-            ledger = imported("ledger.ledger").Ledger(where if "://" in where else self._loader.path_dwim(where))
+            ledger = imported("ledger.ledger").Ledger(ledger_at(self._loader, args["ledger"]))
             action = records.Action(args["decision"])
             decision = records.Decision(
                 host,
@@ -71,7 +72,7 @@ class ActionModule(ActionBase):
         """Return why, and for escrow, who can open the envelope."""
         if not args["certificates"]:
             return str(args["reason"])
-        found = authorities_of(args["certificates"], lambda path: small_file(str(self._loader.path_dwim(str(path)))))
+        found = authorities_of(args["certificates"], lambda path: small_file(located(self._loader, path)))
         prints = sorted(certificate.fingerprint(hashes.SHA256()).hex() for certificate in found)
         return f"{args['reason']}; certificates that open it: {', '.join(prints)}"
 

@@ -16,6 +16,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ..plugin_utils.appraisal.judgement import Status
+from ..plugin_utils.files import located
 from ..plugin_utils.registered import registered
 from ..plugin_utils.report import fleet, missing, quoted, table, trusted, unjudged
 
@@ -43,19 +44,23 @@ class ActionModule(ActionBase):
         report = fleet(list(missing(entries)), datetime.datetime.now(datetime.timezone.utc))
         result: dict[str, Any] = {"changed": False, "report": report}
         if args["path"] is not None:
-            result["path"] = self._loader.path_dwim(str(args["path"]))
+            result["path"] = located(self._loader, args["path"])
             result["changed"] = True
             if not self._task.check_mode:
                 _write(result["path"], report)
         self._display.display(table(report))
         distrusted = [host["host"] for host in report["hosts"] if host["verdict"] != "trusted"]
         result["failed"] = args["require"] == "trusted" and not trusted(report)
-        result["msg"] = (
-            f"{len(distrusted)} of {len(report['hosts'])} hosts are not trusted: {', '.join(distrusted)}"
-            if distrusted
-            else f"all {len(report['hosts'])} hosts are trusted"
-        )
+        result["msg"] = _message(len(report["hosts"]), distrusted)
         return result
+
+
+def _message(hosts: int, distrusted: list[str]) -> str:
+    if not hosts:
+        return "there are no hosts to report on"
+    if distrusted:
+        return f"{len(distrusted)} of {hosts} hosts are not trusted: {', '.join(distrusted)}"
+    return f"all {hosts} hosts are trusted"
 
 
 def _entry(host: str, found: Any) -> Optional[dict[str, Any]]:

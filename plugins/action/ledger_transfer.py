@@ -12,6 +12,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from ..plugin_utils.control_node import imported, told
+from ..plugin_utils.files import ledger_at, located
 
 ARGUMENTS = {
     "ledger": {"type": "str", "required": True},
@@ -35,9 +36,8 @@ class ActionModule(ActionBase):
         exports = args["state"] == "exported"
         if exports and args["head"] is not None:
             raise AnsibleActionFail("head: only an import is compared with it. Leave it out, or audit the ledger first")
-        files, where = imported("ledger.transfer_file"), str(args["ledger"])
-        where = where if "://" in where else str(self._loader.path_dwim(where))
-        path, write = Path(self._loader.path_dwim(str(args["path"]))), not self._task.check_mode
+        files, where = imported("ledger.transfer_file"), ledger_at(self._loader, args["ledger"])
+        path, write = Path(located(self._loader, args["path"])), not self._task.check_mode
         with told():
             if exports:
                 found = files.export_file(imported("ledger.ledger").Ledger(where), path, write)

@@ -24,6 +24,7 @@ from ..module_utils.errors import FdeError
 from ..module_utils.escrow.envelope import Belonging
 from ..module_utils.volume.options import ARGUMENTS, secrets_of
 from ..plugin_utils.escrow import Envelope, Kept, hand_over, keep
+from ..plugin_utils.files import certificate_texts, located, small_file
 from ..plugin_utils.lookup import user_lookup
 
 CORE = Path(__file__).resolve().parents[1] / "module_utils"
@@ -54,7 +55,8 @@ class ActionModule(ActionBase):
         _validation, args = self.validate_argument_spec(argument_spec=OPTIONS)
         escrow = args.pop("escrow")
         host = str((task_vars or {}).get("inventory_hostname") or "localhost")
-        brought = {"host": host, "certificates": _certificates(escrow)}
+        recipients = certificate_texts(escrow["certificates"], self._read) if escrow else []
+        brought = {"host": host, "certificates": recipients}
         self._make_tmp_path()
         try:
             shell = self._connection._shell
@@ -120,9 +122,12 @@ class ActionModule(ActionBase):
 
     def _store(self, escrow: dict[str, Any], envelope: Envelope, variables: dict[str, Any]) -> Kept:
         if escrow["directory"] is not None:
-            return keep(escrow["directory"], envelope)
+            return keep(located(self._loader, escrow["directory"]), envelope)
         lookup = user_lookup(self._loader, self._templar, variables)
         return hand_over(lookup, escrow["store_with"], escrow["options"], envelope)
+
+    def _read(self, path: str) -> bytes:
+        return small_file(located(self._loader, path))
 
     def _confirm(
         self, args: dict[str, Any], brought: dict[str, Any], kept: dict[str, str], task_vars: Optional[dict[str, Any]]
@@ -143,15 +148,6 @@ def _given(found: Any) -> Any:
     if isinstance(found, dict):
         return {name: _given(value) for name, value in found.items() if value is not None}
     return [_given(one) for one in found] if isinstance(found, list) else found
-
-
-def _certificates(escrow: Optional[dict[str, Any]]) -> list[str]:
-    if escrow is None:
-        return []
-    try:
-        return [Path(path).expanduser().read_text(encoding="ascii") for path in escrow["certificates"]]
-    except (OSError, ValueError) as error:
-        raise AnsibleActionFail(f"escrow: a certificate cannot be read ({error}). Name PEM files") from error
 
 
 def _check_silent(result: dict[str, Any], secrets: list[str]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from pathlib import Path
 from typing import Any, Mapping, Optional
 
 from ansible.errors import AnsibleActionFail
@@ -18,6 +17,7 @@ from ..module_utils.agent.escrowed import NAME
 from ..module_utils.errors import FdeError
 from ..module_utils.escrow.envelope import Belonging
 from ..plugin_utils.escrow import Envelope, Kept, hand_over, keep
+from ..plugin_utils.files import certificate_texts, located, small_file
 from ..plugin_utils.lookup import user_lookup
 
 ESCROW = {
@@ -53,7 +53,8 @@ class ActionModule(ActionBase):
         _validation, args = self.validate_argument_spec(argument_spec=ARGUMENTS)
         variables = task_vars or {}
         host = str(variables.get("inventory_hostname") or "localhost")
-        asked = {"host": host, "certificates": _certificates(args["escrow"]), "rotate": args["rotate"]}
+        recipients = certificate_texts(args["escrow"]["certificates"], self._read)
+        asked = {"host": host, "certificates": recipients, "rotate": args["rotate"]}
         told = self._execute_module(_MODULE, {"round": "add", **asked}, task_vars=task_vars)
         told.pop("invocation", None)
         handover = told.pop("handover", None)
@@ -79,7 +80,7 @@ class ActionModule(ActionBase):
         try:
             envelope = Envelope(Belonging(host, NAME, luks_uuid), content)
             if escrow["directory"] is not None:
-                kept = keep(escrow["directory"], envelope)
+                kept = keep(located(self._loader, escrow["directory"]), envelope)
             else:
                 lookup = user_lookup(self._loader, self._templar, variables)
                 kept = hand_over(lookup, escrow["store_with"], escrow["options"], envelope)
@@ -87,9 +88,5 @@ class ActionModule(ActionBase):
             raise AnsibleActionFail(f"{host}: {error}") from error
         return kept, hashlib.sha256(content).hexdigest()
 
-
-def _certificates(escrow: Mapping[str, Any]) -> list[str]:
-    try:
-        return [Path(path).expanduser().read_text(encoding="ascii") for path in escrow["certificates"]]
-    except (OSError, ValueError) as error:
-        raise AnsibleActionFail(f"escrow: a certificate cannot be read ({error}). Name PEM files") from error
+    def _read(self, path: str) -> bytes:
+        return small_file(located(self._loader, path))

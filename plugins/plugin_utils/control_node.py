@@ -16,9 +16,6 @@ from ..module_utils.errors import FdeError
 from .appraisal.endorsement import load_authorities
 from .appraisal.errors import AppraisalError
 
-#: Manifests, keys and authorities are small; a larger file is a mistake.
-FILE_LIMIT = 1024 * 1024
-
 
 @contextmanager
 def told() -> Iterator[None]:
@@ -53,20 +50,6 @@ def imported(name: str) -> Any:
             "ledger: the Python package SQLAlchemy is missing. Install SQLAlchemy 2.0 or newer for the Python "
             "that runs Ansible"
         ) from error
-
-
-def small_file(path: str) -> bytes:
-    """Return the content of a small file."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(FILE_LIMIT + 1)
-    except OSError as error:
-        raise AnsibleActionFail(
-            f"{path}: it cannot be read: {error.strerror}. Name a file on the control node"
-        ) from error
-    if len(content) > FILE_LIMIT:
-        raise AnsibleActionFail(f"{path}: it is larger than {FILE_LIMIT} bytes. Name the right file")
-    return content
 
 
 def authorities_of(paths: Sequence[str], read: Callable[[str], bytes]) -> tuple[x509.Certificate, ...]:

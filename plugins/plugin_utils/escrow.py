@@ -78,7 +78,7 @@ def keep(directory: str, envelope: Envelope) -> Kept:
     An older envelope of the same volume stays, with a part of its digest at the end of its name: the machine may still
     have the key that is in it. Raises ``FdeError``.
     """
-    target = Path(directory).expanduser() / envelope.name
+    target = Path(directory) / envelope.name
     try:
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = target.read_bytes() if target.exists() else None
@@ -119,9 +119,10 @@ def _replace(target: Path, content: bytes) -> None:
 def hand_over(lookup: Lookup, plugin: str, options: Mapping[str, Any], envelope: Envelope) -> Kept:
     """Give an envelope to a lookup plugin, and ask for it back.
 
-    The plugin is called twice with the envelope's name as its only term and with ``options``: first with ``escrow``
-    (base64), ``host``, ``volume`` and ``luks_uuid`` as well, to store it; then without these, to return ``[escrow]``.
-    Raises ``FdeError`` when it fails or returns something else.
+    The plugin is called with the envelope's name as its only term and with ``options``: first without more, to return
+    ``[escrow]`` (base64) where it is stored already; unless it is, with ``escrow``, ``host``, ``volume`` and
+    ``luks_uuid`` as well, to store it; then once more without these. Raises ``FdeError`` when it fails or returns
+    something else.
     """
     reserved = {"escrow": envelope.text, **vars(envelope.belonging)}
     if taken := sorted(set(reserved) & set(options)):
