@@ -38,8 +38,6 @@ from .user import Lost, Outcome, check
 
 #: Where an instance whose recovery key somebody knows keeps it, for that somebody.
 RECOVERY_KEY = "recovery-key"
-#: Where systemd-cryptenroll looks for the signatures of PCR 11; it has no option for it.
-SIGNATURES = "/run/systemd/tpm2-pcr-signature.json"
 #: Sectors by which a root grows at once, 24 MiB.
 PIECE = 24 << 11
 _DEAF = Ears(status=lambda _line: None, log=lambda _line: None)
@@ -170,7 +168,7 @@ def recovered(lab: Lab, machine: Machine, refusal: Refusal) -> None:
     """Have a refused boot recovered by the holder of the key. Raises ``Lost`` where that is not offered or fails."""
     if not recovery.offered(machine, refusal):
         raise refusal
-    shutil.copyfile(machine.paths.signatures, SIGNATURES)
+    shutil.copyfile(machine.paths.signatures, instance.SIGNATURES)
     holder = Keyholder((lab.directory / RECOVERY_KEY).read_bytes())
     if not recovery.recover(machine, refusal, holder):
         raise Lost("the recovery key does not recover the volume")

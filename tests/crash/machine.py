@@ -37,7 +37,6 @@ Lab, run, take_down = instance.Lab, instance.run, instance.take_down
 Owner = owner.Owner
 
 STATE = "tpm2-00.permall"
-ENVIRONMENT = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}
 _RECORD, _UNDER = "recorded", "under-recorded"
 
 
@@ -140,7 +139,7 @@ class LabellingRunner:
 
     def __init__(self, log: Log, inner: Runner | None = None) -> None:
         self._log = log
-        self._inner = inner or SubprocessRunner(environment=ENVIRONMENT)
+        self._inner = inner or SubprocessRunner(environment=instance.ENVIRONMENT)
 
     def run(self, argv: Any, **options: Any) -> Any:
         """Run a program; see ``Runner``."""

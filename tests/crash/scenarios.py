@@ -27,7 +27,6 @@ from .aftermath import (
     FIRST,
     RECOVERY_KEY,
     SECOND,
-    SIGNATURES,
     after_the_cut,
     after_the_cut_with_a_key,
     data_after_the_cut,
@@ -177,7 +176,7 @@ def recovery(lab: RecordedLab, log: Log) -> None:
 def _running(lab: Lab, machine: Machine) -> Machine:
     """Leave the initrd; systemd-cryptenroll finds the signatures of the phase that was reached."""
     lab.start_system()
-    shutil.copyfile(machine.paths.signatures, SIGNATURES)
+    shutil.copyfile(machine.paths.signatures, instance.SIGNATURES)
     return machine
 
 
@@ -198,7 +197,7 @@ def recoverable(lab: Lab) -> None:
     key = new_recovery_key()
     (lab.directory / RECOVERY_KEY).write_bytes(key)
     with lab.booting() as machine:
-        shutil.copyfile(machine.paths.signatures, SIGNATURES)
+        shutil.copyfile(machine.paths.signatures, instance.SIGNATURES)
         boot(machine)
         unlock, means = keyslots.ByTpm(lab.tcti), keyslots.Means(recovery=key)
         commit.change(machine, lambda copy: keyslots.add(machine.runner, copy.path, keyslots.Recovery(), unlock, means))

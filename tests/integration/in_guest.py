@@ -52,6 +52,11 @@ def _scarcest(exchange: Path) -> str:
     return f"the least memory, in MiB: {least}" if least else "how much memory it had is not known"
 
 
+def _function(test: str) -> str:
+    """Return the name of a test without its parameters."""
+    return test.partition("[")[0]
+
+
 class Guests:
     """One guest for each file of tests: what a test leaves behind, or breaks, stays in its file.
 
@@ -73,7 +78,7 @@ class Guests:
         self._pool.shutdown(cancel_futures=True)
 
     def results(self, file: str) -> list[dict[str, Any]]:
-        """Return one record for each result of the file, and a last one with how its guest ended."""
+        """Return one record for each result of the file, and a last one: the tests it has, and how its guest ended."""
         return self._results[file].result()
 
     def _run(self, functions: Sequence[str], exchange: Path) -> list[dict[str, Any]]:
@@ -97,16 +102,22 @@ class Guests:
         ending += f"\n--- {_scarcest(exchange)}"
         file = exchange / "results.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
-        return [*map(json.loads, lines), {"id": "", "outcome": "ending", "text": ending}]
+        collected = exchange / "collected.json"
+        tests = json.loads(collected.read_text()) if collected.exists() else []
+        return [*map(json.loads, lines), {"id": "", "outcome": "ending", "text": ending, "collected": tests}]
 
     def check(self, function: str) -> None:
         """Fail unless the function passed in its guest, with every set of its parameters."""
         name = str((self._directory / function).relative_to(uml.CHECKOUT))
-        results = self.results(function.split("::")[0])
-        mine = [result for result in results if result["id"].split("[")[0] == name]
-        assert mine, f"it was never reached; the guest ended with:\n{results[-1]['text']}"
+        *results, ending = self.results(function.split("::")[0])
+        mine = [result for result in results if _function(result["id"]) == name]
         failed = [result for result in mine if result["outcome"] == "failed"]
         report = "\n\n".join("\n".join([r["id"], r["text"], *r["sections"]]) for r in failed)
         if failed:
             pytest.fail(report, pytrace=False)
-        assert any(result["outcome"] == "passed" for result in mine), f"skipped in the guest: {mine[0]['text']}"
+        wanted = {test for test in ending["collected"] if _function(test) == name}
+        unheard = sorted(wanted - {result["id"] for result in mine})
+        if unheard or not wanted:
+            pytest.fail(f"never reached: {unheard or name}; the guest ended with:\n{ending['text']}", pytrace=False)
+        skipped = [f"{result['id']}: {result['text']}" for result in mine if result["outcome"] == "skipped"]
+        assert not skipped, "skipped in the guest: " + "\n".join(skipped)

@@ -13,6 +13,7 @@ from typing import Optional, Protocol
 
 from ..dm import clone
 from ..dm.table import SECTOR
+from ..errors import FdeError
 from ..luks2.profile import LAYOUT
 from .machine import IMAGE, Machine
 
@@ -78,3 +79,9 @@ def room_for_image(machine: Machine) -> int:
     """Return the least size in bytes of a partition whose volume is to hold the whole image."""
     size = image_size(machine)
     return LAYOUT.offset + size + size // 100 + OVERHEAD
+
+
+def unreadable_image(path: str, error: OSError) -> FdeError:
+    """Return what to say of the verified image where its content or its hash tree is not the sealed one."""
+    cause = f"the verified image cannot be read: {error.strerror}"
+    return FdeError(path, cause, "It is damaged or was changed: deploy it again")

@@ -11,7 +11,7 @@ from typing import Optional
 from ..dm import clone, edges
 from ..dm.table import SECTOR
 from .machine import IMAGE, VOLUME, Machine
-from .strategy import ROOT, Assembled, room_for_image
+from .strategy import ROOT, Assembled, room_for_image, unreadable_image
 
 
 class Cloned:
@@ -56,8 +56,11 @@ class Cloned:
 
 
 def _read_ends(path: str) -> None:
-    """Read both ends of a device. Raises ``OSError``."""
-    with open(path, "rb") as device:
-        device.read(edges.FRONT * SECTOR)
-        device.seek(-edges.BACK * SECTOR, os.SEEK_END)
-        device.read()
+    """Read both ends of the image. Raises ``FdeError``."""
+    try:
+        with open(path, "rb") as device:
+            device.read(edges.FRONT * SECTOR)
+            device.seek(-edges.BACK * SECTOR, os.SEEK_END)
+            device.read()
+    except OSError as error:
+        raise unreadable_image(path, error) from error

@@ -21,7 +21,7 @@ from ..dm.table import SECTOR
 from ..errors import FdeError
 from .console import say
 from .machine import IMAGE, VOLUME, Machine
-from .strategy import ROOT, Assembled, room_for_image
+from .strategy import ROOT, Assembled, room_for_image, unreadable_image
 
 _CHUNK = 4 << 20
 #: Bytes between two lines that say how far the copy is.
@@ -74,13 +74,16 @@ class Copied:
 def copy_verified(source: str, target: str, offset: int, tell: Callable[[str], None]) -> None:
     """Copy all of ``source`` to sector ``offset`` of ``target``, and compare it with what is on the disk then.
 
-    Raises ``FdeError`` when the target reads back otherwise.
+    Raises ``FdeError`` when the image cannot be read, and when the target reads back otherwise.
     """
     with open(source, "rb", buffering=0) as image, open(target, "r+b", buffering=0) as volume:
         size = image.seek(0, os.SEEK_END)
         wanted = hashlib.sha256()
         for at, length in _chunks(size, "copied", tell):
-            chunk = os.pread(image.fileno(), length, at)
+            try:
+                chunk = os.pread(image.fileno(), length, at)
+            except OSError as error:
+                raise unreadable_image(source, error) from error
             if len(chunk) != length:
                 raise FdeError("the verified image", f"it ends at byte {at + len(chunk)}", "Deploy the image again")
             wanted.update(chunk)

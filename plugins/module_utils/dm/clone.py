@@ -180,10 +180,8 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
     metadata = mapper.create(names.metadata, (Linear(0, cut.metadata, below.number, written.SLICE),))
     if fresh:
         edges.zero(metadata.path, [(0, cut.metadata)])
-    elif _is_empty(metadata.path):
-        # The kernel takes an empty superblock as leave to start over, with the image's content everywhere. It was empty
-        # for a moment of the first boot, so the host can have a copy of that very sector.
-        raise _unusable(names, "it is empty")
+    else:
+        _check_superblock(names, metadata.path)
     clone = Clone(
         0,
         image.size,
@@ -304,7 +302,16 @@ def _unusable(names: Names, why: str) -> Refusal:
     return refuse(Code.CLONE_METADATA, names.root, why)
 
 
-def _is_empty(path: str) -> bool:
-    """Tell whether the clone's superblock, the first 4 KiB block, is all zeros."""
-    with open(path, "rb", buffering=0) as device:
-        return not any(device.read(BLOCK * SECTOR))
+def _check_superblock(names: Names, path: str) -> None:
+    """Raise ``Refusal`` unless the clone's superblock, the first 4 KiB block, can be read and is not all zeros.
+
+    The kernel takes an empty one as leave to start over, with the image's content everywhere. It was empty for a moment
+    of the first boot, so the host can have a copy of that very sector.
+    """
+    try:
+        with open(path, "rb", buffering=0) as device:
+            block = device.read(BLOCK * SECTOR)
+    except OSError as error:
+        raise _unusable(names, f"it cannot be read: {error.strerror}") from error
+    if not any(block):
+        raise _unusable(names, "it is empty")

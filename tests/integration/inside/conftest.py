@@ -26,6 +26,7 @@ from instance import Lab, make_lab, make_sealed, run, use
 from owner import Owner
 from software_tpm import Tpm
 
+COLLECTED = Path("/exchange/collected.json")
 RESULTS = Path("/exchange/results.jsonl")
 MEMORY = Path("/exchange/memory.jsonl")
 #: Bytes of a file that may stay where it is after its test.
@@ -73,6 +74,11 @@ _memory = Memory()
 def pytest_sessionstart() -> None:
     """Begin to watch the memory."""
     _memory.start()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tell the host what it is to hear of, every set of parameters by itself."""
+    COLLECTED.write_text(json.dumps([item.nodeid for item in session.items]))
 
 
 def pytest_sessionfinish() -> None:

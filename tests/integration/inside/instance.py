@@ -32,6 +32,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.process import Subpr
 from ansible_collections.cvm.fde.plugins.module_utils.agent.strategy_overlay import LOWER, UPPER
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
@@ -44,6 +45,10 @@ DISK_SIZE = 640 * MIB
 ESP_ID, ESP_SIZE = uuid.UUID("0e5ba5e0-0000-4000-8000-000000000001"), 16 * MIB
 ROOT_SIZE, HASH_SIZE = 64 * MIB, 8 * MIB
 PHASES = (b"enter-initrd", b"leave-initrd", b"sysinit", b"ready")
+#: Programs are to wait for no udev, and to measure although no stub has measured a kernel image.
+ENVIRONMENT = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}
+#: Where systemd's own programs look for the signatures of PCR 11; systemd-cryptenroll has no option for it.
+SIGNATURES = Path("/run/systemd/tpm2-pcr-signature.json")
 PLAINTEXT = b"this sentence stands in the image and must never reach the encrypted partition " * 64
 
 
@@ -85,8 +90,7 @@ class Lab:
             state=self.directory / "state",
             secure_boot=str(self.directory / "SecureBoot"),
         )
-        environment = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}
-        return this_machine(SubprocessRunner(environment=environment), paths, self.tcti)
+        return this_machine(SubprocessRunner(environment=ENVIRONMENT), paths, self.tcti)
 
     def anchor_exists(self) -> bool:
         with self._tpm(), opened(self.tcti) as esys:
@@ -95,6 +99,12 @@ class Lab:
     def anchor(self) -> anchors.Found:
         with opened(self.tcti) as esys:
             return anchors.probe(esys, self.machine.key)
+
+    def anchored(self) -> anchors.Anchor:
+        """Return what the anchor holds, which must be there."""
+        anchor = self.anchor().anchor
+        assert anchor is not None
+        return anchor
 
     @contextlib.contextmanager
     def booting(self) -> Iterator[Machine]:
@@ -323,8 +333,8 @@ def mounted() -> Iterator[Path]:
         run("umount", str(root))
 
 
-class PowerCut(Exception):
-    """The machine lost power."""
+class PowerCut(BaseException):
+    """The machine lost power; nothing may catch this, as nothing catches a power cut."""
 
 
 @contextlib.contextmanager
@@ -345,14 +355,27 @@ def power_cut_at(place: Any, name: str) -> Iterator[None]:
 class CutRunner(SubprocessRunner):
     """Loses power right before the first program whose arguments begin as ``before``."""
 
-    def __init__(self, before: tuple[str, ...], environment: dict[str, str]) -> None:
-        super().__init__(environment=environment)
+    def __init__(self, *before: str) -> None:
+        super().__init__(environment=ENVIRONMENT)
         self._before = before
 
     def run(self, argv: Any, **options: Any) -> Any:
         words = [os.path.basename(argv[0]), *argv[1:]]
         if all(word in words for word in self._before):
             raise PowerCut(" ".join(self._before))
+        return super().run(argv, **options)
+
+
+class PoorRunner(SubprocessRunner):
+    """A kernel without one module."""
+
+    def __init__(self, lacks: str) -> None:
+        super().__init__(environment=ENVIRONMENT)
+        self._lacks = lacks
+
+    def run(self, argv: Any, **options: Any) -> Any:
+        if argv[0] == "modprobe" and self._lacks in argv:
+            return Completed(tuple(argv), 1, b"", b"")
         return super().run(argv, **options)
 
 

@@ -112,7 +112,7 @@ def test_a_power_cut_between_any_two_steps_of_the_first_boot_starts_it_over(lab:
         boot(machine)
     for before in CUTS:
         with lab.booting() as machine:
-            cut = CutRunner(before, {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"})
+            cut = CutRunner(*before)
             with pytest.raises(PowerCut):
                 boot(replace(machine, runner=cut))
             found = lab.anchor()
@@ -140,7 +140,7 @@ def test_a_power_cut_before_the_anchor_exists_starts_over(lab: Lab) -> None:
 
 def test_a_second_power_cut_finds_the_anchor_still_there(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     with lab.booting() as machine:
-        cut = CutRunner(("systemd-cryptenroll",), {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"})
+        cut = CutRunner("systemd-cryptenroll")
         with pytest.raises(PowerCut):
             boot(replace(machine, runner=cut))
 

@@ -19,7 +19,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Acti
 from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
-from instance import Lab
+from instance import ENVIRONMENT, Lab
 
 
 def index(handle: int, size: int, attributes: str) -> Any:
@@ -88,7 +88,7 @@ class WatchedRunner(SubprocessRunner):
     """Keeps what programs are started with, and what they say."""
 
     def __init__(self) -> None:
-        super().__init__(environment={"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"})
+        super().__init__(environment=ENVIRONMENT)
         self.seen = bytearray()
 
     def run(self, argv: Any, **options: Any) -> Any:

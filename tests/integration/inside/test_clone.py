@@ -281,6 +281,8 @@ def test_a_service_that_is_killed_before_any_of_its_steps_goes_on_where_it_was(m
         if ended.returncode == 0:
             break
         assert ended.returncode == -signal.SIGKILL
+    else:
+        pytest.fail("it never came to its end")
     assert step > 8, "it has more steps than that"
     assert not clone.is_clone(machine.mapper)
     for number in range(1, step + 1):
@@ -363,7 +365,7 @@ def test_a_damaged_record_of_what_was_copied_is_refused(machine: Machine) -> Non
     os.fsync(descriptor)
     os.close(descriptor)
     machine.halt()
-    with pytest.raises(FdeError):
+    with pytest.raises(FdeError, match="reload ioctl on fde-root .* failed"):
         machine.boot()
     assert machine.mapper.find("fde-root") is None
 

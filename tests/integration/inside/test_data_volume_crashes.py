@@ -22,14 +22,11 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOU
 from ansible_collections.cvm.fde.plugins.module_utils.volume import boot
 from ansible_collections.cvm.fde.plugins.module_utils.volume.erasure import mark
 from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import State, UnlockWith, Wanted
+from instance import PowerCut
 from owner import NAME, Owner, drop_caches
 
 MIB = 1 << 20
 SIZE = 48 * MIB
-
-
-class PowerCut(BaseException):
-    """Nothing may catch this, as nothing catches a power cut."""
 
 
 def cut_before(action: str) -> Callable[[str], None]:

@@ -48,11 +48,11 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2.volume import (
     format_volume,
 )
 from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed, Runner
+from instance import SIGNATURES
 from software_tpm import PolicyKey, Tpm
 
 UUID = "6a2f0e55-5b7e-4d0e-9d59-1c2f35e7a004"
 SIZE = 48 << 20
-SIGNATURES = Path("/run/systemd/tpm2-pcr-signature.json")
 
 
 class Recorder:

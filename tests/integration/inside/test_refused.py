@@ -16,7 +16,6 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import VOLUME, Machine
-from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 from ansible_collections.cvm.fde.plugins.module_utils.codes import Code
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.dm import integrity
@@ -32,12 +31,22 @@ from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed, R
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
 from cryptography.hazmat.primitives.asymmetric import rsa
-from instance import MIB, Content, Lab, add_partition, change, extend, make_lab, make_sealed, refused, run
+from instance import (
+    MIB,
+    SIGNATURES,
+    Content,
+    Lab,
+    PoorRunner,
+    add_partition,
+    change,
+    extend,
+    make_lab,
+    make_sealed,
+    refused,
+    run,
+)
 from test_anchor import fill, own
 from tpm2_pytss import ESYS_TR
-
-#: Where systemd's own programs look for the signatures of PCR 11.
-SIGNATURES = Path("/run/systemd/tpm2-pcr-signature.json")
 
 
 @pytest.fixture(autouse=True)
@@ -47,15 +56,6 @@ def signatures(lab: Lab) -> Any:
     yield
     SIGNATURES.unlink()
     (lab.directory / "spare").unlink(missing_ok=True)
-
-
-class PoorRunner(SubprocessRunner):
-    """A kernel without dm-clone."""
-
-    def run(self, argv: Any, **options: Any) -> Any:
-        if argv[0] == "modprobe" and "dm-clone" in argv:
-            return Completed(tuple(argv), 1, b"", b"")
-        return super().run(argv, **options)
 
 
 def copied(lab: Lab) -> None:
@@ -180,8 +180,7 @@ def without_verity(_lab: Lab, machine: Machine) -> Machine:
 
 
 def without_dm_clone(_lab: Lab, machine: Machine) -> Machine:
-    environment = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}
-    return replace(machine, runner=PoorRunner(environment=environment))
+    return replace(machine, runner=PoorRunner("dm-clone"))
 
 
 @dataclass(frozen=True)

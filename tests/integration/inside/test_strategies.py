@@ -24,19 +24,29 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
-from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 from ansible_collections.cvm.fde.plugins.module_utils.agent.strategies import ROOTS
 from ansible_collections.cvm.fde.plugins.module_utils.boot.command_line import ROOT_WORDS
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.dm import edges
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
-from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing, State
 from cryptography.hazmat.primitives.asymmetric import rsa
-from instance import DISK_SIZE, MIB, PLAINTEXT, Content, CutRunner, Lab, PowerCut, make_lab, make_sealed, mounted, run
+from instance import (
+    DISK_SIZE,
+    MIB,
+    PLAINTEXT,
+    Content,
+    CutRunner,
+    Lab,
+    PoorRunner,
+    PowerCut,
+    make_lab,
+    make_sealed,
+    mounted,
+    run,
+)
 
-ENVIRONMENT = {"DM_DISABLE_UDEV": "1", "SYSTEMD_FORCE_MEASURE": "1"}
 SECRET = b"what an instance writes is for nobody else " * 100
 
 
@@ -119,7 +129,7 @@ def test_a_power_cut_in_the_first_boot_starts_it_over(make: Any, strategy: str) 
     for before in CUTS[strategy]:
         with lab.booting() as machine:
             with pytest.raises(PowerCut):
-                boot(replace(machine, runner=CutRunner(before, ENVIRONMENT)))
+                boot(replace(machine, runner=CutRunner(*before)))
             found = lab.anchor()
             assert found.anchor is not None and found.anchor.state is State.INITIALIZING, before
     with lab.booting() as machine:
@@ -288,19 +298,6 @@ def test_an_ephemeral_instance_is_refused_where_any_other_is(make: Any, change: 
 def retitle(lab: Lab, old: str, new: str) -> None:
     line = lab.directory / "cmdline"
     line.write_text(line.read_text().replace(old, new))
-
-
-class PoorRunner(SubprocessRunner):
-    """A kernel without one module."""
-
-    def __init__(self, lacks: str) -> None:
-        super().__init__(environment=ENVIRONMENT)
-        self._lacks = lacks
-
-    def run(self, argv: Any, **options: Any) -> Any:
-        if argv[0] == "modprobe" and self._lacks in argv:
-            return Completed(tuple(argv), 1, b"", b"")
-        return super().run(argv, **options)
 
 
 @pytest.mark.parametrize(("strategy", "lacks"), [("clone", "dm-clone"), ("overlay", "btrfs"), ("ephemeral", "overlay")])
