@@ -133,6 +133,6 @@ options:
     type: str
     default: http://169.254.169.254
 requirements:
-  - cryptography (on the control node)
+  - cryptography >= 42 (on the control node)
   - tpm2-pytss (on the target)
 """

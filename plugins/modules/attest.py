@@ -20,9 +20,9 @@ description:
   - The verdict is V(trusted) when every check passed, V(untrusted) when something contradicts what was expected,
     V(unexplained) when all signed values are genuine but the logs do not lead to them, and V(unknown) when something
     needed for a judgement is missing.
-  - "V(trusted) is said of the TPM that answered. Without O(endorsement_key) nothing says that it is the TPM of this
-    machine: a host that was taken over can pass the questions on to an honest machine of the same image and return that
-    one's answers. RV(claims.identity) says which of both a result is."
+  - "V(trusted) is said of the TPM that answered. Without O(endorsement_key), a pinned key or O(ledger) nothing says
+    that it is the TPM of this machine: a host that was taken over can pass the questions on to an honest machine of
+    the same image and return that one's answers. RV(claims.identity) says which of both a result is."
   - Revocation lists of endorsement certificates are not consulted.
 options:
   ledger:
@@ -52,11 +52,12 @@ attributes:
   diff_mode:
     support: none
     details:
-      - The only thing it can write is a file of evidence, which is another one after each attestation.
+      - It can write a file of evidence and a record of O(ledger), which are others after each attestation.
   idempotent:
     support: partial
     details:
-      - It changes nothing on the target and never says so. With O(evidence_dir) each run replaces the host's file.
+      - It changes nothing on the target and never says so. With O(evidence_dir) each run replaces the host's file, and
+        with O(ledger) each run adds a record.
 extends_documentation_fragment:
   - cvm.fde.attributes
   - cvm.fde.attributes.action
@@ -64,8 +65,8 @@ extends_documentation_fragment:
   - cvm.fde.platform_ca
   - cvm.fde.sources
 notes:
-  - "What one machine can make the control node keep in memory is bounded: 4 MiB for each of four logs, 512 KiB for
-    the evidence token, and what Ansible itself holds of a module's output."
+  - "What one machine can make the control node keep in memory is bounded: 4 MiB for each of six logs, 512 KiB for
+    each of two evidence tokens, and what Ansible itself holds of a module's output."
 seealso:
   - module: cvm.fde.enrol
   - module: cvm.fde.decision
@@ -130,8 +131,8 @@ road:
   type: str
   sample: ek-certificate
 checks:
-  description: Every check in the order of judgement, with its name, its status (passed, failed or unknown) and the
-    reason.
+  description: Every check in the order of judgement, with its name, its status (passed, failed, unknown or waived)
+    and the reason.
   returned: when the machine was asked
   type: list
   elements: dict
@@ -162,8 +163,8 @@ claims:
   type: dict
   contains:
     identity:
-      description: V(pinned) when the machine proved to have O(endorsement_key); V(unpinned) when nothing says which
-        machine answered.
+      description: V(pinned) when the machine proved to have the key that it is known by, by O(endorsement_key),
+        O(pinned_ek) or O(ledger); V(unpinned) when nothing says which machine answered.
       type: str
       returned: always
     endorsement_key:

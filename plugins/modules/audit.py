@@ -65,7 +65,7 @@ options:
     choices: [sound, nothing]
     default: sound
 requirements:
-  - cryptography (on the control node)
+  - cryptography >= 42 (on the control node)
 attributes: {}
 extends_documentation_fragment:
   - cvm.fde.attributes

@@ -13,7 +13,7 @@ author:
 description:
   - Gathers what M(cvm.fde.attest) registered for each host, writes it to one file on the control node and shows it
     as a table.
-  - Two hosts that show the same endorsement key, or the same volume key, are both reported as V(untrusted).
+  - Two hosts that show the same endorsement key, attestation key or volume key are both reported as V(untrusted).
   - It runs on the control node only and needs no connection to any host. Use it with C(run_once).
 options:
   hosts:

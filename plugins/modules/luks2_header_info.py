@@ -79,9 +79,13 @@ extends_documentation_fragment:
 """
 
 EXAMPLES = r"""
-- name: Look at the root volume of an instance
+- name: Find out which partition the root volume of an instance lies on
+  cvm.fde.root_info:
+  register: instance
+
+- name: Look at its header
   cvm.fde.luks2_header_info:
-    path: /dev/disk/by-partlabel/fde
+    path: "{{ instance.root.device }}"
     purpose: root
   register: volume
 

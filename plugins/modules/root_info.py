@@ -83,6 +83,13 @@ root:
       type: dict
       returned: always
       sample: {"root_hash": "d2f1c0", "masked": 212, "outdated": {"usr/bin/ssh": "changed"}}
+    device:
+      description:
+        - The partition below the open volume, as the kernel names it. Any other disk may carry the label or the id that
+          a link below C(/dev/disk) goes by.
+      type: str
+      returned: always
+      sample: /dev/vda4
     luks_uuid:
       description: UUID of the volume.
       type: str

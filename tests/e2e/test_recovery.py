@@ -20,7 +20,7 @@ from ansible_collections.cvm.fde.tests.lab.guest import Guest, boot
 from ansible_collections.cvm.fde.tests.lab.sealed import Sealed, sealed_image
 
 AGENT = "/usr/lib/cvm-fde/agent.pyz"
-PARTITION = "/dev/disk/by-partlabel/fde"
+PARTITION = f"""$({AGENT} status </dev/null | python3 -c 'import json, sys; print(json.load(sys.stdin)["device"])')"""
 #: An operator's own changes: a recovery key, and later the same evidence once more.
 ADD_KEY = f"systemd-cryptenroll --unlock-tpm2-device=auto --recovery-key {PARTITION}"
 REWRITE = (

@@ -34,7 +34,8 @@ def status(runner: Runner, paths: Paths = PATHS, tcti: str = DEFAULT_TCTI) -> di
     mapper = DeviceMapper(runner)
     machine = _told(lambda: this_machine(runner, paths, tcti), problems)
     found = _told(lambda: anchoring.look(machine), problems) if machine else None
-    header = _told(lambda: read_area(underlying(mapper, VOLUME)), problems)
+    device = _told(lambda: underlying(mapper, VOLUME), problems)
+    header = _told(lambda: read_area(device), problems) if device else None
     return {
         "strategy": machine.configuration.strategy.value if machine else None,
         "root_hash": machine.configuration.root_hash.hex() if machine else None,
@@ -42,6 +43,7 @@ def status(runner: Runner, paths: Paths = PATHS, tcti: str = DEFAULT_TCTI) -> di
         "hydration": _hydration(mapper, problems),
         "written": _written(mapper, problems),
         "overlay": masks.report(paths.state),
+        "device": device,
         "luks_uuid": _luks_uuid(mapper, problems),
         "header_digest": header.digest.hex() if header else None,
         "anchor": {**described(found), "matches": matches(found, header)} if found else None,

@@ -52,7 +52,8 @@ def test_agent_first_boot_then_later_boots(lab: Lab) -> None:
             assert (root / "written").read_bytes() == b"first boot"
             assert (root / "plaintext").read_bytes() == PLAINTEXT
         assert lab.anchor() == ready
-        assert status(machine.runner, machine.paths, lab.tcti)["luks_uuid"] == known["luks_uuid"]
+        told = status(machine.runner, machine.paths, lab.tcti)
+        assert (told["luks_uuid"], told["device"]) == (known["luks_uuid"], lab.partition)
 
 
 def test_hydration_ends_and_leaves_no_plaintext_on_the_partition(installed: Lab) -> None:
