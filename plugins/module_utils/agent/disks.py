@@ -197,8 +197,13 @@ def sector_size_of(name: str, sysfs: Path = SYSFS) -> int:
 
 def known_partitions(name: str, sysfs: Path = SYSFS) -> set[int]:
     """Return the numbers of the partitions that the kernel knows of a disk."""
-    numbers = (_number(directory / "partition") for directory in (sysfs / "block" / name).iterdir())
+    numbers = (_number(directory / "partition") for directory in _partitions(name, sysfs))
     return {number for number in numbers if number is not None}
+
+
+def _partitions(name: str, sysfs: Path) -> Iterator[Path]:
+    """Yield the directories of a disk that can be partitions: the kernel lets their names begin with the disk's."""
+    return (directory for directory in (sysfs / "block" / name).iterdir() if directory.name.startswith(name))
 
 
 def require_known(disk: Disk, sysfs: Path = SYSFS) -> None:
@@ -214,7 +219,7 @@ def partition_device(disk: Disk, partition: Partition, sysfs: Path = SYSFS) -> s
 
     Raises ``FdeError`` when the kernel does not know the partition, or as another piece of the disk.
     """
-    for directory in (sysfs / "block" / disk.name).iterdir():
+    for directory in _partitions(disk.name, sysfs):
         if _number(directory / "partition") == partition.number:
             start = (_number(directory / "start") or 0) * SECTOR
             if (start, _size(directory)) == (partition.offset, partition.size):

@@ -9,13 +9,12 @@ A command imports what it needs when it is run: a boot waits for its agent, and 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import TYPE_CHECKING, Optional, Sequence
 
 from ..codes import Code, refuse
 from ..errors import FdeError, Refusal
@@ -24,12 +23,36 @@ from .boot import boot
 from .machine import Machine, this_machine
 from .process import SubprocessRunner
 
+if TYPE_CHECKING:
+    import argparse
+
 #: Seconds; a loaded host may take minutes for what a quiet one does in one second.
 _LIMIT = 900
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command and return the exit status."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words in (["boot"], ["emergency"]):
+        # What systemd runs in the initrd: a parser would cost a twentieth of the processor time of a boot.
+        return _early(words[0])
+    chosen = _parsed(words)
+    if chosen.command == "volume":
+        from ..volume import command as volume_command
+
+        return volume_command.run(SubprocessRunner(limit=_LIMIT), chosen.action, chosen.name)
+    if chosen.command == "initrd":
+        from . import initrd
+
+        for source, target in initrd.write(initrd.closure(), chosen.root):
+            print(f"{source}\t{target}")
+        return 0
+    return _late(chosen)
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    import argparse
+
     parser = argparse.ArgumentParser(prog="cvm-fde", description="Boot agent of the Ansible collection cvm.fde")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("boot", help="make or open the encrypted root; in the initrd")
@@ -46,18 +69,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     data = commands.add_parser("volume", help="check a data volume before and after it is opened")
     data.add_argument("action", choices=("check", "header"))
     data.add_argument("name")
-    chosen = parser.parse_args(arguments)
-    if chosen.command == "volume":
-        from ..volume import command as volume_command
-
-        return volume_command.run(SubprocessRunner(limit=_LIMIT), chosen.action, chosen.name)
-    if chosen.command == "initrd":
-        from . import initrd
-
-        for source, target in initrd.write(initrd.closure(), chosen.root):
-            print(f"{source}\t{target}")
-        return 0
-    return _early(chosen.command) if chosen.command in ("boot", "emergency") else _late(chosen)
+    return parser.parse_args(words)
 
 
 def _early(command: str) -> int:
