@@ -7,28 +7,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import json
 import struct
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Verdict
 from ansible_collections.cvm.fde.tests.attacks.catalogue import Kind, attack
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.test_judgement import ask, failed
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-
-_PATH = Path(__file__).resolve().parents[1] / "unit/plugins/plugin_utils/appraisal/test_judgement.py"
-_spec = importlib.util.spec_from_file_location("fde_judgement", _PATH)
-assert _spec is not None and _spec.loader is not None
-judgement = sys.modules.setdefault(_spec.name, importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(judgement)
-grounds, good, ask, failed = judgement.grounds, judgement.good, judgement.ask, judgement.failed
 
 
 @attack(

@@ -447,6 +447,12 @@ def vectors() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tomorrow() -> datetime.datetime:
+    """A moment after the beginning of every certificate that is made for a machine during the tests."""
+    return datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)
+
+
+@pytest.fixture(scope="session")
 def image() -> Image:
     return Image()
 

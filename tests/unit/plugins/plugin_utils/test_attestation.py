@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import os
 import tracemalloc
@@ -29,12 +30,9 @@ from hypothesis import strategies as st
 
 
 @pytest.fixture(scope="session")
-def grounds(image: Any, authority: Any) -> Grounds:
-    import datetime
-
-    now = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+def grounds(image: Any, authority: Any, tomorrow: datetime.datetime) -> Grounds:
     reference = parse_manifest(json.dumps(image.manifest()).encode())
-    return Grounds((reference,), load_authorities((authority / "ca.pem").read_bytes()), now)
+    return Grounds((reference,), load_authorities((authority / "ca.pem").read_bytes()), tomorrow)
 
 
 def hold(machine: Any, grounds: Grounds) -> tuple[Attestation, dict[str, Any], dict[str, Any]]:
