@@ -212,7 +212,7 @@ answers = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_any_value_in_any_field_is_refused_or_judged(answered: Any, data: Any) -> None:
     attestation, identity, evidence = answered
@@ -224,7 +224,7 @@ def test_any_value_in_any_field_is_refused_or_judged(answered: Any, data: Any) -
     assert verdict in set(Verdict)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_a_changed_byte_is_never_trusted(answered: Any, data: Any) -> None:
     attestation, _identity, evidence = answered

@@ -417,13 +417,13 @@ def test_a_replay_that_is_remembered_is_that_of_its_logs() -> None:
         assert found.values == replay(some(parse(raw)), userspace_log.parse(text(record())), "sha256").values
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=400), st.booleans())
 def test_bytes_are_read_or_refused_and_nothing_else_happens(data: bytes, agile: bool) -> None:
     check((header(((0xB, 32), (0x4, 20))) if agile else b"") + data)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_a_mutated_log_is_read_or_refused(data: Any) -> None:
     raw = bytearray(header() + LOCALITY + b"".join(VARIABLES) + SEPARATOR + END + EXIT)
@@ -581,7 +581,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(["pcr", "nv_index", "digests", "content"]), json_values)
 def test_a_record_with_any_value_is_read_or_refused(name: str, value: Any) -> None:
     try:

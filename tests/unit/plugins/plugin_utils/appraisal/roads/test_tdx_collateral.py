@@ -256,7 +256,7 @@ def test_collateral_for_a_platform_that_says_nothing_of_itself_is_refused(tdx_ma
         firmware_status(made, parse_quote(silent.quote(bytes(64))), [silent.root.certificate], now)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(place=st.integers(0, 1 << 12), piece=st.binary(min_size=1, max_size=4))
 def test_a_damaged_extension_of_a_platform_ends_in_the_one_error(machine, extension, place, piece) -> None:
     good = pck_extension()
