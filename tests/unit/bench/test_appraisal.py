@@ -26,8 +26,6 @@ def run(vectors: Optional[Path], *options: str) -> str:
 def check(found: dict[str, Any]) -> None:
     rates = [f"{name}_per_s_core" for name in ("quotes", "quotes_cold", "logs", "hosts", "hosts_cold")]
     assert all(found[name] > 0 for name in rates)
-    # What is remembered cannot cost more than what is read anew; twice that is the clock's own error here.
-    assert found["quotes_per_s_core"] > found["quotes_cold_per_s_core"] / 2
     assert found["host_cpu_ms"] == pytest.approx(1000 / found["hosts_cold_per_s_core"], abs=0.01)
     assert found["cores"] >= 1
 
