@@ -43,11 +43,3 @@ def test_real_quotes_are_taken_where_they_are(vectors: Path, tmp_path: Path) -> 
     check(found)
     assert found["evidence"] == "of real machines"
     assert "logs never seen before" in printed
-
-
-@pytest.fixture(scope="session")
-def vectors() -> Path:
-    folder = Path(os.environ.get("FDE_TEST_VECTORS", CHECKOUT.parent / "shared" / "vectors"))
-    if not (folder / "quotes").is_dir():
-        pytest.skip(f"real attestation inputs are not at {folder}; set FDE_TEST_VECTORS")
-    return folder

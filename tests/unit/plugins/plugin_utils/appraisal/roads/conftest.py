@@ -13,7 +13,6 @@ import base64
 import datetime
 import hashlib
 import json
-import os
 import struct
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +38,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 NOW = datetime.datetime(2026, 6, 1, 12, 0, tzinfo=datetime.timezone.utc)
-CHECKOUT = Path(__file__).resolve().parents[6]
 
 
 @pytest.fixture(scope="session")
@@ -244,11 +242,8 @@ class Captured:
 
 
 @pytest.fixture(scope="session")
-def captured() -> Captured:
-    folder = Path(os.environ.get("FDE_TEST_VECTORS", CHECKOUT.parent / "shared" / "vectors"))
-    if not folder.is_dir():
-        pytest.skip(f"the captured evidence is not at {folder}; name its folder in FDE_TEST_VECTORS")
-    return Captured(folder)
+def captured(vectors: Path) -> Captured:
+    return Captured(vectors)
 
 
 # --- evidence that is made here
