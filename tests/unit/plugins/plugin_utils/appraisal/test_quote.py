@@ -28,12 +28,8 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures impor
     parse_quote,
     parse_signature,
 )
-from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captured import (
-    SAMPLES,
-    Sample,
-    ecc_area,
-    rsa_area,
-)
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captured import SAMPLES, Sample
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.encoding import ecc_area, rsa_area
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
