@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration/inside"))
-sys.path.insert(0, str(Path(__file__).resolve().parent / "inside"))
+from ansible_collections.cvm.fde.tests.unit.plugins.module_utils.luks2.conftest import Forger
 
-from host import FORGER
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration/inside"))
+
 from software_tpm import PolicyKey, Tpm
 
 MIB = 1 << 20
@@ -38,7 +38,7 @@ PUBLIC_KEY = Path("/run/systemd/tpm2-pcr-public-key.pem")
 DATA, HEADER = 16 * MIB, 16 << 10
 
 
-class _Forger(type(FORGER)):  # type: ignore[misc]
+class _Forger(Forger):
     size = HEADER
 
 
