@@ -6,6 +6,8 @@ PYTHON := .venv/bin/python
 PYTEST := $(PYTHON) -m pytest
 # Images, device-mapper and guests need root.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
+# Builds the tree of tools when it is missing, and names it to what follows.
+WITH_TOOLS := tree="$$($(LAB) tools)" && export FDE_TOOLS_TREE="$$tree" &&
 APT := $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -q
 # The newest Python that the machine has.
 HOST_PYTHON := $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
@@ -40,23 +42,19 @@ sanity: setup ## run ansible-test sanity on the archive as it is shipped
 	@tests/sanity.sh
 
 unit: setup ## test the parts, with a software TPM where one is needed
-	FDE_TOOLS_TREE="$$($(LAB) tools)" $(PYTEST) tests/unit tests/fuzz
+	$(WITH_TOOLS) $(PYTEST) tests/unit tests/fuzz
 
 integration: setup ## test with real device-mapper in a User-mode Linux guest
-	@$(LAB) tools
-	$(SUDO) $(PYTEST) tests/integration
+	$(WITH_TOOLS) $(SUDO) $(PYTEST) tests/integration
 
 attacks: setup ## attack the boot agent and the verifier, and systemd as it comes, and see what stops it
-	@$(LAB) tools
-	$(SUDO) $(PYTEST) tests/attacks
+	$(WITH_TOOLS) $(SUDO) $(PYTEST) tests/attacks
 
 crash: setup ## cut the power at a sample of the moments of a machine's life
-	@$(LAB) tools
-	$(SUDO) $(PYTEST) tests/crash
+	$(WITH_TOOLS) $(SUDO) $(PYTEST) tests/crash
 
 crash-matrix: setup ## cut the power behind every write barrier, and print as the last line what came of it
-	@$(LAB) tools
-	@$(SUDO) $(PYTHON) -m tests.crash.matrix
+	@$(WITH_TOOLS) $(SUDO) $(PYTHON) -m tests.crash.matrix
 
 crash-boots: setup ## cut the power of whole machines in QEMU, at twelve moments from the first boot to a complete root
 	$(SUDO) $(PYTHON) -m tests.crash.whole

@@ -7,17 +7,29 @@ such machines.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from pathlib import Path
 
 if os.environ.get("FDE_INSIDE_UML"):
     collect_ignore = ["test_attacks.py", "test_evidence.py"]
 else:
+    from ansible_collections.cvm.fde.tests.unit.plugins.conftest import (
+        authority,
+        endorsement_authority,
+        image,
+        machine,
+        make_machine,
+        tomorrow,
+    )
+    from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.test_judgement import good, grounds
+
     collect_ignore = ["inside"]
-    _PATH = Path(__file__).resolve().parents[1] / "unit/plugins/conftest.py"
-    _spec = importlib.util.spec_from_file_location("fde_machines", _PATH)
-    assert _spec is not None and _spec.loader is not None
-    _machines = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(_machines)
-    globals().update({name: value for name, value in vars(_machines).items() if not name.startswith("_")})
+    __all__ = [
+        "authority",
+        "endorsement_authority",
+        "good",
+        "grounds",
+        "image",
+        "machine",
+        "make_machine",
+        "tomorrow",
+    ]

@@ -15,24 +15,29 @@ from pathlib import Path
 from typing import Any
 
 from ..integration import uml
+from ..lab.process import run
 from .catalogue import DOCUMENT, STOCK, document
 
 
-def measured() -> dict[str, Any]:
-    """Run the attacks in User-mode Linux and return what came of them."""
-    tree = uml.tools_tree()
-    assert tree is not None
+def version(tree: Path) -> str:
+    """Return the major version of a tree's systemd."""
+    return run(["chroot", tree, "systemd-repart", "--version"]).split()[1]
+
+
+def measured(tree: Path) -> dict[str, Any]:
+    """Run the attacks in User-mode Linux on a tree of tools and return what came of them."""
     with tempfile.TemporaryDirectory(prefix="fde-exchange-") as exchange:
         command = ["python3", "-m", "tests.attacks.stock_inside", "/exchange/stock.json"]
         outcome = uml.Guest(tree).run(command, exchange=Path(exchange), echo=__name__ == "__main__")
         if outcome.status != 0:
             raise RuntimeError(f"the attacks did not come to their end:\n{outcome.output[-4000:]}")
-        found: dict[str, Any] = json.loads((Path(exchange) / "stock.json").read_text())
-        return found
+        return {"systemd": version(tree), "results": json.loads((Path(exchange) / "stock.json").read_text())}
 
 
 if __name__ == "__main__":
     if why := uml.missing():
         sys.exit(why)
-    STOCK.write_text(json.dumps(measured(), indent=1) + "\n")
+    tools = uml.tools_tree()
+    assert tools is not None
+    STOCK.write_text(json.dumps(measured(tools), indent=1) + "\n")
     DOCUMENT.write_text(document())

@@ -7,28 +7,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import json
 import struct
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import rounds
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.judgement import Verdict
 from ansible_collections.cvm.fde.tests.attacks.catalogue import Kind, attack
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.encoding import sized
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.test_judgement import ask, failed
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-
-_PATH = Path(__file__).resolve().parents[1] / "unit/plugins/plugin_utils/appraisal/test_judgement.py"
-_spec = importlib.util.spec_from_file_location("fde_judgement", _PATH)
-assert _spec is not None and _spec.loader is not None
-judgement = sys.modules.setdefault(_spec.name, importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(judgement)
-grounds, good, ask, failed = judgement.grounds, judgement.good, judgement.ask, judgement.failed
 
 
 @attack(
@@ -64,7 +56,7 @@ class Forger:
         numbers = self._key.public_key().public_numbers()
         genuine = base64.b64decode(self._token["ak"])
         # The unique field, twice 32 bytes with their lengths, is the end of a TPMT_PUBLIC of an ECC P-256 key.
-        self.public = genuine[:-68] + _sized(numbers.x.to_bytes(32, "big")) + _sized(numbers.y.to_bytes(32, "big"))
+        self.public = genuine[:-68] + sized(numbers.x.to_bytes(32, "big")) + sized(numbers.y.to_bytes(32, "big"))
 
     def claims(self) -> bytes:
         """Claims about a volume whose key the attacker has made."""
@@ -80,12 +72,8 @@ class Forger:
         attest[place : place + 32] = hashlib.sha256(claims).digest()
         first, second = decode_dss_signature(self._key.sign(bytes(attest), ec.ECDSA(hashes.SHA256())))
         signature = struct.pack(">HH", 0x0018, 0x000B)
-        signature += _sized(first.to_bytes(32, "big")) + _sized(second.to_bytes(32, "big"))
+        signature += sized(first.to_bytes(32, "big")) + sized(second.to_bytes(32, "big"))
         return {"attest": rounds.encode(bytes(attest)), "signature": rounds.encode(signature)}
-
-
-def _sized(content: bytes) -> bytes:
-    return struct.pack(">H", len(content)) + content
 
 
 @attack(

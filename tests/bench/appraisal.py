@@ -50,11 +50,12 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures impor
     parse_public,
 )
 from ansible_collections.cvm.fde.tests.fuzz.appraisal import JSON_LIMIT, honest  # noqa: E402
-from ansible_collections.cvm.fde.tests.fuzz.target import SEEDS, VECTORS  # noqa: E402
+from ansible_collections.cvm.fde.tests.fuzz.target import SEEDS  # noqa: E402
 from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captured import (  # noqa: E402
     SAMPLES,
     Sample,
 )
+from ansible_collections.cvm.fde.tests.vectors import VECTORS  # noqa: E402
 from cryptography.hazmat.primitives.serialization import (  # noqa: E402
     Encoding,
     PublicFormat,
@@ -87,7 +88,7 @@ class Inputs:
 @cache
 def inputs() -> Inputs:
     """Read what there is, once a process."""
-    real = (VECTORS / "quotes").is_dir()
+    real = VECTORS.is_dir()
     samples = [make(VECTORS) for make in SAMPLES.values()] if real else [_software_sample()]
     logs = [VECTORS / "eventlogs" / name for name in LOGS] if real else [SEEDS / "firmware_log/honest"]
     return Inputs(real, tuple((_encoded(sample), sample) for sample in samples), tuple(map(Path.read_bytes, logs)))

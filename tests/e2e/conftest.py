@@ -19,8 +19,8 @@ def sealed() -> Sealed:
 
 
 @pytest.fixture(scope="session")
-def fleet(sealed: Sealed) -> Iterator[list[Guest]]:
-    """Two running instances of the image, each after its first boot."""
+def instances(sealed: Sealed) -> Iterator[list[Guest]]:
+    """Two instances of the image after their first boot, on or off."""
     guests = [Guest("e2e-1"), Guest("e2e-2")]
 
     def first_boot(guest: Guest) -> None:
@@ -33,3 +33,10 @@ def fleet(sealed: Sealed) -> Iterator[list[Guest]]:
     finally:
         for guest in guests:
             guest.power_off()
+
+
+@pytest.fixture(scope="module")
+def fleet(instances: list[Guest]) -> list[Guest]:
+    """Both instances, switched on."""
+    together(boot, [guest for guest in instances if not guest.running])
+    return instances

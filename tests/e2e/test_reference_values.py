@@ -3,8 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a TPM really holds when a kernel starts, beside what is computed from the kernel image and the variables alone.
 
-With the stub of systemd 257, which has firmware start the kernel in the image, and with that of 262, which starts it by
-itself; with and without Secure Boot.
+With trixie's stub, of systemd 257, which has firmware start the kernel in the image, and with forky's, which starts it
+by itself (as all from 258 on do); with and without Secure Boot.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.reference import
 from ansible_collections.cvm.fde.tests.lab.keys import keys
 from ansible_collections.cvm.fde.tests.lab.machine import enrolled_variables, variables
 from ansible_collections.cvm.fde.tests.lab.readout import ADDED, Parts, Readout, parts, read_out
+from ansible_collections.cvm.fde.tests.lab.trees import parts_tree
 
-#: Suite: the major version of its stub, and whether firmware measures the kernel too where Secure Boot is off.
-STUBS = {"trixie": (257, True), "forky": (262, False)}
+#: Suite: whether its stub has firmware measure the kernel too where Secure Boot is off.
+STUBS = {"trixie": True, "forky": False}
 PCRS = (4, 7, 9, 12, 13, 14)
 
 
@@ -77,7 +78,8 @@ def computed(boot: Boot) -> dict[str, Any]:
         boot.secure_boot,
     )
     found = reference_set(request)
-    assert found["uki"]["stub_version"].startswith(str(STUBS[boot.suite][0]))
+    stub = parts_tree(boot.suite) / "usr/lib/systemd/boot/efi/linuxx64.efi.stub"
+    assert f"systemd-stub {found['uki']['stub_version']} ".encode() in stub.read_bytes()
     values: dict[str, Any] = found["pcrs"]["sha256"]
     return values
 
@@ -108,7 +110,7 @@ def test_only_without_secure_boot_an_old_stub_has_firmware_measure_the_kernel(
     digests = images(parts(suite))
     on, off = (held[Boot(suite, secure_boot=enforced)].result().pcrs[4] for enforced in (True, False))
     assert on == pcr4([digests["uki"]])
-    assert off == (pcr4([digests["uki"], digests["kernel"]]) if STUBS[suite][1] else on)
+    assert off == (pcr4([digests["uki"], digests["kernel"]]) if STUBS[suite] else on)
 
 
 @pytest.mark.parametrize("suite", STUBS)

@@ -1,10 +1,11 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Fuzz with coverage: ``python -m tests.fuzz [--seconds N] [--runs N] [NAME...]``, from the checkout, with Atheris.
+"""Fuzz with coverage: ``python -m tests.fuzz [--seconds N] [--runs N] [--seed N] [--folder PATH] [NAME...]``, from the
+checkout, with Atheris.
 
-Each target runs in a process of its own for that long; what it found to be interesting stays in ``build/fuzz``, and so
-does an input that is a finding. The exit status is zero where there was none.
+Each target runs in a process of its own for that long; what it found to be interesting stays in the folder, by default
+``build/fuzz``, and so does an input that is a finding. The exit status is zero where there was none.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Optional
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-BUILD = CHECKOUT / "build/fuzz"
 sys.path.insert(0, str(CHECKOUT / "build/collections"))
 #: Seconds that one input may take: all of them are bounded to kilobytes.
 SLOW = 5
@@ -28,31 +28,35 @@ MEMORY = 1024
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     parser = argparse.ArgumentParser(prog="tests.fuzz")
-    parser.add_argument("--seconds", type=int, default=60, help="how long each target runs (60)")
+    parser.add_argument("--seconds", type=int, default=60, help="how long each target runs (60; 0: for ever)")
     parser.add_argument("--runs", type=int, default=-1, help="inputs at the most, for each target (no limit)")
+    parser.add_argument("--seed", type=int, default=0, help="what chance begins with (0: another one each time)")
+    folder = CHECKOUT / "build/fuzz"
+    parser.add_argument("--folder", type=Path, default=folder, help="where inputs and logs are kept (build/fuzz)")
     parser.add_argument("--inside", metavar="NAME", help=argparse.SUPPRESS)
     parser.add_argument("names", nargs="*", metavar="NAME", help="targets (all)")
     options = parser.parse_args(arguments)
     if options.inside:
-        return _fuzz(options.inside, options.seconds, options.runs)
+        return _fuzz(options.inside, options)
     from .targets import TARGETS
 
     names = options.names or list(TARGETS)
     unknown = set(names) - set(TARGETS)
     if unknown:
         parser.error(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
-    found = [name for name in names if not _run(name, options.seconds, options.runs)]
+    found = [name for name in names if not _run(name, options)]
     print(f"findings: {', '.join(found) if found else 'none'}")
     return 1 if found else 0
 
 
-def _run(name: str, seconds: int, runs: int) -> bool:
+def _run(name: str, options: argparse.Namespace) -> bool:
     """Fuzz one target in a process of its own, say how many inputs were tried, and return whether all went well."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    log = BUILD / f"{name}.log"
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{name}.log"
     with log.open("w") as output:
-        words = [sys.executable, "-m", "tests.fuzz", "--inside", name, "--seconds", str(seconds)]
-        words += ["--runs", str(runs)]
+        words = [sys.executable, "-m", "tests.fuzz", "--inside", name, f"--folder={folder}"]
+        words += [f"--seconds={options.seconds}", f"--runs={options.runs}", f"--seed={options.seed}"]
         status = subprocess.run(words, cwd=CHECKOUT, stdout=output, stderr=output, check=False).returncode
     text = log.read_text(errors="replace")
     tried = re.findall(r"^(?:Done |#)(\d+)", text, re.MULTILINE)
@@ -65,25 +69,26 @@ def _run(name: str, seconds: int, runs: int) -> bool:
     return status == 0
 
 
-def _fuzz(name: str, seconds: int, runs: int) -> int:
+def _fuzz(name: str, options: argparse.Namespace) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["ansible_collections.cvm.fde.plugins"]):
         from .targets import TARGETS
     target = TARGETS[name]
-    corpus = BUILD / name
+    corpus = options.folder / name
     corpus.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for number, seed in enumerate([*target.own(), *target.real()]):
             (Path(folder) / f"{number}").write_bytes(seed)
         words = [
             sys.argv[0],
-            f"-max_total_time={seconds}",
-            f"-runs={runs}",
+            f"-max_total_time={options.seconds}",
+            f"-runs={options.runs}",
+            f"-seed={options.seed}",
             f"-max_len={target.limit}",
             f"-timeout={SLOW}",
         ]
-        words += [f"-rss_limit_mb={MEMORY}", f"-artifact_prefix={BUILD}/{name}-", "-print_final_stats=1"]
+        words += [f"-rss_limit_mb={MEMORY}", f"-artifact_prefix={corpus}-", "-print_final_stats=1"]
         if target.words:
             dictionary = Path(folder) / "words"
             dictionary.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))

@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterable, Optional
+
+from ansible_collections.cvm.fde.tests.vectors import VECTORS
 
 #: Changes bytes: gets them, a limit for their number, a seed, and libFuzzer's own change of bytes.
 Mutator = Callable[[bytes, int, int, Callable[[bytes, int], bytes]], bytes]
 
 SEEDS = Path(__file__).parent / "seeds"
-#: Real inputs, where there are any: see the fixture ``vectors`` of the unit tests.
-VECTORS = Path(os.environ.get("FDE_TEST_VECTORS", Path(__file__).resolve().parents[2].parent / "shared/vectors"))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ HONEST = f"exec {PYTHON}"
 
 _ROOM = """
 set -e
-root=$1 tree=$2 tools=$3 folder=$4 tpm=$5 port=$6 command=$7
+root=$1 tree=$2 tools=$3 folder=$4 tpm=$5 address=$6 port=$7 command=$8
 mount --bind "$tree" "$root"
 mount -o remount,bind,ro "$root"
 mount --bind "$tools" "$root/mnt"
@@ -43,7 +43,7 @@ for top in "$root" "$root/mnt"; do
 done
 mount --bind "$folder/python3" "$root/usr/bin/python3"
 mkdir "$root/run/sshd"
-exec chroot "$root" /usr/sbin/sshd -D -e -f /dev/null -p "$port" -h /media/host_key -o ListenAddress=127.0.0.1 \
+exec chroot "$root" /usr/sbin/sshd -D -e -f /dev/null -p "$port" -h /media/host_key -o ListenAddress="$address" \
     -o AuthorizedKeysFile=/media/authorized_keys -o StrictModes=no -o UsePAM=no -o ForceCommand="$command"
 """
 
@@ -61,10 +61,14 @@ class SshGuest:
     files: dict[str, bytes] = field(default_factory=dict)
     command: str = ""
     process: Optional[subprocess.Popen[bytes]] = None
+    address: str = ""
     port: int = 0
 
-    def start(self) -> None:
-        """Let sshd listen. Its port is one that was free a moment ago."""
+    def start(self, address: str) -> None:
+        """Let sshd listen at an address of the loopback interface that no other guest has, and a port that is free
+        there.
+        """
+        self.address = address
         for name in ("root", "empty", "files/tpm"):
             (self.folder / name).mkdir(parents=True)
         files = self.folder / "files"
@@ -75,10 +79,10 @@ class SshGuest:
         for name, content in self.files.items():
             (files / name).write_bytes(content)
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+            free.bind((address, 0))
             self.port = free.getsockname()[1]
         tpm = self.machine.folder if self.machine else self.folder / "empty"
-        with (self.folder / "sshd.log").open("wb") as log:
+        with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 ["unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "sh", "-c", _ROOM]
                 + [
@@ -88,6 +92,7 @@ class SshGuest:
                     tools_tree(),
                     files,
                     tpm,
+                    address,
                     str(self.port),
                     self.command or "none",
                 ],
@@ -96,17 +101,20 @@ class SshGuest:
                 stderr=log,
             )
 
+    @property
+    def _log(self) -> Path:
+        return self.folder / "sshd.log"
+
     def wait(self) -> None:
-        """Return once sshd answers."""
-        for _attempt in range(600):
-            with socket.socket() as connection:
-                if connection.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            assert self.process is not None
+        """Return once sshd says that it listens: an answer alone might be that of a stranger."""
+        assert self.process is not None
+        for _attempt in range(1200):
+            if f"Server listening on {self.address} port {self.port}." in self._log.read_text():
+                return
             if self.process.poll() is not None:
                 break
             time.sleep(0.05)
-        raise RuntimeError(f"sshd did not start: {(self.folder / 'sshd.log').read_text()}")
+        raise RuntimeError(f"sshd did not start: {self._log.read_text()}")
 
     def stop(self) -> None:
         if self.process is not None:
@@ -117,10 +125,10 @@ class SshGuest:
     def variables(self) -> dict[str, Any]:
         """Return what an inventory says of this host."""
         known = self.folder / "known_hosts"
-        known.write_text(f"[127.0.0.1]:{self.port} {(self.folder / 'files/host_key.pub').read_text()}")
+        known.write_text(f"[{self.address}]:{self.port} {(self.folder / 'files/host_key.pub').read_text()}")
         found = {
             "ansible_connection": "ssh",
-            "ansible_host": "127.0.0.1",
+            "ansible_host": self.address,
             "ansible_port": self.port,
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(self.key),

@@ -232,8 +232,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, make_machine: Callable[..., 
         machine = make_machine(name) if attack.tpm else None
         guests[name] = SshGuest(folder / name, key, attack.python, machine, attack.files(recorded), attack.command)
     try:
-        for guest in guests.values():
-            guest.start()
+        for number, guest in enumerate(guests.values(), 1):
+            guest.start(f"127.0.1.{number}")
         for guest in guests.values():
             guest.wait()
         yield guests
@@ -328,7 +328,6 @@ def test_no_host_makes_the_control_node_larger_than_is_said(attested: Attested) 
     largest = attested.run.main + MEMORY_LIMIT + JUDGEMENT
     assert max(attested.run.workers.values()) < largest
     assert attested.run.main < 256 * MIB
-    assert attested.run.together < attested.run.main + FORKS * largest
 
 
 def test_nothing_goes_on_after_the_run(attested: Attested) -> None:

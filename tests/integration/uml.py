@@ -40,6 +40,8 @@ from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
+from ..lab.trees import built_tools_tree
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 INIT = Path(__file__).with_name("init")
 #: Both in the tools tree, so that the kernel has the version of the lab's guests, whatever this machine has.
@@ -87,13 +89,10 @@ def missing() -> str | None:
 
 
 def tools_tree() -> Path | None:
-    """Return the root directory with the programs for the guest: FDE_TOOLS_TREE, or the newest one the lab has
-    built.
-    """
+    """Return the root directory with the programs for the guest: FDE_TOOLS_TREE, or the one that the lab has built."""
     if named := os.environ.get("FDE_TOOLS_TREE"):
         return Path(named).resolve()
-    built = [tree for tree in CHECKOUT.glob("build/tools-*") if (tree / "usr/bin/python3").exists()]
-    return max(built, key=lambda tree: tree.stat().st_mtime, default=None)
+    return built_tools_tree()
 
 
 @dataclass(frozen=True)

@@ -50,16 +50,22 @@ def lock(name: str) -> Iterator[None]:
         yield
 
 
+def place(name: str, recipe: str) -> Path:
+    """Return ``build/NAME-RECIPE``, where ``cached`` keeps what it made, with the suffix of the name at its end."""
+    stem, dot, suffix = name.partition(".")
+    return BUILD / f"{stem}-{recipe}{dot}{suffix}"
+
+
 def cached(what: str, name: str, recipe: str, make: Callable[[Path], None], keep: Optional[int] = None) -> Path:
-    """Return ``build/NAME-RECIPE``, made first by ``make`` when it is not there.
+    """Return the ``place`` of a thing, made first by ``make`` when it is not there.
 
     ``make`` gets a path of the same suffix that does not exist yet. It takes the final name only when it is complete.
     With ``keep`` only that many of this name stay, the newest; the others belong to earlier states of the code.
     """
-    stem, dot, suffix = name.partition(".")
-    path = BUILD / f"{stem}-{recipe}{dot}{suffix}"
+    path = place(name, recipe)
     if path.exists():
         return path
+    stem, dot, suffix = name.partition(".")
     with lock(stem):
         if path.exists():
             return path

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterable, Iterator, Optional, Sequence, Union
 
-from .cache import cached, digest, remove
+from .cache import cached, digest, place, remove
 from .keys import keys
 from .process import run
 
@@ -58,8 +58,17 @@ OVERLAY = Path(__file__).parent / "image"
 
 def tools_tree() -> Path:
     """Return the tree of tools; treat it as read-only."""
-    recipe = digest(SUITE, MIRROR, TOOLS, APT_OPTIONS)
-    return cached("the tree of tools", "tools", recipe, lambda at: _debian(at, TOOLS))
+    return cached("the tree of tools", "tools", _tools_recipe(), lambda at: _debian(at, TOOLS))
+
+
+def built_tools_tree() -> Optional[Path]:
+    """Return the tree of tools unless it would have to be built."""
+    tree = place("tools", _tools_recipe())
+    return tree if tree.exists() else None
+
+
+def _tools_recipe() -> str:
+    return digest(SUITE, MIRROR, TOOLS, APT_OPTIONS)
 
 
 def parts_tree(suite: str = SUITE) -> Path:

@@ -5,14 +5,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
+from ansible_collections.cvm.fde.tests.integration.inside.conftest import *  # noqa: F403
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-_PATH = Path(__file__).resolve().parents[2] / "integration/inside/conftest.py"
-_spec = importlib.util.spec_from_file_location("fde_inside", _PATH)
-assert _spec is not None and _spec.loader is not None
-_inside = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_inside)
-globals().update({name: value for name, value in vars(_inside).items() if not name.startswith("_")})

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,14 +16,10 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent import volume_key
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
+from ansible_collections.cvm.fde.tests.unit.plugins.module_utils.luks2.conftest import Forger
 from instance import MIB, Lab, run
 
-_PATH = Path(__file__).resolve().parents[2] / "unit/plugins/module_utils/luks2/conftest.py"
-_spec = importlib.util.spec_from_file_location("fde_forger", _PATH)
-assert _spec is not None and _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-FORGER = _module.Forger()
+FORGER = Forger()
 
 BLOCK = 4096
 #: Tags of hmac(sha256), and how much data lies between two areas of tags (dm-integrity's default, 32768 sectors).

@@ -437,13 +437,9 @@ def timeless(public: Any = None) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def vectors() -> Path:
-    """The folder of real attestation inputs that are not part of the project."""
-    root = Path(__file__).resolve().parents[3]
-    folder = Path(os.environ.get("FDE_TEST_VECTORS", root.parent / "shared" / "vectors"))
-    if not (folder / "quotes").is_dir():
-        pytest.skip(f"real attestation inputs are not at {folder}; set FDE_TEST_VECTORS")
-    return folder
+def tomorrow() -> datetime.datetime:
+    """A moment after the beginning of every certificate that is made for a machine during the tests."""
+    return datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=1)
 
 
 @pytest.fixture(scope="session")

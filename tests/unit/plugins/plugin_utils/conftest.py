@@ -31,10 +31,9 @@ def signed(image: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes,
 
 
 @pytest.fixture(scope="module")
-def grounds(signed: tuple[bytes, bytes, bytes], authority: Path) -> Grounds:
-    now = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+def grounds(signed: tuple[bytes, bytes, bytes], authority: Path, tomorrow: datetime.datetime) -> Grounds:
     reference = load_reference(*signed)
-    return Grounds((reference,), tuple(load_authorities((authority / "ca.pem").read_bytes())), now)
+    return Grounds((reference,), tuple(load_authorities((authority / "ca.pem").read_bytes())), tomorrow)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import json
 import os
 import tracemalloc
@@ -29,12 +30,9 @@ from hypothesis import strategies as st
 
 
 @pytest.fixture(scope="session")
-def grounds(image: Any, authority: Any) -> Grounds:
-    import datetime
-
-    now = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+def grounds(image: Any, authority: Any, tomorrow: datetime.datetime) -> Grounds:
     reference = parse_manifest(json.dumps(image.manifest()).encode())
-    return Grounds((reference,), load_authorities((authority / "ca.pem").read_bytes()), now)
+    return Grounds((reference,), load_authorities((authority / "ca.pem").read_bytes()), tomorrow)
 
 
 def hold(machine: Any, grounds: Grounds) -> tuple[Attestation, dict[str, Any], dict[str, Any]]:
@@ -214,7 +212,7 @@ answers = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_any_value_in_any_field_is_refused_or_judged(answered: Any, data: Any) -> None:
     attestation, identity, evidence = answered
@@ -226,7 +224,7 @@ def test_any_value_in_any_field_is_refused_or_judged(answered: Any, data: Any) -
     assert verdict in set(Verdict)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_a_changed_byte_is_never_trusted(answered: Any, data: Any) -> None:
     attestation, _identity, evidence = answered

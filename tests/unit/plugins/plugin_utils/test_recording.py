@@ -105,11 +105,11 @@ def test_first_use_takes_the_approval_of_this_host_and_key_only(machine: Any, gr
     def verdict(approval: Approval) -> Verdict:
         return attest(machine, allowing(grounds, FIRST_USE, approval=approval)).result.verdict
 
-    then = grounds.now - datetime.timedelta(hours=2)
+    then = grounds.now - datetime.timedelta(days=2)
     assert verdict(Approval("web1", ek, "ann", then)) is Verdict.TRUSTED
     assert verdict(Approval("web2", ek, "ann", then)) is Verdict.UNTRUSTED
     assert verdict(Approval("web1", "00" * 32, "ann", then)) is Verdict.UNTRUSTED
-    assert verdict(Approval("web1", ek, "ann", grounds.now + datetime.timedelta(hours=1))) is Verdict.UNTRUSTED
+    assert verdict(Approval("web1", ek, "ann", grounds.now + datetime.timedelta(days=1))) is Verdict.UNTRUSTED
 
 
 # --- the ledger

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 import uuid
 from pathlib import Path
@@ -23,7 +22,6 @@ from ansible_collections.cvm.fde.plugins.module_utils.boot.secure_boot import (
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import pcr_policy
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal import event_log
 
-VECTORS = Path(os.environ.get("FDE_TEST_VECTORS", Path(__file__).resolve().parents[6] / "shared/vectors"))
 EV_SEPARATOR = 0x4
 EV_EFI_VARIABLE_AUTHORITY = 0x800000E0
 
@@ -114,10 +112,11 @@ def payload(event: bytes) -> tuple[str, bytes]:
     return event[32:end].decode("utf-16-le"), event[end : end + size]
 
 
-@pytest.mark.skipif(not VECTORS.is_dir(), reason="FDE_TEST_VECTORS names no directory with event logs of real machines")
 @pytest.mark.parametrize("name", ["cos-85-amd-sev.bin", "keylime-binary_bios_measurements-secureboot"])
-def test_pcr_7_is_what_real_firmware_with_secure_boot_measured_up_to_the_first_authority(name: str) -> None:
-    log = event_log.parse((VECTORS / "eventlogs" / name).read_bytes())
+def test_pcr_7_is_what_real_firmware_with_secure_boot_measured_up_to_the_first_authority(
+    vectors: Path, name: str
+) -> None:
+    log = event_log.parse((vectors / "eventlogs" / name).read_bytes())
     assert log is not None
     events = [event for event in log.events if event.pcr == 7]
     first = next(index for index, event in enumerate(events) if event.kind == EV_EFI_VARIABLE_AUTHORITY)

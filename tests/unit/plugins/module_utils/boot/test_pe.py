@@ -133,7 +133,7 @@ def test_a_certificate_with_an_impossible_length_is_refused(length: int) -> None
         parse_pe(bytes(content))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 1023), st.integers(0, 255)), max_size=8), st.integers(0, 12000) | st.none())
 def test_no_damage_does_anything_but_raise_its_own_error(edits: list[tuple[int, int]], cut: int | None) -> None:
     content = make_pe(SECTIONS, random.Random(1).randbytes(100))

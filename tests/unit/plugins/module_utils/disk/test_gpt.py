@@ -155,7 +155,7 @@ def test_a_disk_without_a_table_is_refused(content: bytes) -> None:
         read(content)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(446, 2048), st.integers(0, 255)), max_size=6),
     st.integers(0, 3 * MIB) | st.none(),
@@ -212,7 +212,7 @@ def test_a_valid_first_copy_that_is_not_acceptable_does_not_hide_behind_the_seco
 
 
 @given(st.binary(max_size=64), st.integers(0, SIZE - 64))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_no_damage_of_a_disk_in_use_does_anything_but_raise_its_own_error(content: bytes, place: int) -> None:
     disk = image(ESP, ROOT)
     disk[place : place + len(content)] = content

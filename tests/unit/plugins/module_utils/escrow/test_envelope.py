@@ -158,7 +158,7 @@ def test_a_program_that_makes_no_envelope_is_an_error(authority):
         seal(Silent(), bytearray(b"secret"), [authority.issue(2048).certificate])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_any_damaged_certificate_is_read_or_refused(authority, data):
     der = bytearray(base64.b64decode(b"".join(authority.issue(2048).certificate.splitlines()[1:-1])))

@@ -63,15 +63,12 @@ def test_seeds_and_random_changes_of_them_keep_the_promises(target):
         check(content)
 
 
-def test_atheris_finds_nothing_in_a_short_run():
+def test_atheris_finds_nothing_in_a_short_run(tmp_path):
     pytest.importorskip("atheris", reason="atheris is not installed (pip install atheris)")
+    words = ["--folder", str(tmp_path), "--seed", "1", "--seconds", "0", "--runs", "4000", "luks2_header"]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "--runs", "4000", "--seconds", "300", "luks2_header"],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-m", "tests.fuzz", *words], cwd=CHECKOUT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "findings: none" in done.stdout
-    assert re.search(r"luks2_header +[4-9],\d{3} inputs", done.stdout), done.stdout
+    assert re.search(r"luks2_header +4,000 inputs", done.stdout), done.stdout

@@ -256,7 +256,7 @@ def test_any_bytes_are_read_or_refused(content):
         Header.parse(content)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_header_changed_anywhere_is_read_or_refused(forger, data):
     content = bytearray(forger.genuine())
@@ -279,7 +279,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(metadata=_JSON, ascii_only=st.booleans())
 def test_any_json_is_read_or_refused(forger, metadata, ascii_only):
     text = json.dumps(metadata, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")

@@ -113,7 +113,7 @@ def test_a_volume_without_tokens_keeps_its_keyslots(forger):
     assert without_half_enrolments(bare) is bare
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, (512 << 10) - 1), st.binary(min_size=1, max_size=64), st.integers(0, 1))
 def test_whatever_is_torn_the_answer_is_a_sound_header_or_one_kind_of_exception(forger, at, garbage, copies):
     content = bytearray(forger.genuine())

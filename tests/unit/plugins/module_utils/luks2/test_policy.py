@@ -767,7 +767,7 @@ _VALUES = st.recursive(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(path=_PATHS, value=_VALUES)
 def test_any_value_at_any_place_is_judged_without_a_crash(forger, expected, path, value):
     def edit(metadata):
@@ -808,7 +808,7 @@ _TOKEN_VALUES = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(changes=st.dictionaries(_TOKEN_FIELDS, _TOKEN_VALUES, max_size=4), token=st.sampled_from(["0", "1", "2"]))
 def test_whatever_is_accepted_of_a_token_can_be_read_and_binds(forger, changes, token):
     def edit(metadata):

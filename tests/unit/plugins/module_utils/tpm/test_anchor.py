@@ -54,6 +54,8 @@ def powered(tmp_path: Path) -> Iterator[Any]:
             if (tmp_path / "swtpm.pid").exists():
                 break
             time.sleep(0.01)
+        else:
+            pytest.fail("swtpm did not start")
         with tss.ESAPI(f"swtpm:path={socket}") as connection:
             yield connection
     finally:

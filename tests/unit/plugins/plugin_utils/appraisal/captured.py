@@ -24,17 +24,18 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures impor
     parse_public,
     parse_signature,
 )
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.encoding import (
+    AK_ATTRIBUTES,
+    AZURE_AK_ATTRIBUTES,
+    ecc_area,
+    rsa_area,
+)
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 RSASSA = Scheme(tpm.ALG_RSASSA, "sha256")
 ECDSA = Scheme(tpm.ALG_ECDSA, "sha256")
-#: What the attestation keys of Google and AWS have, and those of Azure besides.
-AK_ATTRIBUTES = (
-    tpm.RESTRICTED | tpm.SIGN | tpm.FIXED_TPM | tpm.FIXED_PARENT | tpm.SENSITIVE_DATA_ORIGIN | tpm.USER_WITH_AUTH
-)
-AZURE_AK_ATTRIBUTES = AK_ATTRIBUTES | tpm.NO_DA
 #: The nonces that were asked for, where they are stated nowhere but in what was captured.
 KEYLIME_NONCE = bytes.fromhex("db1db298db6d60e6385b7231743e9c3056a18003")
 TRUSTEE_NONCE = bytes.fromhex(
@@ -68,24 +69,6 @@ class Sample:
         return verify_quote(
             self.key, self.attest, self.signature, self.nonce, self.selection, self.values, self.endorsement
         )
-
-
-def sized(data: bytes) -> bytes:
-    return struct.pack(">H", len(data)) + data
-
-
-def rsa_area(attributes: int, modulus: int) -> PublicArea:
-    """TPMT_PUBLIC of an RSA-2048 key that signs by RSASSA with SHA-256, as Azure's attestation keys are."""
-    head = struct.pack(">HHIH", tpm.ALG_RSA, tpm.ALG_SHA256, attributes, 0)
-    scheme = struct.pack(">HHHHI", tpm.ALG_NULL, tpm.ALG_RSASSA, tpm.ALG_SHA256, 2048, 0)
-    return parse_public(head + scheme + sized(modulus.to_bytes(256, "big")))
-
-
-def ecc_area(attributes: int, x: int, y: int) -> PublicArea:
-    """TPMT_PUBLIC of a P-256 key that signs by ECDSA with SHA-256, as those of Google and AWS are."""
-    head = struct.pack(">HHIH", tpm.ALG_ECC, tpm.ALG_SHA256, attributes, 0)
-    scheme = struct.pack(">HHHHH", tpm.ALG_NULL, tpm.ALG_ECDSA, tpm.ALG_SHA256, tpm.ECC_NIST_P256, tpm.ALG_NULL)
-    return parse_public(head + scheme + sized(x.to_bytes(32, "big")) + sized(y.to_bytes(32, "big")))
 
 
 def keylime(vectors: Path) -> Sample:

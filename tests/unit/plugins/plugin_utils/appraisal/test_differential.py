@@ -246,7 +246,7 @@ def test_a_tpms_word_on_the_creation_of_a_key_is_read(machine: Any, primary: boo
 
 
 @pytss
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_damaged_quote_is_refused_or_read_as_tpm2_pytss_reads_it(vectors: Path, data: Any) -> None:
     raw = bytearray(data.draw(st.sampled_from([raw for _name, raw in quotes(vectors)])))

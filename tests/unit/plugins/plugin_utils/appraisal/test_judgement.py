@@ -47,9 +47,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 NONCE = bytes(range(32))
 SECRET = bytes(range(32, 64))
-#: Certificates are made during the tests, hence after this module was read.
-NOW = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
-
 
 #: What is read of a machine's answers, and the check that needs it first.
 PARTS_OF_A_CASE = {
@@ -104,13 +101,13 @@ def ask(machine: Any, grounds: Grounds, nonce: bytes = NONCE, pcrs: tuple[int, .
     request = rounds.Request(nonce, {"sha256": pcrs}, credential.blob, credential.secret)
     evidence = rounds.evidence(machine.sources, request, machine.token)
     json.dumps(evidence)
-    return Answers(identity, evidence, Challenge(nonce, SECRET, {"sha256": frozenset(pcrs)}, NOW), grounds)
+    return Answers(identity, evidence, Challenge(nonce, SECRET, {"sha256": frozenset(pcrs)}, grounds.now), grounds)
 
 
 @pytest.fixture(scope="session")
-def grounds(image: Any, authority: Path) -> Grounds:
+def grounds(image: Any, authority: Path, tomorrow: datetime.datetime) -> Grounds:
     reference = parse_manifest(json.dumps(image.manifest()).encode())
-    return Grounds((reference,), load_authorities((authority / "ca.pem").read_bytes()), NOW)
+    return Grounds((reference,), load_authorities((authority / "ca.pem").read_bytes()), tomorrow)
 
 
 @pytest.fixture(scope="session")
@@ -267,7 +264,7 @@ def test_without_an_endorsement_certificate_the_verdict_is_unknown(good: Answers
 
 
 def test_an_expired_certificate_is_refused(good: Answers) -> None:
-    later = replace(good.grounds, now=NOW + datetime.timedelta(days=365 * 40))
+    later = replace(good.grounds, now=good.grounds.now + datetime.timedelta(days=365 * 40))
     asked = replace(good.challenge, made=later.now)
     assert failed(replace(good, grounds=later, challenge=asked).appraise()) == {"endorsement_certificate"}
 
@@ -683,7 +680,7 @@ def test_a_waived_check_decides_nothing_and_keeps_its_reason(good: Answers, imag
     check = next(check for check in result.checks if check.name == "pcr_13")
     assert check.status is Status.WAIVED
     assert "does not have a value that the manifest lists" in check.reason
-    assert attestation_result(result, Policy(), NOW)["submods"]["boot"]["ear.status"] == "warning"
+    assert attestation_result(result, Policy(), good.grounds.now)["submods"]["boot"]["ear.status"] == "warning"
 
 
 def test_what_rests_on_a_waived_check_is_not_judged(good: Answers) -> None:
@@ -706,9 +703,9 @@ def test_without_evidence_a_volume_is_trusted_only_where_a_policy_says_so(good: 
 
 
 def test_an_answer_that_came_late_is_refused(good: Answers) -> None:
-    asked = replace(good.challenge, made=NOW - datetime.timedelta(seconds=301))
+    asked = replace(good.challenge, made=good.grounds.now - datetime.timedelta(seconds=301))
     assert failed(replace(good, challenge=asked).appraise()) == {"evidence_age"}
-    early = replace(good.challenge, made=NOW + datetime.timedelta(seconds=1))
+    early = replace(good.challenge, made=good.grounds.now + datetime.timedelta(seconds=1))
     assert failed(replace(good, challenge=early).appraise()) == {"evidence_age"}
 
 
@@ -820,7 +817,7 @@ def test_sets_of_the_same_image_are_told_apart_by_the_signer_that_the_log_names(
 
 @BOTH_ORDERS
 def test_a_set_past_its_end_does_not_stand_in_the_way_of_one_that_is_valid(good: Answers, order: int) -> None:
-    result = beside(good, order, twin(good, "twin", not_after=NOW - datetime.timedelta(days=1)))
+    result = beside(good, order, twin(good, "twin", not_after=good.grounds.now - datetime.timedelta(days=1)))
     assert (result.verdict, result.claims["image"]) == (Verdict.TRUSTED, "debian-forky")
     unnamed = beside(good, order, twin(good, "twin"), policy=Policy(sets=(SetTerms("debian-forky"),)))
     assert (unnamed.verdict, unnamed.claims["image"]) == (Verdict.TRUSTED, "debian-forky")
@@ -909,7 +906,7 @@ def test_a_recovery_by_an_image_that_is_not_accepted_is_refused(
 
 
 def test_a_recovery_by_an_image_past_its_end_is_trusted_as_its_creation_would_be(recovered: Answers) -> None:
-    ended = SetTerms("second", not_after=NOW - datetime.timedelta(days=1))
+    ended = SetTerms("second", not_after=recovered.grounds.now - datetime.timedelta(days=1))
     assert judged_by(recovered, Policy(sets=(SetTerms("debian-forky"), ended))).verdict is Verdict.TRUSTED
 
 
@@ -1005,12 +1002,12 @@ def test_an_ephemeral_machine_is_trusted_by_what_it_booted(
 
 
 def test_the_result_has_a_status_for_each_part_and_names_the_policy(good: Answers) -> None:
-    found = attestation_result(good.appraise(), good.grounds.policy, NOW)
+    found = attestation_result(good.appraise(), good.grounds.policy, good.grounds.now)
     assert {part: sub["ear.status"] for part, sub in found["submods"].items()} == dict.fromkeys(PARTS, "affirming")
     assert found["exp"] - found["iat"] == Policy().valid_for
     assert found["submods"]["tpm"]["ear.appraisal-policy-id"] == f"default@sha256:{Policy().digest}"
     other = replace(good, grounds=replace(good.grounds, endorsement_key="0" * 64)).appraise()
-    found = attestation_result(other, Policy(), NOW)
+    found = attestation_result(other, Policy(), good.grounds.now)
     assert found["submods"]["tpm"]["ear.status"] == "contraindicated"
     assert found["submods"]["tpm"]["ear.trustworthiness-vector"]["instance-identity"] == 96
     json.dumps(found)

@@ -155,7 +155,7 @@ def test_what_is_no_policy_is_refused(name: str) -> None:
     assert refused.value.code == "bad-policy"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

@@ -28,12 +28,8 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures impor
     parse_quote,
     parse_signature,
 )
-from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captured import (
-    SAMPLES,
-    Sample,
-    ecc_area,
-    rsa_area,
-)
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captured import SAMPLES, Sample
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.encoding import ecc_area, rsa_area
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -360,7 +356,7 @@ def test_what_was_verified_cannot_be_changed(vectors: Path) -> None:
         found.values = {}  # type: ignore[misc]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_whatever_is_damaged_is_refused_and_nothing_else_happens(vectors: Path, data: Any) -> None:
     """Bytes of statement, signature, nonce and values are changed, cut and added at random places."""

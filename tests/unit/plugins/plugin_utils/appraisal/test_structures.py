@@ -179,7 +179,7 @@ def test_a_creation_statement_is_read() -> None:
 PARSERS = (parse_quote, parse_nv_certification, parse_creation, parse_public, parse_nv_public, parse_signature)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=300))
 @example(templates.AK_ECC_P256.public)
 @example(templates.EK_RSA_2048.public)
@@ -192,7 +192,7 @@ def test_bytes_are_read_or_refused_and_nothing_else_happens(data: bytes) -> None
             continue
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_a_mutated_structure_is_read_or_refused(data: Any) -> None:
     good = data.draw(

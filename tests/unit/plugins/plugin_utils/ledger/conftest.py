@@ -79,12 +79,13 @@ class Postgres:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    installed = list(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not installed:
         pytest.skip("PostgreSQL is not installed (Debian package postgresql)")
     # The path of a socket is short, and pytest's own directories are root's.
     directory = Path(tempfile.mkdtemp(prefix="fde-ledger-", dir="/tmp"))
-    server = Postgres(directory, installed[-1].parent)
+    newest = max(installed, key=lambda program: float(program.parts[-3]))
+    server = Postgres(directory, newest.parent)
     try:
         server.start()
         yield server

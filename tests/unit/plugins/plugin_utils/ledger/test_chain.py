@@ -14,7 +14,7 @@ import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.chain import EMPTY, Finding, Flaw, Follower, Head, link
 from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import Anchor, Attestation, columns_of
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 Rows = list[dict[str, object]]
@@ -54,14 +54,12 @@ attestations = st.builds(
 chains = st.lists(attestations, min_size=2, max_size=8).map(chain_of)
 
 
-@settings(deadline=None)
 @given(chains)
 def test_an_untouched_chain_is_sound_against_every_head_it_ever_had(rows: Rows) -> None:
     for length in range(len(rows) + 1):
         assert follow(rows, head_of(rows[:length])) == []
 
 
-@settings(deadline=None)
 @given(chains, st.data())
 def test_an_edit_of_any_column_of_any_entry_shows(rows: Rows, data: st.DataObject) -> None:
     position = data.draw(st.integers(0, len(rows) - 1))
@@ -75,7 +73,6 @@ def test_an_edit_of_any_column_of_any_entry_shows(rows: Rows, data: st.DataObjec
     assert follow(rows)
 
 
-@settings(deadline=None)
 @given(chains, st.data())
 def test_an_entry_dropped_before_the_last_one_shows(rows: Rows, data: st.DataObject) -> None:
     position = data.draw(st.integers(0, len(rows) - 2))
@@ -83,14 +80,12 @@ def test_an_entry_dropped_before_the_last_one_shows(rows: Rows, data: st.DataObj
     assert flaws(rows) == {Flaw.MISSING, Flaw.DETACHED}
 
 
-@settings(deadline=None)
 @given(chains, st.data())
 def test_entries_in_another_order_show(rows: Rows, data: st.DataObject) -> None:
     shuffled = data.draw(st.permutations(rows).filter(lambda order: order != rows))
     assert flaws(shuffled) & {Flaw.MISPLACED, Flaw.MISSING}
 
 
-@settings(deadline=None)
 @given(chains, st.data())
 def test_entries_that_trade_their_numbers_show(rows: Rows, data: st.DataObject) -> None:
     one, other = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=2, max_size=2, unique=True))
@@ -101,7 +96,6 @@ def test_entries_that_trade_their_numbers_show(rows: Rows, data: st.DataObject) 
     assert Flaw.EDITED in flaws(rows)
 
 
-@settings(deadline=None)
 @given(chains, attestations, st.data())
 def test_an_inserted_entry_shows_even_with_a_good_digest_of_its_own(
     rows: Rows, forged: Attestation, data: st.DataObject
@@ -111,7 +105,6 @@ def test_an_inserted_entry_shows_even_with_a_good_digest_of_its_own(
     assert follow(rows)
 
 
-@settings(deadline=None)
 @given(chains, st.data())
 def test_a_missing_end_shows_only_against_a_remembered_head(rows: Rows, data: st.DataObject) -> None:
     remembered = head_of(rows)
@@ -120,7 +113,6 @@ def test_a_missing_end_shows_only_against_a_remembered_head(rows: Rows, data: st
     assert flaws(shorter, remembered) == {Flaw.TRUNCATED}
 
 
-@settings(deadline=None)
 @given(chains, st.data())
 def test_a_chain_written_again_from_some_entry_on_shows_only_against_a_remembered_head(
     rows: Rows, data: st.DataObject

@@ -87,10 +87,13 @@ def test_a_writer_killed_in_the_middle_leaves_nothing_and_locks_nobody_out(fille
     before = filled.head()
     child = os.fork()
     if child == 0:
-        with filled.database.writing() as connection:
-            write(connection, [(Attestation("half", "trusted", "pinned"), Packed.of({"quote": b"half"}))])
-            os.kill(os.getpid(), signal.SIGKILL)
-    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        try:
+            with filled.database.writing() as connection:
+                write(connection, [(Attestation("half", "trusted", "pinned"), Packed.of({"quote": b"half"}))])
+                os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert filled.head() == before
     assert filled.append(Attestation("whole", "trusted", "pinned")).sequence == before.sequence + 1
     assert verify(filled, before).sound

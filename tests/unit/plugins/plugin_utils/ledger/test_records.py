@@ -20,7 +20,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.ledger.records import (
     text_of,
     time_of,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 KEY = "ab" * 32
@@ -51,7 +51,6 @@ moments = st.datetimes(min_value=datetime(1000, 1, 1), timezones=st.just(timezon
 documents = st.dictionaries(words, digests, max_size=3)
 
 
-@settings(deadline=None)
 @given(record=records, documents=documents)
 def test_a_record_comes_out_of_its_columns_as_it_went_in(record, documents) -> None:
     row = link({**columns_of(record, documents), "recorded": NOW}, EMPTY)
@@ -61,7 +60,6 @@ def test_a_record_comes_out_of_its_columns_as_it_went_in(record, documents) -> N
     assert (entry.sequence, entry.previous, entry.digest) == (1, EMPTY.digest, row["digest"])
 
 
-@settings(deadline=None)
 @given(records, st.data())
 def test_columns_that_no_record_would_have_written_are_no_entry(record, data) -> None:
     row = link({**columns_of(record, {}), "recorded": NOW}, EMPTY)
@@ -115,7 +113,6 @@ def test_an_anchor_names_the_parts_in_which_it_is_behind() -> None:
     assert Anchor(0, 1, 0).behind(highest) == ("generation", "state", "reset_count")
 
 
-@settings(deadline=None)
 @given(moments, moments)
 def test_moments_sort_as_their_texts_do(one: datetime, other: datetime) -> None:
     assert time_of(text_of(one)) == one

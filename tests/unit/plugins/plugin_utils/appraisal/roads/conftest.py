@@ -13,7 +13,6 @@ import base64
 import datetime
 import hashlib
 import json
-import os
 import struct
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +30,13 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures impor
     parse_quote,
     qualified_name,
 )
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.encoding import (
+    AK_ATTRIBUTES,
+    AZURE_AK_ATTRIBUTES,
+    ecc_area,
+    rsa_area,
+    sized,
+)
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -39,7 +45,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 NOW = datetime.datetime(2026, 6, 1, 12, 0, tzinfo=datetime.timezone.utc)
-CHECKOUT = Path(__file__).resolve().parents[6]
 
 
 @pytest.fixture(scope="session")
@@ -72,29 +77,6 @@ def flip() -> Callable[..., bytes]:
 
 
 # --- keys
-
-
-def sized(data: bytes) -> bytes:
-    return struct.pack(">H", len(data)) + data
-
-
-def rsa_area(attributes: int, modulus: int) -> PublicArea:
-    """TPMT_PUBLIC of an RSA-2048 key that signs by RSASSA with SHA-256, as Azure's attestation keys are."""
-    head = struct.pack(">HHIH", tpm.ALG_RSA, tpm.ALG_SHA256, attributes, 0)
-    scheme = struct.pack(">HHHHI", tpm.ALG_NULL, tpm.ALG_RSASSA, tpm.ALG_SHA256, 2048, 0)
-    return parse_public(head + scheme + sized(modulus.to_bytes(256, "big")))
-
-
-def ecc_area(attributes: int, x: int, y: int) -> PublicArea:
-    """TPMT_PUBLIC of a P-256 key that signs by ECDSA with SHA-256."""
-    head = struct.pack(">HHIH", tpm.ALG_ECC, tpm.ALG_SHA256, attributes, 0)
-    scheme = struct.pack(">HHHHH", tpm.ALG_NULL, tpm.ALG_ECDSA, tpm.ALG_SHA256, tpm.ECC_NIST_P256, tpm.ALG_NULL)
-    return parse_public(head + scheme + sized(x.to_bytes(32, "big")) + sized(y.to_bytes(32, "big")))
-
-
-#: What the attestation keys of Google and AWS, and those of Azure and of this collection, have.
-AK_ATTRIBUTES = tpm.RESTRICTED | tpm.SIGN | tpm.FIXED_TPM | tpm.FIXED_PARENT | tpm.SENSITIVE_DATA_ORIGIN | 1 << 6
-AZURE_AK_ATTRIBUTES = AK_ATTRIBUTES | tpm.NO_DA
 
 
 @pytest.fixture(scope="session")
@@ -244,11 +226,8 @@ class Captured:
 
 
 @pytest.fixture(scope="session")
-def captured() -> Captured:
-    folder = Path(os.environ.get("FDE_TEST_VECTORS", CHECKOUT.parent / "shared" / "vectors"))
-    if not folder.is_dir():
-        pytest.skip(f"the captured evidence is not at {folder}; name its folder in FDE_TEST_VECTORS")
-    return Captured(folder)
+def captured(vectors: Path) -> Captured:
+    return Captured(vectors)
 
 
 # --- evidence that is made here

@@ -41,14 +41,11 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures impor
 from ansible_collections.cvm.fde.plugins.plugin_utils.attestation import Attestation
 from ansible_collections.cvm.fde.plugins.plugin_utils.case_file import Today, judge_again
 from ansible_collections.cvm.fde.tests.unit.plugins.conftest import write_index
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.encoding import der
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 OID = "1.3.6.1.4.1.11129.2.1.21"
-
-
-def der(tag: int, content: bytes) -> bytes:
-    return bytes([tag, len(content)]) + content
 
 
 #: Zone, project number, project, instance 7, name, and that it is one of production.

@@ -20,7 +20,8 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.endorsemen
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.first_use import Approval, FirstUse
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import Attester, digest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import PublicArea, parse_public, parse_quote
-from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captured import SAMPLES, rsa_area
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captured import SAMPLES
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.encoding import rsa_area
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 

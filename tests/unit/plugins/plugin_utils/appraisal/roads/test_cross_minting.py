@@ -21,7 +21,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice imp
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.endorsement_key import Activation
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import qualified_name
-from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.captured import (
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.encoding import (
     AK_ATTRIBUTES,
     ecc_area,
     sized,

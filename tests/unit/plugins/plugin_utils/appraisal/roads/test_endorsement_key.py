@@ -9,7 +9,6 @@ import dataclasses
 import datetime
 import hashlib
 import hmac
-import struct
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import templates as tpm
@@ -22,6 +21,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.endorsemen
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.first_use import Approval, FirstUse
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.encoding import sized
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -42,10 +42,6 @@ TPM_NAME = x509.SubjectAlternativeName(
         )
     ]
 )
-
-
-def sized(data: bytes) -> bytes:
-    return struct.pack(">H", len(data)) + data
 
 
 class Tpm:

@@ -22,9 +22,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.gcp import
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-SETTINGS = settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+SETTINGS = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 PARSERS = [parse_hcl, parse_report, parse_document, parse_quote, parse_td_report]
 
 
@@ -45,7 +43,7 @@ def damaged(data: bytes, edits: list[tuple[str, int, bytes]]) -> bytes:
 
 @pytest.mark.parametrize("parse", PARSERS)
 @given(raw=st.binary(max_size=2000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_bytes_end_in_the_one_error(parse, raw) -> None:
     with contextlib.suppress(AppraisalError):
         parse(raw)

@@ -12,6 +12,7 @@ import pytest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.errors import AppraisalError
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.gcp import GcpAkCertificate
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.encoding import der
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -82,10 +83,6 @@ def test_a_key_that_can_sign_anything_is_refused_before_all_else(real, ecc_key, 
 
 
 # --- made here
-
-
-def der(tag: int, content: bytes) -> bytes:
-    return bytes([tag, len(content)]) + content
 
 
 def text(value: bytes) -> bytes:

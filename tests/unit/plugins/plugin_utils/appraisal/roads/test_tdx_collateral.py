@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
-import struct
 
 import pytest
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.case import Grounds
@@ -27,6 +26,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.choice imp
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.endorsement_key import Activation
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.roads.trust import RoadName
 from ansible_collections.cvm.fde.plugins.plugin_utils.kept_policy import policy_document
+from ansible_collections.cvm.fde.tests.unit.plugins.plugin_utils.appraisal.encoding import der
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -35,11 +35,6 @@ from hypothesis import strategies as st
 
 PCK = bytes.fromhex("2a864886f84d010d01")
 FMSPC, PCE_ID = "00806f050000", "0000"
-
-
-def der(tag: int, content: bytes) -> bytes:
-    size = bytes([len(content)]) if len(content) < 128 else b"\x82" + struct.pack(">H", len(content))
-    return bytes([tag]) + size + content
 
 
 def named(suffix: bytes, value: bytes) -> bytes:
@@ -256,7 +251,7 @@ def test_collateral_for_a_platform_that_says_nothing_of_itself_is_refused(tdx_ma
         firmware_status(made, parse_quote(silent.quote(bytes(64))), [silent.root.certificate], now)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(place=st.integers(0, 1 << 12), piece=st.binary(min_size=1, max_size=4))
 def test_a_damaged_extension_of_a_platform_ends_in_the_one_error(machine, extension, place, piece) -> None:
     good = pck_extension()
