@@ -50,18 +50,23 @@ SIZE = 64 * MIB
 #: How disks and hosts of the plays are told apart.
 KINDS = "mh"
 #: A mount namespace with an /etc of its own, kept by a bind mount, and a Python that runs in it. In /run/cvm-fde lie
-#: the lock and the header copies of one host.
+#: the lock and the header copies of one host. A host of its own has a systemd of its own: the one of the guest is asked
+#: by one host at a time, for it drops the connections of those who wait while it reads its tables for another.
 NAMESPACE = """
 set -eu
 at=/run/hosts
 if ! mountpoint -q $at; then
     mkdir -p $at && mount -t tmpfs -o mode=0700 hosts $at && mount --make-private $at
+    cp /usr/bin/systemctl $at/systemctl.real
+    printf '#!/bin/sh\nexec flock %s.lock %s.real "$@"\n' $at/systemctl $at/systemctl >$at/systemctl
+    chmod 0755 $at/systemctl
 fi
 for host in "$@"; do
     cp -a /etc "$at/$host.etc" && touch "$at/$host.ns"
     mkdir -p /run/cvm-fde "$at/$host.run"
     unshare --mount="$at/$host.ns" --propagation slave \
-        sh -c 'mount --bind "$0.etc" /etc && mount --bind "$0.run" /run/cvm-fde' "$at/$host"
+        sh -c 'mount --bind "$0.etc" /etc && mount --bind "$0.run" /run/cvm-fde && mount --bind "$1" /usr/bin/systemctl' \
+        "$at/$host" "$at/systemctl"
     printf '#!/bin/sh\\nexec nsenter --mount=%s.ns /usr/bin/python3 "$@"\\n' "$at/$host" >"$at/$host.python"
     chmod 0755 "$at/$host.python"
 done

@@ -336,7 +336,7 @@ class _Work:
         entry = boot_entry(self._wanted, self.pin, self._found.device)
         persistence.wanted_files(self._machine.places, self._wanted.name, entry).write(self._machine.places)
         if (self._machine.places.root / "run/systemd/system").is_dir():
-            self._machine.runner.run(["systemctl", "daemon-reload"])
+            persistence.reload(self._machine.runner)
 
     # Erasing
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import re
 import string
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional
 
 from ..errors import FdeError, certain
+from ..runner import CommandError, Runner
 from . import pin as pins
 from .places import AGENT, Places
 from .wanted import Mount, canonical
@@ -38,6 +40,26 @@ Conflicts=umount.target
 Type=oneshot
 ExecStart={_PYTHON} {AGENT} volume header %i
 """
+
+
+#: How often systemd is asked to read its tables, and the seconds between two times.
+_RELOADS, _PAUSE = 5, 2.0
+
+
+def reload(runner: Runner) -> None:
+    """Let systemd read its tables again. Raises ``CommandError``.
+
+    While it does so for somebody else, as for a package that is installed meanwhile, it drops the connections of those
+    who wait: who waited asks again.
+    """
+    for left in reversed(range(_RELOADS)):
+        try:
+            runner.run(["systemctl", "daemon-reload"])
+            return
+        except CommandError:
+            if not left:
+                raise
+            time.sleep(_PAUSE)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
+from ansible_collections.cvm.fde.plugins.module_utils.runner import CommandError, Completed
+from ansible_collections.cvm.fde.plugins.module_utils.volume import persistence
 from ansible_collections.cvm.fde.plugins.module_utils.volume import pin as pins
 from ansible_collections.cvm.fde.plugins.module_utils.volume.device import is_stable
 from ansible_collections.cvm.fde.plugins.module_utils.volume.file_system import prepared_places
@@ -204,3 +208,27 @@ def test_parts_of_the_kernel_are_found_however_they_are_there(tmp_path: Path, mo
     (directory / "modules.dep").write_text("kernel/drivers/md/dm-nothing.ko.xz: kernel/a.ko\n")
     (directory / "modules.builtin").write_text("kernel/crypto/something128.ko\n")
     assert kernel_has("dm-nothing", tmp_path) and kernel_has("something128", tmp_path)
+
+
+class BusySystemd(SubprocessRunner):
+    """systemctl of a systemd that reads its tables for others, so many times; the genuine one has no such switch."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.left = times
+
+    def run(self, argv: Sequence[str], **options: Any) -> Completed:
+        assert argv == ["systemctl", "daemon-reload"]
+        self.left -= 1
+        if self.left < 0:
+            return Completed(tuple(argv), 0, b"", b"")
+        raise CommandError(Completed(tuple(argv), 1, b"", b"Reload daemon failed: Transport endpoint is not connected"))
+
+
+def test_systemd_is_asked_again_when_it_drops_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(persistence, "_PAUSE", 0.0)
+    systemd = BusySystemd(4)
+    persistence.reload(systemd)
+    assert systemd.left == -1
+    with pytest.raises(CommandError, match="Transport endpoint is not connected"):
+        persistence.reload(BusySystemd(5))
