@@ -65,7 +65,7 @@ for host in "$@"; do
     cp -a /etc "$at/$host.etc" && touch "$at/$host.ns"
     mkdir -p /run/cvm-fde "$at/$host.run"
     unshare --mount="$at/$host.ns" --propagation slave \
-        sh -c 'mount --bind "$0.etc" /etc && mount --bind "$0.run" /run/cvm-fde && mount --bind "$1" /usr/bin/systemctl' \
+        sh -ec 'mount --bind "$0.etc" /etc; mount --bind "$0.run" /run/cvm-fde; mount --bind "$1" /usr/bin/systemctl' \
         "$at/$host" "$at/systemctl"
     printf '#!/bin/sh\\nexec nsenter --mount=%s.ns /usr/bin/python3 "$@"\\n' "$at/$host" >"$at/$host.python"
     chmod 0755 "$at/$host.python"
