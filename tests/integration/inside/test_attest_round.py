@@ -20,7 +20,7 @@ from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.credential impor
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.evidence import parse_evidence, parse_identity
 from ansible_collections.cvm.fde.plugins.plugin_utils.appraisal.structures import parse_public
 from instance import Lab
-from test_commit import anchored, cryptenroll, system
+from test_commit import cryptenroll, system
 
 MODULE = "ansible_collections.cvm.fde.plugins.modules.attest_round"
 
@@ -70,9 +70,9 @@ def test_an_attestation_tells_of_the_header_below_the_open_volume_and_of_no_othe
     with installed.booting():
         assert told(installed) is None, "nothing is open yet"
     with system(installed) as instance:
-        assert told(instance) == anchored(instance).header_current
+        assert told(instance) == instance.anchored().header_current
         cryptenroll(instance, "--recovery-key")
         assert told(instance) == read_area(instance.partition).digest
-        assert told(instance) not in anchored(instance).pinned
+        assert told(instance) not in instance.anchored().pinned
         commit.commit(instance.machine)
-        assert told(instance) == anchored(instance).header_current
+        assert told(instance) == instance.anchored().header_current
