@@ -11,9 +11,10 @@ Both plays lead to the same: a LUKS2 volume without authentication (``luks_devic
 crypttab and fstab, a keyslot that the TPM opens, and a recovery key that is escrowed encrypted to a certificate. Each
 is run twice: to make the volumes, and to find them made.
 
-Every host is a mount namespace of one guest of the lab, with a disk and an /etc of its own, so that hosts do not write
-into one another's tables; processor, TPM and systemd are shared. So the wall time of many hosts is that of two emulated
-processors doing all of their work. Tasks and the processor time of the control node do not depend on that.
+Every host is a mount namespace of one User-mode Linux guest, with a disk, a TPM and an /etc of its own, so that hosts
+do not write into one another's tables; systemd does not run there, and neither play asks it to read them. They share
+one processor. So the wall time of many hosts is that of one processor doing all of their work. Tasks and the processor
+time of the control node do not depend on that; commands go to the guest by files, which costs it less than ssh does.
 
 The peers' collections come from the package ``ansible`` of the Python package index, unpacked under ``build/``.
 """
@@ -27,50 +28,32 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tests.bench.peer_files import ask
+from tests.integration import uml
 from tests.lab.ansible import SETTINGS, inventory
 from tests.lab.cache import BUILD
-from tests.lab.disks import MIB, DataDisk
-from tests.lab.guest import Guest, boot
-from tests.lab.images import base_image
+from tests.lab.disks import MIB
 from tests.lab.peers import peers
 from tests.lab.process import LabError
-from tests.lab.volumes import PACKAGES, escrow_certificate
+from tests.lab.volumes import escrow_certificate
 
 FOLDER = BUILD / "bench"
 HERE = Path(__file__).parent
 PLAYS = {"luks2_volume": HERE / "peer_by_module.yml", "by hand": HERE / "peer_by_hand.yml"}
 SIZE = 64 * MIB
-#: How disks and hosts of the plays are told apart.
+#: How the hosts of the plays are told apart.
 KINDS = "mh"
-#: A mount namespace with an /etc of its own, kept by a bind mount, and a Python that runs in it. In /run/cvm-fde lie
-#: the lock and the header copies of one host. A host of its own has a systemd of its own: the one of the guest is asked
-#: by one host at a time, for it drops the connections of those who wait while it reads its tables for another.
-NAMESPACE = """
-set -eu
-at=/run/hosts
-if ! mountpoint -q $at; then
-    mkdir -p $at && mount -t tmpfs -o mode=0700 hosts $at && mount --make-private $at
-    cp /usr/bin/systemctl $at/systemctl.real
-    printf '#!/bin/sh\nexec flock %s.lock %s.real "$@"\n' $at/systemctl $at/systemctl >$at/systemctl
-    chmod 0755 $at/systemctl
-fi
-for host in "$@"; do
-    cp -a /etc "$at/$host.etc" && touch "$at/$host.ns"
-    mkdir -p /run/cvm-fde "$at/$host.run"
-    unshare --mount="$at/$host.ns" --propagation slave \
-        sh -ec 'mount --bind "$0.etc" /etc; mount --bind "$0.run" /run/cvm-fde; mount --bind "$1" /usr/bin/systemctl' \
-        "$at/$host" "$at/systemctl"
-    printf '#!/bin/sh\\nexec nsenter --mount=%s.ns /usr/bin/python3 "$@"\\n' "$at/$host" >"$at/$host.python"
-    chmod 0755 "$at/$host.python"
-done
-"""
 #: What every host must have at the end, whichever play was run.
 SAME_RESULT = (
     'findmnt -n -o SOURCE,FSTYPE /srv/{volume} && grep -c "^{volume} " /etc/crypttab && '
@@ -109,43 +92,69 @@ def main() -> int:
 
 def measure(counts: list[int], forks: int) -> list[Outcome]:
     """Run both plays for every number of hosts, each on disks that were never used."""
-    serials = [f"{kind}-{count}-{n}" for kind in KINDS for count in counts for n in range(count)]
-    needed = [DataDisk(SIZE, "scsi", 512, serial) for serial in serials]
-    guest = Guest.create("bench-peer", base_image(more=PACKAGES), cpus=2, memory=4096, disks=needed)
-    work = guest.folder / "work"
-    work.mkdir()
-    certificate = escrow_certificate(work)
+    names = {(kind, count): [f"{kind}{count}x{n}" for n in range(count)] for kind in KINDS for count in counts}
     outcomes = []
-    try:
-        boot(guest)
+    with (
+        tempfile.TemporaryDirectory(prefix="fde-peer-") as work,
+        running([name for some in names.values() for name in some]) as guest,
+    ):
+        certificate = escrow_certificate(Path(work))
         for count in counts:
             for kind, (play, path) in zip(KINDS, PLAYS.items()):
-                names = [f"{kind}{count}x{n}" for n in range(count)]
-                guest.ssh(f"sh -s {' '.join(names)}", stdin=NAMESPACE.encode())
-                disks = [disk for disk in needed if disk.serial.startswith(f"{kind}-{count}-")]
-                hosts = inventory(work / "hosts.json", {"all": _hosts(guest, names, disks, certificate, work)})
+                some = names[kind, count]
+                hosts = _hosts(guest, some, certificate, Path(work))
+                listed = inventory(Path(work) / "hosts.json", {"all": hosts})
                 for what in ("make", "find made"):
-                    outcomes.append(_run(play, path, hosts, count, what, forks, work))
-                _check(guest, names, disks)
-    finally:
-        guest.power_off()
-    guest.delete()
+                    outcomes.append(_run(play, path, listed, count, what, forks, Path(work)))
+                _check(guest, some)
     return outcomes
 
 
-def _hosts(
-    guest: Guest, names: list[str], disks: list[DataDisk], certificate: Path, work: Path
-) -> dict[str, dict[str, object]]:
-    shared = {**guest.inventory(), "certificate": str(certificate), "escrow": str(work / "escrow")}
+@contextmanager
+def running(names: list[str]) -> Iterator[Path]:
+    """Let a guest with these hosts run; yield the directory that reaches it. Raises ``LabError``."""
+    if why := uml.missing():
+        raise LabError(why)
+    tree = uml.tools_tree()
+    assert tree is not None
+    command = ["python3", "-m", "tests.bench.peer_inside", str(SIZE), *names]
+    with tempfile.TemporaryDirectory(prefix="fde-exchange-") as place, ThreadPoolExecutor(1) as pool:
+        exchange = Path(place)
+        guest = uml.Guest(tree, memory="4096M", idle=7200, limit=7200)
+        end = pool.submit(guest.run, command, exchange=exchange)
+        try:
+            while not (exchange / "ready").exists():
+                _still_there(end)
+                time.sleep(0.5)
+            yield exchange
+        finally:
+            (exchange / "end").touch()
+
+
+def _still_there(end: Future[uml.Outcome]) -> None:
+    if end.done():
+        raise LabError(f"the guest ended: {end.exception() or end.result().output[-3000:]}")
+
+
+def _hosts(guest: Path, names: list[str], certificate: Path, work: Path) -> dict[str, dict[str, object]]:
     return {
         name: {
-            **shared,
-            "volume": name,
-            "device": disk.by_id,
+            "ansible_connection": "by_files",
+            "ansible_host": str(guest),
             "ansible_python_interpreter": f"/run/hosts/{name}.python",
+            "certificate": str(certificate),
+            "escrow": str(work / "escrow"),
+            "volume": name,
+            "device": _device(name),
+            "systemd_runs": False,
+            "tpm2_device": f"swtpm:path=/run/hosts/{name}.tpm/socket",
         }
-        for name, disk in zip(names, disks)
+        for name in names
     }
+
+
+def _device(name: str) -> str:
+    return f"/dev/disk/by-id/bench-{name}"
 
 
 def _run(play: str, path: Path, hosts: Path, count: int, what: str, forks: int, work: Path) -> Outcome:
@@ -153,7 +162,8 @@ def _run(play: str, path: Path, hosts: Path, count: int, what: str, forks: int, 
     program = str(Path(sys.executable).with_name("ansible-playbook"))
     words = [program, "-i", str(hosts), "--forks", str(forks), str(path)]
     paths = f"{SETTINGS['ANSIBLE_COLLECTIONS_PATH']}:{peers()}"
-    environment = {**os.environ, **SETTINGS, "ANSIBLE_COLLECTIONS_PATH": paths, "ANSIBLE_PIPELINING": "True"}
+    environment = {**os.environ, **SETTINGS, "ANSIBLE_COLLECTIONS_PATH": paths}
+    environment |= {"ANSIBLE_CONNECTION_PLUGINS": str(HERE / "peer_connection")}
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     with open(log, "wb") as sink:
         status = subprocess.call(words, env=environment, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
@@ -177,11 +187,14 @@ def _tasks(path: Path) -> int:
     return sum(count(play["tasks"]) for play in yaml.safe_load(path.read_text()))
 
 
-def _check(guest: Guest, names: list[str], disks: list[DataDisk]) -> None:
-    """Compare what the hosts have with what both plays are for; raises ``GuestError`` or ``LabError``."""
-    for name, disk in zip(names, disks):
-        inside = f"nsenter --mount=/run/hosts/{name}.ns sh -c '{SAME_RESULT.format(volume=name, device=disk.by_id)}'"
-        said = guest.ssh(inside).stdout
+def _check(guest: Path, names: list[str]) -> None:
+    """Compare what the hosts have with what both plays are for; raises ``LabError``."""
+    for name in names:
+        asked = SAME_RESULT.format(volume=name, device=_device(name))
+        status, out, err = ask(guest, f"nsenter --mount=/run/hosts/{name}.ns sh -c '{asked}'")
+        if status:
+            raise LabError(f"host {name} is not as it should be: {err.decode()}")
+        said = out.decode()
         source, crypttab, fstab, header = said.split("\n", 3)
         known = json.loads(header)
         kinds = sorted(token["type"] for token in known["tokens"].values())
