@@ -25,7 +25,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent import archive, init
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.attacks import stock_inside
-from tests.crash.machine import ENVIRONMENT, instance
+from tests.crash.machine import instance
 
 CLONESETUP = "/usr/lib/systemd/systemd-clonesetup"
 MIB = 1 << 20
@@ -73,7 +73,7 @@ def agent(program: Path, machine: Any) -> dict[str, float]:
     """Run the agent once and return seconds, with and without the programs it starts, and its own MB at the peak."""
     begun = time.monotonic()
     words = [*PYTHON, "-c", AGENT, str(program), str(machine.directory), machine.tcti]
-    process = subprocess.Popen(words, env={**os.environ, **ENVIRONMENT}, stdout=subprocess.PIPE)
+    process = subprocess.Popen(words, env={**os.environ, **instance.ENVIRONMENT}, stdout=subprocess.PIPE)
     assert process.stdout is not None
     # Its own word: what wait4 says counts what the process was forked from.
     told = process.stdout.read().splitlines()
