@@ -154,11 +154,12 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     for name in scenarios:
         cuts = [cut for cut in listed(directory / name) if options.phase in (None, cut["phase"])]
         chosen = cuts if options.sample is None else sample(cuts, max(1, options.sample // len(scenarios)))
-        results += [{"scenario": name, **one} for one in replay(directory / name, chosen, options.guests)]
+        found = replay(directory / name, chosen, options.guests)
+        phases = collections.Counter((one["phase"], one["outcome"]) for one in found)
+        for (phase, outcome), count in sorted(phases.items()):
+            print(f"{name:14} {phase:16} {outcome:10} {count:5}", flush=True)
+        results += [{"scenario": name, **one} for one in found]
     counted = collections.Counter(one["outcome"] for one in results)
-    phases = collections.Counter((one["scenario"], one["phase"], one["outcome"]) for one in results)
-    for (name, phase, outcome), count in sorted(phases.items()):
-        print(f"{name:14} {phase:16} {outcome:10} {count:5}")
     return {
         "cut_points": len(results),
         **{outcome: counted[outcome] for outcome in ("continued", "restarted", "lost")},
