@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Callable, Sequence
 
 from ansible.errors import AnsibleActionFail
 from ansible.parsing.dataloader import DataLoader
-from ansible.utils.collection_loader import AnsibleCollectionConfig
 
 #: Manifests, keys and authorities are small; a larger file is a mistake.
 FILE_LIMIT = 1024 * 1024
@@ -22,9 +22,9 @@ def located(loader: DataLoader, path: object) -> str:
     Relative paths are those of the playbook, as everywhere in Ansible. A playbook that came with a collection lies
     where its user keeps nothing: there they are those of the directory in which Ansible was started.
     """
-    if AnsibleCollectionConfig.default_collection is None:
-        return str(loader.path_dwim(str(path)))
-    return os.path.abspath(os.path.expanduser(str(path)))
+    if "ansible_collections" in Path(loader.get_basedir()).parts:
+        return os.path.abspath(os.path.expanduser(str(path)))
+    return str(loader.path_dwim(str(path)))
 
 
 def ledger_at(loader: DataLoader, where: object) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from ansible.errors import AnsibleActionFail
 from ansible.parsing.dataloader import DataLoader
-from ansible.utils.collection_loader import AnsibleCollectionConfig
 from ansible_collections.cvm.fde.plugins.plugin_utils.files import (
     FILE_LIMIT,
     certificate_texts,
@@ -52,19 +51,25 @@ def test_a_relative_path_is_that_of_the_users_playbook(tmp_path: Path) -> None:
     assert (tmp_path / "plays/report.json").exists() and not (tmp_path / "report.json").exists()
 
 
-def test_a_relative_path_of_a_collections_playbook_is_that_of_whoever_starts_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("imported", [False, True])
+def test_a_relative_path_of_a_collections_playbook_is_that_of_whoever_starts_it(tmp_path: Path, imported: bool) -> None:
     playbooks = tmp_path / "installed/ansible_collections/some/where/playbooks"
     playbooks.mkdir(parents=True)
     (playbooks / "play.yml").write_text(json.dumps(PLAY))
-    play("some.where.play", tmp_path, collections=tmp_path / "installed")
-    assert (tmp_path / "report.json").exists() and not (playbooks / "report.json").exists()
+    (tmp_path / "plays").mkdir()
+    mine = tmp_path / "plays/mine.yml"
+    mine.write_text(json.dumps([{"ansible.builtin.import_playbook": "some.where.play"}]))
+    play(str(mine) if imported else "some.where.play", tmp_path, collections=tmp_path / "installed")
+    assert (tmp_path / "report.json").exists()
+    assert not (playbooks / "report.json").exists() and not (mine.parent / "report.json").exists()
 
 
-def test_a_home_and_a_whole_path_are_the_same_everywhere(loader: DataLoader, monkeypatch: pytest.MonkeyPatch) -> None:
-    for collection in (None, "cvm.fde"):
-        monkeypatch.setattr(AnsibleCollectionConfig, "_default_collection", collection)
-        assert located(loader, "~/key.pem") == str(Path.home() / "key.pem")
-        assert located(loader, "/srv/key.pem") == "/srv/key.pem"
+@pytest.mark.parametrize("place", ["plays", "ansible_collections/cvm/fde/playbooks"])
+def test_a_home_and_a_whole_path_are_the_same_everywhere(loader: DataLoader, tmp_path: Path, place: str) -> None:
+    (tmp_path / place).mkdir(parents=True)
+    loader.set_basedir(str(tmp_path / place))
+    assert located(loader, "~/key.pem") == str(Path.home() / "key.pem")
+    assert located(loader, "/srv/key.pem") == "/srv/key.pem"
 
 
 def test_the_url_of_a_ledger_is_no_path(loader: DataLoader, tmp_path: Path) -> None:
