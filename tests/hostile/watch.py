@@ -10,7 +10,7 @@ import subprocess
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Optional, Sequence
 
 MIB = 1 << 20
 
@@ -19,13 +19,15 @@ MIB = 1 << 20
 class Run:
     """What a run left behind; memory in bytes.
 
-    ``main`` is the peak of the first process, ``workers`` that of each one that was forked from it for a host.
+    ``main`` is the peak of the first process, ``workers`` that of each one that was forked from it for a host, and
+    ``together`` the highest sum that was seen of all private and shared memory, each page counted once.
     """
 
     status: int = 0
     output: str = ""
     main: int = 0
     workers: dict[int, int] = field(default_factory=dict)
+    together: int = 0
 
 
 def watched(argv: Sequence[Any], environment: dict[str, str], log: Path) -> Run:
@@ -50,9 +52,12 @@ def watched(argv: Sequence[Any], environment: dict[str, str], log: Path) -> Run:
 
 def _watch(pid: int, found: Run, over: threading.Event) -> None:
     while not over.wait(0.1):
-        found.main = max(found.main, _peak(pid))
+        found.main = max(found.main, _value(f"/proc/{pid}/status", "VmHWM:") or 0)
+        together = _value(f"/proc/{pid}/smaps_rollup", "Pss:") or 0
         for child in _forked(pid):
-            found.workers[child] = max(found.workers.get(child, 0), _peak(child))
+            found.workers[child] = max(found.workers.get(child, 0), _value(f"/proc/{child}/status", "VmHWM:") or 0)
+            together += _value(f"/proc/{child}/smaps_rollup", "Pss:") or 0
+        found.together = max(found.together, together)
 
 
 def _forked(pid: int) -> Iterator[int]:
@@ -70,9 +75,9 @@ def _forked(pid: int) -> Iterator[int]:
             continue
 
 
-def _peak(pid: int) -> int:
+def _value(path: str, name: str) -> Optional[int]:
     try:
-        with open(f"/proc/{pid}/status", encoding="ascii") as file:
-            return next((1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM:")), 0)
+        with open(path, encoding="ascii") as file:
+            return next((1024 * int(line.split()[1]) for line in file if line.startswith(name)), None)
     except OSError:
-        return 0
+        return None
