@@ -213,19 +213,19 @@ def test_an_ephemeral_instance_has_no_volume(instances: Instances, kind: Kind) -
 
 @attack(
     kind=Attack.VERITY,
-    does="Flips one bit in the super block of the hash tree of an image without a volume, which no agent guards",
-    promise="An initrd that cannot continue offers no shell",
-    stops="The unit in the place of systemd's emergency shell: the guest says `initrd-failed` and goes off",
+    does="Flips one bit in the super block of the hash tree of an image without a volume",
+    promise="What is read from the root is what was sealed, or nothing is started",
+    stops="The verity device cannot be made: the guest says `verity-missing` and goes off",
 )
 @those("ephemeral")
-def test_an_initrd_that_cannot_continue_offers_no_shell(kind: Kind) -> None:
+def test_an_ephemeral_instance_without_its_verified_root_is_refused(kind: Kind) -> None:
     guest = Guest("e2e-without-root")
     Guest.create(guest.name, kind.image.image)
     partitions(guest.disk)[HASHES].flip(0)
     try:
         guest.start(once=True)
         guest.wait_off()
-        assert is_refused(guest.serial.boot(), "initrd-failed")
+        assert is_refused(guest.serial.boot(), "verity-missing")
     finally:
         guest.power_off()
 
