@@ -59,14 +59,17 @@ TREES: tuple[Tree, ...] = (
 FOREIGN_MOUNTS = ("/", "/boot", "/boot/efi", "/efi")
 
 MACHINE_ID = "/etc/machine-id"
-SYSTEMD_UNITS = "/etc/systemd/system"
+SYSTEMD_UNITS, SYSTEM_UNITS = "/etc/systemd/system", "/usr/lib/systemd/system"
 SSH_UNIT = "fde-ssh-host-keys.service"
 SSH_WANTED_BY = ("ssh.service", "sshd.service", "sshd@.service")
-SSH_UNIT_TEXT = b"""\
-# Every instance of this sealed image makes host keys of its own.
+#: Others that make host keys (cloud-init, Fedora's sshd-keygen@.service): ssh-keygen fails where there is a key.
+SSH_KEY_MAKERS = ("cloud-init.service", "cloud-init-network.service", "sshd-keygen.service", "sshd-keygen.target")
+SSH_UNIT_TEXT = """\
+# Every instance of this sealed image makes host keys of its own, where nobody else has made any.
 [Unit]
 Description=Make ssh host keys of this instance
 ConditionPathExistsGlob=!/etc/ssh/ssh_host_*_key
+After={makers}
 Before=ssh.service sshd.service sshd@.service
 
 [Service]
@@ -165,9 +168,23 @@ def _plan_ssh_keys(files: Files) -> list[Change]:
     parents = [("/etc", "systemd"), ("/etc/systemd", "system")]
     return [
         *(Mkdir(f"{directory}/{name}") for directory, name in parents if name not in files.list(directory)),
-        Write(f"{SYSTEMD_UNITS}/{SSH_UNIT}", SSH_UNIT_TEXT),
+        Write(f"{SYSTEMD_UNITS}/{SSH_UNIT}", SSH_UNIT_TEXT.format(makers=" ".join(_key_makers(files))).encode()),
         *_plan_wants({unit: files.list(f"{SYSTEMD_UNITS}/{unit}.wants") for unit in SSH_WANTED_BY}, existing),
     ]
+
+
+def _key_makers(files: Files) -> list[str]:
+    """Return the units that may make host keys: those that are known to, and those of the image's own ssh server."""
+    found = set(SSH_KEY_MAKERS)
+    for unit in SSH_WANTED_BY:
+        for directory in (SYSTEMD_UNITS, SYSTEM_UNITS):
+            for kind in ("wants", "requires"):
+                found.update(name for name in files.list(f"{directory}/{unit}.{kind}") if _makes_keys(files, name))
+    return sorted(found)
+
+
+def _makes_keys(files: Files, unit: str) -> bool:
+    return any(b"ssh-keygen" in files.read(f"{directory}/{unit}") for directory in (SYSTEMD_UNITS, SYSTEM_UNITS))
 
 
 def _plan_wants(wants: Mapping[str, Mapping[str, Entry]], existing: Mapping[str, Entry]) -> list[Change]:

@@ -111,3 +111,23 @@ def test_every_instance_with_an_ssh_server_makes_host_keys_of_its_own() -> None:
     assert Mkdir(f"{directory}/sshd.service.wants") in changes
     assert Mkdir(f"{directory}/ssh.service.wants") not in changes
     assert Symlink(f"{directory}/ssh.service.wants/{SSH_UNIT}", f"{directory}/{SSH_UNIT}") in changes
+
+
+def test_host_keys_are_made_after_whoever_else_makes_them() -> None:
+    units = "/etc/systemd/system"
+    changes = planned(
+        **{
+            "/usr/sbin/sshd": b"elf",
+            f"{units}/ssh.service.requires/keys.service": b"",
+            f"{units}/keys.service": b"[Service]\nExecStart=ssh-keygen -f /etc/ssh/ssh_host_ed25519_key\n",
+            f"{units}/ssh.service.wants/other.service": b"",
+            "/usr/lib/systemd/system/other.service": b"[Unit]\nAfter=ssh.service\n",
+        }
+    )
+    [unit] = [
+        change.content for change in changes if isinstance(change, Write) and change.path == f"{units}/{SSH_UNIT}"
+    ]
+    [after] = [line for line in unit.decode().splitlines() if line.startswith("After=")]
+    makers = after.removeprefix("After=").split()
+    assert {"keys.service", "cloud-init.service", "sshd-keygen.target"} <= set(makers)
+    assert "other.service" not in makers
