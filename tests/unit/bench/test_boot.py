@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible_collections.cvm.fde.tests.bench.boot import budget
+import pytest
+from ansible_collections.cvm.fde.tests.bench.boot import budget, consumed
 
 QEMU = {
     "first_boot": {"cpu": 1.01, "memory": 64.0, "kernel": 2.0, "initrd": 13.0, "wall": 9.0},
@@ -38,3 +39,11 @@ def test_what_only_whole_boots_show_is_not_measured_where_nothing_but_the_agent_
         "added": None,
     }
     assert [found[name]["met"] for name in ("initrd", "added")] == [None, None]
+
+
+def test_what_the_agent_used_is_read_from_systemds_own_words() -> None:
+    said = "cvm-fde-boot.service: Consumed {} CPU time over 1min 8.542s wall clock time, 48.5M memory peak."
+    assert consumed(said.format("1min 24.321s")) == {"cpu": 84.32, "memory": 50.9}
+    assert consumed(said.format("940ms")) == {"cpu": 0.94, "memory": 50.9}
+    with pytest.raises(ValueError, match="does not say"):
+        consumed("")
