@@ -24,7 +24,9 @@ from .configuration import Configuration
 from .disks import Disk, disks, partition_device
 
 DIRECTORY = "cvm-fde"
-_OPTIONS = "nosuid,nodev,noexec,umask=0077"
+#: A power cut can tear the chain of an older file of ours. When that is freed the kernel would make the file system
+#: read-only, and the machine that needs its recovery most could not be recovered; no file of others is touched.
+_OPTIONS = "nosuid,nodev,noexec,umask=0077,errors=continue"
 _MOUNTS = Path("/proc/self/mountinfo")
 
 
