@@ -27,7 +27,7 @@ from ..plugin_utils.appraisal.rules.table import DEFAULT_PCRS
 from ..plugin_utils.asking import AskingAction, Unanswered
 from ..plugin_utils.attestation import Attestation, check_pcrs
 from ..plugin_utils.control_node import authorities_of, import_early, imported, told
-from ..plugin_utils.files import ledger_at, located, small_file
+from ..plugin_utils.files import ledger_at, located, reader
 from ..plugin_utils.naming import Naming
 from ..plugin_utils.operator import PLATFORM_CA_OPTIONS, allowed_from, policy_from, references_from
 from ..plugin_utils.report import check_entry, entry, reasons, unjudged
@@ -228,29 +228,26 @@ class ActionModule(AskingAction):
 
     def _ledger(self, args: dict[str, Any]) -> Ledger:
         with told():
-            return imported("ledger.ledger").Ledger(self._where(args))
-
-    def _where(self, args: dict[str, Any]) -> str:
-        """Return the URL of the ledger, or its path."""
-        return ledger_at(self._loader, args["ledger"])
+            return imported("ledger.ledger").Ledger(ledger_at(self._loader, args["ledger"]))
 
     def _policy(self, args: dict[str, Any]) -> Policy:
-        return policy_from(args["policy"] and str(args["policy"]), args["roads"], self._read)
+        return policy_from(args["policy"] and str(args["policy"]), args["roads"], reader(self._loader))
 
     def _grounds(self, args: dict[str, Any], policy: Policy, host: str, recorder: Optional[Recorder]) -> Grounds:
         """Read what is judged by."""
+        read = reader(self._loader)
 
         def approval() -> Optional[Approval]:
             with told():
                 return _approval(certain(recorder).ledger, host)
 
         return Grounds(
-            references=references_from(args, self._read),
-            authorities=authorities_of(args["endorsement_ca"], self._read),
+            references=references_from(args, read),
+            authorities=authorities_of(args["endorsement_ca"], read),
             now=datetime.datetime.now(datetime.timezone.utc),
             strategy=args["strategy"] and str(args["strategy"]),
             endorsement_key=args["endorsement_key"] and str(args["endorsement_key"]),
-            allowed=allowed_from(args, host, policy, None if recorder is None else approval, self._read),
+            allowed=allowed_from(args, host, policy, None if recorder is None else approval, read),
             policy=policy,
         )
 
@@ -260,10 +257,6 @@ class ActionModule(AskingAction):
         if wrong:
             raise AnsibleActionFail(f"pcrs: {wrong}. Leave the option out to ask for all that matter")
         return pcrs
-
-    def _read(self, path: str) -> bytes:
-        """Return the content of a small file of the control node."""
-        return small_file(located(self._loader, path))
 
     def _keep(self, folder: str, host: str, archive: bytes) -> str:
         """Write the evidence to its place at once or not at all, readable for its owner only."""

@@ -11,7 +11,7 @@ from typing import Any, Optional
 from ansible.plugins.action import ActionBase
 
 from ..plugin_utils.control_node import authorities_of, imported, told
-from ..plugin_utils.files import ledger_at, located, small_file
+from ..plugin_utils.files import ledger_at, reader
 from ..plugin_utils.operator import PLATFORM_CA_OPTIONS, platform_authorities, policy_from
 
 ARGUMENTS = {
@@ -49,20 +49,17 @@ class ActionModule(ActionBase):
         return result
 
     def _today(self, args: dict[str, Any]) -> Any:
-        keys = authorities = None
+        read, keys, authorities = reader(self._loader), None, None
         if args["manifest_keys"] is not None:
-            keys = [self._read(path) for path in args["manifest_keys"]]
+            keys = [read(path) for path in args["manifest_keys"]]
         if args["endorsement_ca"] is not None:
-            authorities = authorities_of(args["endorsement_ca"], self._read)
-        platforms = platform_authorities(args["platform_ca"], self._read)
+            authorities = authorities_of(args["endorsement_ca"], read)
+        platforms = platform_authorities(args["platform_ca"], read)
         policy = now = None
         if args["policy"] is not None:
-            policy = policy_from(str(args["policy"]), None, self._read)
+            policy = policy_from(str(args["policy"]), None, read)
             now = datetime.datetime.now(datetime.timezone.utc)
         return imported("case_file").Today(keys, authorities, policy, now, platforms)
-
-    def _read(self, path: str) -> bytes:
-        return small_file(located(self._loader, path))
 
 
 def _message(result: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes
 
 from ..module_utils.agent.machine import VOLUME
 from ..plugin_utils.control_node import authorities_of, imported, told
-from ..plugin_utils.files import ledger_at, located, small_file
+from ..plugin_utils.files import ledger_at, reader
 
 ARGUMENTS = {
     "ledger": {"type": "str", "required": True},
@@ -72,7 +72,7 @@ class ActionModule(ActionBase):
         """Return why, and for escrow, who can open the envelope."""
         if not args["certificates"]:
             return str(args["reason"])
-        found = authorities_of(args["certificates"], lambda path: small_file(located(self._loader, path)))
+        found = authorities_of(args["certificates"], reader(self._loader))
         prints = sorted(certificate.fingerprint(hashes.SHA256()).hex() for certificate in found)
         return f"{args['reason']}; certificates that open it: {', '.join(prints)}"
 

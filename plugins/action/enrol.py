@@ -9,6 +9,7 @@ import tempfile
 from typing import Any
 
 from ..plugin_utils.control_node import imported, told
+from ..plugin_utils.files import ledger_at
 from .attest import ARGUMENTS as ATTESTED
 from .attest import ActionModule as Attest
 
@@ -32,7 +33,7 @@ class ActionModule(Attest):
         if not args["create"]:
             return super()._ledger(args)
         ledgers, databases = imported("ledger.ledger"), imported("ledger.database")
-        where = self._where(args)
+        where = ledger_at(self._loader, args["ledger"])
         with told():
             if not self._task.check_mode:
                 return ledgers.Ledger.create(where)

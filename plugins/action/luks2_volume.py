@@ -24,7 +24,7 @@ from ..module_utils.errors import FdeError
 from ..module_utils.escrow.envelope import Belonging
 from ..module_utils.volume.options import ARGUMENTS, secrets_of
 from ..plugin_utils.escrow import Envelope, Kept, hand_over, keep
-from ..plugin_utils.files import certificate_texts, located, small_file
+from ..plugin_utils.files import certificate_texts, located, reader
 from ..plugin_utils.lookup import user_lookup
 
 CORE = Path(__file__).resolve().parents[1] / "module_utils"
@@ -55,7 +55,7 @@ class ActionModule(ActionBase):
         _validation, args = self.validate_argument_spec(argument_spec=OPTIONS)
         escrow = args.pop("escrow")
         host = str((task_vars or {}).get("inventory_hostname") or "localhost")
-        recipients = certificate_texts(escrow["certificates"], self._read) if escrow else []
+        recipients = certificate_texts(escrow["certificates"], reader(self._loader)) if escrow else []
         brought = {"host": host, "certificates": recipients}
         self._make_tmp_path()
         try:
@@ -125,9 +125,6 @@ class ActionModule(ActionBase):
             return keep(located(self._loader, escrow["directory"]), envelope)
         lookup = user_lookup(self._loader, self._templar, variables)
         return hand_over(lookup, escrow["store_with"], escrow["options"], envelope)
-
-    def _read(self, path: str) -> bytes:
-        return small_file(located(self._loader, path))
 
     def _confirm(
         self, args: dict[str, Any], brought: dict[str, Any], kept: dict[str, str], task_vars: Optional[dict[str, Any]]

@@ -17,7 +17,7 @@ from ..module_utils.agent.escrowed import NAME
 from ..module_utils.errors import FdeError
 from ..module_utils.escrow.envelope import Belonging
 from ..plugin_utils.escrow import Envelope, Kept, hand_over, keep
-from ..plugin_utils.files import certificate_texts, located, small_file
+from ..plugin_utils.files import certificate_texts, located, reader
 from ..plugin_utils.lookup import user_lookup
 
 ESCROW = {
@@ -53,7 +53,7 @@ class ActionModule(ActionBase):
         _validation, args = self.validate_argument_spec(argument_spec=ARGUMENTS)
         variables = task_vars or {}
         host = str(variables.get("inventory_hostname") or "localhost")
-        recipients = certificate_texts(args["escrow"]["certificates"], self._read)
+        recipients = certificate_texts(args["escrow"]["certificates"], reader(self._loader))
         asked = {"host": host, "certificates": recipients, "rotate": args["rotate"]}
         told = self._execute_module(_MODULE, {"round": "add", **asked}, task_vars=task_vars)
         told.pop("invocation", None)
@@ -87,6 +87,3 @@ class ActionModule(ActionBase):
         except FdeError as error:
             raise AnsibleActionFail(f"{host}: {error}") from error
         return kept, hashlib.sha256(content).hexdigest()
-
-    def _read(self, path: str) -> bytes:
-        return small_file(located(self._loader, path))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from contextlib import contextmanager, suppress
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 from ansible.errors import AnsibleActionFail
 from cryptography import x509
@@ -15,6 +15,7 @@ from cryptography import x509
 from ..module_utils.errors import FdeError
 from .appraisal.endorsement import load_authorities
 from .appraisal.errors import AppraisalError
+from .files import Read
 
 
 @contextmanager
@@ -52,7 +53,7 @@ def imported(name: str) -> Any:
         ) from error
 
 
-def authorities_of(paths: Sequence[str], read: Callable[[str], bytes]) -> tuple[x509.Certificate, ...]:
+def authorities_of(paths: Sequence[str], read: Read) -> tuple[x509.Certificate, ...]:
     """Return the certificates of PEM files."""
     found: list[x509.Certificate] = []
     for path in paths:

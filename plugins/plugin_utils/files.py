@@ -14,6 +14,8 @@ from ansible.parsing.dataloader import DataLoader
 
 #: Manifests, keys and authorities are small; a larger file is a mistake.
 FILE_LIMIT = 1024 * 1024
+#: Returns the content of a small file that an option names.
+Read = Callable[[str], bytes]
 
 
 def located(loader: DataLoader, path: object) -> str:
@@ -32,12 +34,17 @@ def ledger_at(loader: DataLoader, where: object) -> str:
     return str(where) if "://" in str(where) else located(loader, where)
 
 
-def certificate_texts(paths: Sequence[str], read: Callable[[str], bytes]) -> list[str]:
+def certificate_texts(paths: Sequence[str], read: Read) -> list[str]:
     """Return the content of PEM files with the certificates that keys are escrowed to; the target reads it."""
     try:
         return [read(path).decode("ascii") for path in paths]
     except ValueError as error:
         raise AnsibleActionFail(f"escrow: a certificate is not in PEM form ({error}). Name PEM files") from error
+
+
+def reader(loader: DataLoader) -> Read:
+    """Return what reads the small files that the options of a task name."""
+    return lambda path: small_file(located(loader, path))
 
 
 def small_file(path: str) -> bytes:

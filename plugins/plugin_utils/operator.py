@@ -23,10 +23,9 @@ from .appraisal.roads.choice import PLATFORMS, Allowed
 from .appraisal.roads.first_use import Approval
 from .appraisal.roads.trust import RoadName
 from .control_node import authorities_of
+from .files import Read
 from .policy_file import load_policy
 
-#: Returns the content of a file that an option names.
-Read = Callable[[str], bytes]
 #: Each road of a platform, by its name among the options of ``platform_ca``.
 PLATFORM_CA = {road.value.replace("-", "_"): road for road in PLATFORMS}
 #: The argument specification of ``platform_ca``.

@@ -120,4 +120,6 @@ def _sync(directory: Path) -> None:
 
 
 def _unusable(device: str, cause: str) -> FdeError:
-    return FdeError(device, f"the EFI system partition cannot be used: {cause}", "Check its file system and its space")
+    return FdeError(
+        device, f"the EFI system partition cannot be used: {cause}", "Check it with fsck.vfat, and its space"
+    )
