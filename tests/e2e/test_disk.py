@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import re
 import secrets
+import struct
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,13 +17,14 @@ import pytest
 from ansible_collections.cvm.fde.tests.attacks.catalogue import Kind, attack
 from ansible_collections.cvm.fde.tests.e2e.disk import DATA, ESP, VOLUME, Partition, partitions
 from ansible_collections.cvm.fde.tests.e2e.refused import is_refused
-from ansible_collections.cvm.fde.tests.lab.guest import PATIENCE, Guest, GuestError, together
+from ansible_collections.cvm.fde.tests.lab.guest import PATIENCE, Guest, GuestError, boot, together
 from ansible_collections.cvm.fde.tests.lab.keys import keys
 from ansible_collections.cvm.fde.tests.lab.process import Background, run
 from ansible_collections.cvm.fde.tests.lab.progress import say
 from ansible_collections.cvm.fde.tests.lab.readout import parts
 from ansible_collections.cvm.fde.tests.lab.sealed import Sealed
 from ansible_collections.cvm.fde.tests.lab.trees import run_in, tool, tools_tree
+from ansible_collections.cvm.fde.tests.lab.upkeep import settle
 
 MIB = 1 << 20
 SECTOR = 4096
@@ -140,6 +142,18 @@ def replace_volume(guest: Guest) -> None:
     partitions(guest.disk)[VOLUME].write(0, (guest.folder / "attacker.luks").read_bytes())
 
 
+def shorten_record(guest: Guest) -> None:
+    """Let the volume say that less of it is written than its file system takes.
+
+    The guest's own root writes it: where the block lies that a host would put back, only the volume's key tells.
+    """
+    boot(guest)
+    settle(guest)
+    change = "dd of=/dev/mapper/fde-crypt bs=8 seek=2 conv=fsync,notrunc status=none"
+    guest.ssh(change, stdin=struct.pack("<Q", 1024 * MIB // 512))
+    guest.shut_down()
+
+
 def add_file(guest: Guest, name: str, content: bytes) -> None:
     """A file beside the kernel image, where systemd-stub takes it from; nothing protects that place."""
     disk = f"{guest.disk}@@{partitions(guest.disk)[ESP].start}"
@@ -198,6 +212,7 @@ FIRMWARE_REFUSES = "Access Denied|Security Violation"
 CHANGES: dict[str, tuple[Callable[[Guest], None], bool]] = {
     "header": (flip_in_header, True),
     "volume": (replace_volume, True),
+    "record": (shorten_record, True),
     "root": (flip_in_root, False),
     "kernel": (flip_in_kernel_image, False),
     "credential": (add_credential, True),
@@ -275,6 +290,18 @@ def test_a_changed_header_is_refused(fates: dict[str, str]) -> None:
 @pytest.mark.change("volume")
 def test_an_attackers_volume_of_the_same_tpm_is_refused(fates: dict[str, str]) -> None:
     assert is_refused(fates["volume"], "header-mismatch"), fates["volume"]
+
+
+@attack(
+    kind=Kind.CLONE_METADATA,
+    does="Has the record of how far the volume is written say less than that, in a booted guest",
+    promise="An initrd that cannot mount its root ends without a shell and without the TPM's policy",
+    stops="The unit in the place of systemd's emergency shell: the guest says `initrd-failed` and goes off",
+)
+@pytest.mark.change("record")
+def test_a_root_that_cannot_be_mounted_is_refused(fates: dict[str, str]) -> None:
+    assert "cvm-fde: refused" not in fates["record"].partition("sysroot.mount")[0], "the agent was to open this root"
+    assert is_refused(fates["record"], "initrd-failed"), fates["record"]
 
 
 @attack(
