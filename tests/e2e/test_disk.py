@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 import secrets
 import struct
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from ansible_collections.cvm.fde.plugins.module_utils.agent.console import REFUSAL_FILE
+from ansible_collections.cvm.fde.plugins.module_utils.agent.esp import DIRECTORY
 from ansible_collections.cvm.fde.tests.attacks.catalogue import Kind, attack
 from ansible_collections.cvm.fde.tests.e2e.disk import DATA, ESP, VOLUME, Partition, partitions
 from ansible_collections.cvm.fde.tests.e2e.refused import is_refused
@@ -194,6 +197,7 @@ ExecStart=/bin/sh -c 'echo a unit of the host runs >/dev/kmsg; echo >{RUN_BY_HOS
 #: What the host tells the guest by way of its firmware.
 STRINGS = {
     "words": ["io.systemd.stub.kernel-cmdline-extra=systemd.debug_shell=1 rd.systemd.debug_shell=1"],
+    "strategy": ["io.systemd.stub.kernel-cmdline-extra=fde.strategy=ephemeral"],
     "credentials": [
         credential("systemd.extra-unit.run-by-host.service", UNIT),
         credential("systemd.unit-dropin.sysinit.target", "[Unit]\nWants=run-by-host.service\n"),
@@ -219,6 +223,7 @@ CHANGES: dict[str, tuple[Callable[[Guest], None], bool]] = {
     "addon": (add_addon, False),
     "extension": (add_extension, False),
     "words": (lambda _guest: None, False),
+    "strategy": (lambda _guest: None, False),
 }
 
 
@@ -231,7 +236,10 @@ def wanted(request: pytest.FixtureRequest) -> list[str]:
 
 @pytest.fixture(scope="module")
 def fates(request: pytest.FixtureRequest, sealed: Sealed) -> Iterator[dict[str, str]]:
-    """What each changed guest said on its console until it went off or fell silent; ``login`` if it got that far."""
+    """What each changed guest said on its console until it went off; ``login`` if it got that far.
+
+    A kernel image that the firmware refuses leaves it on, in the firmware.
+    """
     said: dict[str, str] = {}
     chosen = wanted(request)
     # Switching the fleet off is left to whoever needs its disks.
@@ -256,6 +264,8 @@ def fates(request: pytest.FixtureRequest, sealed: Sealed) -> Iterator[dict[str, 
             guest.wait_login(patience=45 if name == "kernel" else PATIENCE)
             said[name] = "login"
         except GuestError:
+            if guest.running and name != "kernel":
+                raise
             said[name] = guest.serial.boot()
         finally:
             guest.power_off()
@@ -369,6 +379,20 @@ def test_a_system_extension_beside_the_kernel_image_is_refused(fates: dict[str, 
 @pytest.mark.change("words")
 def test_words_that_the_host_adds_to_the_command_line_are_refused(fates: dict[str, str]) -> None:
     assert is_refused(fates["words"], "configuration-added"), fates["words"]
+
+
+@attack(
+    kind=Kind.CONFIGURATION,
+    does="Adds a strategy of its own to the command line by SMBIOS, one that keeps nothing and encrypts nothing",
+    promise="The signed command line chooses the strategy",
+    stops="systemd-stub measures it into PCR 12: the guest says `configuration-added`, also on the disk, and goes off",
+)
+@pytest.mark.change("strategy")
+def test_a_strategy_that_the_host_adds_to_the_command_line_is_refused(fates: dict[str, str]) -> None:
+    assert is_refused(fates["strategy"], "configuration-added"), fates["strategy"]
+    disk = Guest("e2e-strategy").disk
+    kept = run(["mtype", "-i", f"{disk}@@{partitions(disk)[ESP].start}", f"::/{DIRECTORY}/{REFUSAL_FILE}"])
+    assert json.loads(kept)["code"] == "configuration-added"
 
 
 @attack(

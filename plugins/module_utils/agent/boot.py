@@ -20,9 +20,10 @@ from ..tpm.anchor import Anchor
 from ..tpm.esys import opened
 from ..tpm.quote import read_pcrs
 from . import anchoring, capability, disks, partition, probe
+from .configuration import parse
 from .console import say
 from .decision import Action, Decision, decide
-from .machine import IMAGE, Machine
+from .machine import IMAGE, Machine, command_line
 from .opening import open_volume
 from .strategies import ROOTS
 
@@ -105,7 +106,8 @@ def check_secure_boot(machine: Machine) -> None:
 
 
 def check_configuration(machine: Machine) -> None:
-    """Raise ``Refusal`` unless nothing but the signed image configured this boot.
+    """Raise ``Refusal`` unless nothing but the signed image configured this boot, ``FdeError`` where that contradicts
+    itself.
 
     What the stub took from the host is in PCR 12 (words for the command line, credentials, add-ons) and 13 (system
     extensions).
@@ -115,6 +117,7 @@ def check_configuration(machine: Machine) -> None:
     for pcr, value in values.items():
         if value not in UNCONFIGURED:
             raise refuse(Code.CONFIGURATION_ADDED, f"PCR {pcr}", value.hex())
+    parse(command_line(machine.paths))
 
 
 def check_image(machine: Machine) -> None:

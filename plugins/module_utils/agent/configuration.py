@@ -120,6 +120,18 @@ def parse(command_line: str) -> Configuration:
     return Configuration(bytes.fromhex(root_hash), Strategy(strategy), disk, Recovery(recovery))
 
 
+def first_words(command_line: str) -> str:
+    """Return a command line without the words whose name was given before.
+
+    What a host adds comes behind what is signed (systemd-stub(7)). A boot that is refused for it still has to know
+    what was signed: where its anchor and its EFI system partition are.
+    """
+    words: dict[str, str] = {}
+    for word in command_line.split():
+        words.setdefault(word.partition("=")[0], word)
+    return " ".join(words.values())
+
+
 def _single(command_line: str, name: str, default: str = "") -> str:
     values = [word.partition("=")[2] for word in command_line.split() if word.partition("=")[0] == name]
     if not values and default:

@@ -14,7 +14,7 @@ from ..runner import Runner
 from ..tpm.esys import DEFAULT_TCTI
 from ..tpm.measurements import USERSPACE_LOG
 from ..tpm.policy import PUBLIC_KEY_FILE, SIGNATURE_FILE, PolicyKey, SignedPolicy, signed_policies
-from .configuration import COMMAND_LINE, Configuration, parse
+from .configuration import COMMAND_LINE, Configuration, first_words, parse
 from .console import STATE_DIRECTORY
 
 #: Device-mapper names: the verity root of the image, and the encrypted volume.
@@ -67,12 +67,20 @@ class Machine:
 
 
 def this_machine(runner: Runner, paths: Paths = PATHS, tcti: str = DEFAULT_TCTI) -> Machine:
-    """Read the configuration, the policy key and its signatures. Raises ``FdeError``."""
-    configuration = parse(_read(paths.command_line).decode("utf-8", "replace"))
+    """Read the configuration, the policy key and its signatures. Raises ``FdeError``.
+
+    Of words that are given twice the first count; ``boot.check_configuration`` refuses a boot with others.
+    """
+    configuration = parse(first_words(command_line(paths)))
     public_key = _read(paths.public_key)
     key = PolicyKey.from_pem(public_key, paths.public_key)
     policies = signed_policies(_read(paths.signatures), paths.signatures)
     return Machine(runner, configuration, public_key, key, policies, paths, tcti)
+
+
+def command_line(paths: Paths) -> str:
+    """Return the kernel's command line. Raises ``FdeError``."""
+    return _read(paths.command_line).decode("utf-8", "replace")
 
 
 def _read(path: str) -> bytes:

@@ -99,14 +99,24 @@ def test_a_second_disk_with_the_same_ids_is_refused(installed: Lab) -> None:
     promise="Nothing but the signed image configures the boot",
     stops="PCR 12 and 13 are not as without any addition: refused, `configuration-added`",
 )
-@pytest.mark.parametrize(("state", "pcr"), [("first boot", 12), ("first boot", 13), ("later boot", 12)])
+@pytest.mark.parametrize(
+    ("state", "pcr", "words"),
+    [
+        ("first boot", 12, "init=/bin/sh"),
+        ("first boot", 12, "fde.strategy=ephemeral"),
+        ("first boot", 13, ""),
+        ("later boot", 12, f"roothash={'0' * 64}"),
+    ],
+)
 def test_what_the_host_adds_to_the_configuration_is_refused(
-    lab: Lab, state: str, pcr: int, request: pytest.FixtureRequest
+    lab: Lab, state: str, pcr: int, words: str, request: pytest.FixtureRequest
 ) -> None:
     instance = lab if state == "first boot" else request.getfixturevalue("installed")
+    line = instance.directory / "cmdline"
+    line.write_text(f"{line.read_text().strip()} {words}\n")
     with instance.booting() as machine:
         with opened(instance.tcti) as esys:
-            extend(esys, b"init=/bin/sh", pcr)
+            extend(esys, words.encode(), pcr)
         with pytest.raises(Refusal) as caught:
             boot(machine)
     assert caught.value.code == "configuration-added"

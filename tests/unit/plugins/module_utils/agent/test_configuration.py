@@ -6,7 +6,12 @@ from __future__ import annotations
 import uuid
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import ConfigurationError, Strategy, parse
+from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import (
+    ConfigurationError,
+    Strategy,
+    first_words,
+    parse,
+)
 
 HASH = "0123456789abcdef" * 4
 
@@ -45,3 +50,11 @@ def test_the_partitions_follow_from_the_root_hash() -> None:
 def test_everything_else_is_an_error(line: str) -> None:
     with pytest.raises(ConfigurationError):
         parse(line)
+
+
+def test_what_is_added_behind_the_signed_words_is_not_taken_for_them() -> None:
+    signed = f"roothash={HASH} fde.strategy=clone fde.recovery=none quiet"
+    added = f"{signed} fde.strategy=ephemeral roothash={HASH[::-1]} fde.recovery=console quiet debug"
+    assert parse(first_words(added)) == parse(signed)
+    with pytest.raises(ConfigurationError):
+        parse(first_words("quiet"))
