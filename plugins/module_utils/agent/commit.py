@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Callable, Iterator, Optional
@@ -117,7 +117,7 @@ def _apply(machine: Machine, root: Root, action: Action) -> None:
         anchoring.update(machine, lambda anchor: anchor.changing(root.disk.digest).changed())
         _keep(machine, root.disk)
     if action in (Action.ABANDON, Action.FINISH):
-        _efi(machine).remove(SAVED)
+        _forget(machine)
 
 
 def change(machine: Machine, edit: Callable[[Draft], None], *, dry_run: bool = False) -> tuple[str, ...]:
@@ -143,13 +143,12 @@ def change(machine: Machine, edit: Callable[[Draft], None], *, dry_run: bool = F
 
 def replace_header(machine: Machine, old: HeaderArea, new: HeaderArea) -> None:
     """Write ``new`` over the committed header ``old`` of ``new.device``, so that a power cut leaves one of them."""
-    efi = _efi(machine)
-    efi.write(SAVED, new.content)
+    _efi(machine).write(SAVED, new.content)
     anchoring.update(machine, lambda anchor: anchor.changing(new.digest))
     store(new.device, old, new)
     anchoring.update(machine, Anchor.changed)
     _keep(machine, new)
-    efi.remove(SAVED)
+    _forget(machine)
 
 
 def check(machine: Machine, old: HeaderArea, new: HeaderArea) -> None:
@@ -195,7 +194,13 @@ def settle(machine: Machine, opened: HeaderArea) -> None:
         return anchor.changed() if opened.digest == anchor.header_next else anchor.unchanged()
 
     anchoring.update(machine, settled)
-    _efi(machine).remove(SAVED)
+    _forget(machine)
+
+
+def _forget(machine: Machine) -> None:
+    """Remove the copy of a change that is over, if that can be done: it is only used for the digest that is pinned."""
+    with suppress(FdeError):
+        _efi(machine).remove(SAVED)
 
 
 def _keep(machine: Machine, area: HeaderArea) -> None:

@@ -9,9 +9,9 @@ the account of a refusal is only words for people.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..errors import FdeError
 from ..runner import CommandError, Runner
 from .configuration import Configuration
 from .disks import Disk, disks, partition_device
+from .mounting import PLACE, detach, mounted
 
 DIRECTORY = "cvm-fde"
 #: A power cut can tear the chain of an older file of ours. When that is freed the kernel would make the file system
@@ -70,19 +71,21 @@ class EfiPartition:
 
     @contextmanager
     def _mounted(self, *, write: bool) -> Iterator[Path]:
-        """Yield where the file system is mounted: where it is already, if that serves, else a place of our own."""
-        there = mounted_at(self.device, write=write)
+        """Yield where the file system is mounted: where it is already, if that serves, else a place of our own.
+
+        One process at a time: a place of our own goes away, and a second mount cannot be made with other options.
+        """
         try:
-            if there is not None:
-                yield there
-                return
-            with tempfile.TemporaryDirectory(prefix="cvm-fde-esp-", dir="/run") as directory:
-                options = f"{'rw' if write else 'ro'},{_OPTIONS}"
-                self.runner.run(["mount", "-t", "vfat", "-o", options, self.device, directory])
-                try:
-                    yield Path(directory)
-                finally:
-                    self.runner.run(["umount", directory])
+            with _locked(self.device):
+                for place in mounts_of(self.device, beginning=PLACE):
+                    # Of a process that was killed.
+                    detach(self.runner, str(place))
+                there = next(mounts_of(self.device, write=write), None)
+                if there is not None:
+                    yield there
+                    return
+                with mounted(self.runner, self.device, "vfat", f"{'rw' if write else 'ro'},{_OPTIONS}") as place:
+                    yield place
         except OSError as error:
             raise _unusable(self.device, error.strerror or repr(error)) from error
         except CommandError as error:
@@ -99,16 +102,27 @@ def efi_partition(runner: Runner, configuration: Configuration, found: Optional[
     return EfiPartition(runner, partition_device(carriers[0], partitions[0]))
 
 
-def mounted_at(device: str, *, write: bool, table: Path = _MOUNTS) -> Optional[Path]:
-    """Return where a block device is mounted, for writing if that is wanted (proc(5), mountinfo)."""
+def mounts_of(device: str, *, write: bool = False, beginning: str = "/", table: Path = _MOUNTS) -> Iterator[Path]:
+    """Yield where a block device is mounted, for writing if that is wanted (proc(5), mountinfo)."""
     number = os.stat(device).st_rdev
     wanted = f"{os.major(number)}:{os.minor(number)}"
     for line in table.read_text().splitlines():
         words = line.split()
         if words[2] == wanted and words[3] == "/" and ("rw" in words[5].split(",") or not write):
             # Blanks and the like are written in octal there.
-            return Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), words[4]))
-    return None
+            place = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), words[4])
+            if place.startswith(beginning):
+                yield Path(place)
+
+
+@contextmanager
+def _locked(device: str) -> Iterator[None]:
+    descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _sync(directory: Path) -> None:

@@ -12,9 +12,8 @@ the anchor pins it again, and the machine starts anew. Nothing else ever runs in
 from __future__ import annotations
 
 import json
-import tempfile
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Optional
 
@@ -30,6 +29,7 @@ from ..luks2.policy import judge
 from ..luks2.recovery_key import typed_recovery_key
 from ..luks2.secret import wipe
 from ..luks2.volume import attach_for_reading, check_active, detach, import_token
+from ..runner import CommandError
 from ..tpm import anchor as anchors
 from ..tpm.anchor import Anchor, Found, State
 from ..tpm.esys import opened
@@ -43,6 +43,7 @@ from .differences import contents
 from .esp import efi_partition
 from .machine import VOLUME, Machine
 from .measuring import measure, measured
+from .mounting import mounted
 from .opening import VOLUME_KEY_PCR, expected
 from .strategies import ROOTS
 from .strategy_overlay import UPPER_DEVICE
@@ -243,11 +244,9 @@ def _file_system(machine: Machine, patient: Patient) -> str:
     device = ROOTS[machine.configuration.strategy].mountable(machine, complete)
     if device is None:
         return "part of the root is still on the image, so the volume alone cannot be mounted; it is authentic"
-    with tempfile.TemporaryDirectory(prefix="cvm-fde-look-", dir="/run") as directory:
-        for kind, options in (("ext4", "ro,noload"), ("xfs", "ro,norecovery"), ("btrfs", "ro,rescue=nologreplay")):
-            if machine.runner.run(["mount", "-t", kind, "-o", options, device, directory], ok=()).status == 0:
-                machine.runner.run(["umount", directory])
-                return f"it holds a file system of type {kind} that can be mounted"
+    for kind, options in (("ext4", "ro,noload"), ("xfs", "ro,norecovery"), ("btrfs", "ro,rescue=nologreplay")):
+        with suppress(CommandError), mounted(machine.runner, device, kind, options):
+            return f"it holds a file system of type {kind} that can be mounted"
     raise FdeError(device, "it holds no file system that can be mounted", "Restore the newest state of the disk")
 
 

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent.esp import mounted_at
+from ansible_collections.cvm.fde.plugins.module_utils.agent.esp import mounts_of
 from ansible_collections.cvm.fde.plugins.module_utils.agent.refusals import words
 
 SAID = {"code": "header-mismatch", "subject": "/dev/vda4", "cause": "it differs", "remedy": "Recover it"}
@@ -49,5 +49,6 @@ def test_a_partition_is_found_where_it_is_mounted(tmp_path: Path) -> None:
         f"21 1 {device} /sub /elsewhere rw - vfat /dev/null rw\n"
         f"22 1 {device} / /boot\\040efi ro,nosuid - vfat /dev/null ro\n"
     )
-    assert mounted_at("/dev/null", write=False, table=table) == Path("/boot efi")
-    assert mounted_at("/dev/null", write=True, table=table) is None
+    assert list(mounts_of("/dev/null", table=table)) == [Path("/boot efi")]
+    assert list(mounts_of("/dev/null", write=True, table=table)) == []
+    assert list(mounts_of("/dev/null", beginning="/run/", table=table)) == []
