@@ -154,6 +154,11 @@ class Code(str, Enum):
         "The volume was opened, but its key was not measured into PCR 15",
         "Boot through the signed image with a working TPM",
     )
+    IMAGE_CHANGED = (
+        "image-changed",
+        "The volume was made from another image than the one that boots, or by another strategy",
+        "Put the image back that the volume was made from, or deploy the new one to a new disk",
+    )
     WRITTEN_RECORD = (
         "written-record",
         "The volume does not begin with its record of how far it is written",

@@ -19,7 +19,7 @@ from ..luks2.area import HeaderArea
 from ..tpm.anchor import Anchor
 from ..tpm.esys import opened
 from ..tpm.quote import read_pcrs
-from . import anchoring, capability, disks, partition, probe
+from . import anchoring, capability, disks, evidence, partition, probe
 from .configuration import parse
 from .console import say
 from .decision import Action, Decision, decide
@@ -78,6 +78,7 @@ def later_boot(machine: Machine, look: probe.Look, decision: Decision, anchor: O
         from . import commit
 
         commit.settle(machine, area)
+    check_origin(machine, area)
     state = root.later(machine, anchor.complete)
     say(f"volume opened: {state.said}")
     if state.complete:
@@ -118,6 +119,20 @@ def check_configuration(machine: Machine) -> None:
         if value not in UNCONFIGURED:
             raise refuse(Code.CONFIGURATION_ADDED, f"PCR {pcr}", value.hex())
     parse(command_line(machine.paths))
+
+
+def check_origin(machine: Machine, area: HeaderArea) -> None:
+    """Raise ``Refusal`` unless the volume was made from the image that boots.
+
+    What a clone has not copied yet would be read from the other image, and where the root begins in a volume follows
+    from the length of its image. The header is pinned: its evidence is what this machine wrote into it.
+    """
+    creation = evidence.found(area.header()).get(evidence.CREATION)
+    if creation is None:
+        raise refuse(Code.IMAGE_CHANGED, area.device, "its header has no evidence of its creation")
+    any_image = ROOTS[machine.configuration.strategy].any_image
+    if names := evidence.differing(creation, machine.configuration, any_image=any_image):
+        raise refuse(Code.IMAGE_CHANGED, area.device, f"the evidence of its creation has another {', '.join(names)}")
 
 
 def check_image(machine: Machine) -> None:

@@ -113,6 +113,14 @@ def found(header: Header) -> dict[str, Found]:
     return tokens
 
 
+def differing(creation: Found, configuration: Configuration, *, any_image: bool) -> list[str]:
+    """Return the names of the claims by which a volume was made from another image than the one that boots."""
+    expected = {"strategy": configuration.strategy.value}
+    if not any_image:
+        expected["root_hash"] = configuration.root_hash.hex()
+    return [name for name, value in expected.items() if creation.claims.get(name) != value]
+
+
 def token(esys: Any, content: bytes) -> bytes:
     """Quote ``content`` (claims) with the attestation key and return the LUKS2 token as JSON."""
     with held_userspace_log() as userspace, attestation_key(esys) as key:

@@ -12,6 +12,7 @@ the anchor pins it again, and the machine starts anew. Nothing else ever runs in
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -219,23 +220,29 @@ def _origin(machine: Machine, patient: Patient, key_id: bytes) -> Iterator[str]:
     creation = patient.evidence.get(evidence.CREATION)
     if creation is None:
         raise FdeError(patient.area.device, "it has no evidence of its creation", "Deploy the image again")
-    expected = {
-        "volume_key_id": key_id.hex(),
-        "luks_uuid": patient.area.header().uuid,
-        "root_hash": machine.configuration.root_hash.hex(),
-        "strategy": machine.configuration.strategy.value,
-    }
+    expected = {"volume_key_id": key_id.hex(), "luks_uuid": patient.area.header().uuid}
     differing = [name for name, value in expected.items() if creation.claims.get(name) != value]
+    any_image = ROOTS[machine.configuration.strategy].any_image
+    differing += evidence.differing(creation, machine.configuration, any_image=any_image)
     if differing:
         raise FdeError(
             patient.area.device,
             f"the evidence of its creation is for another {', '.join(differing)}",
             "It is not a volume of this image; deploy the image again",
         )
-    yield "the evidence of the volume's creation is for this key and this image"
+    if evidence.differing(creation, machine.configuration, any_image=False):
+        yield f"the evidence of the volume's creation is for this key and another image: {_root_hash(creation)}"
+    else:
+        yield "the evidence of the volume's creation is for this key and this image"
     with opened(machine.tcti) as esys, attestation_key(esys) as key:
         same = creation.key == key.public
     yield "the evidence was made by this TPM" if same else "the evidence was made by another TPM"
+
+
+def _root_hash(creation: evidence.Found) -> str:
+    """Return the root hash of a claim that nobody has verified."""
+    claimed = str(creation.claims.get("root_hash"))
+    return f"root hash {claimed}" if re.fullmatch("[0-9a-f]{64}", claimed) else "its root hash is none"
 
 
 def _file_system(machine: Machine, patient: Patient) -> str:

@@ -41,6 +41,10 @@ class Root(Protocol):
         """Whether there is an encrypted volume at all, and with it an anchor."""
 
     @property
+    def any_image(self) -> bool:
+        """Whether a volume outlives the image that it was made from, and may be used with another one."""
+
+    @property
     def device(self) -> Optional[str]:
         """The device that systemd mounts, None where it mounts something else."""
 

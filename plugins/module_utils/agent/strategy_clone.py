@@ -18,6 +18,7 @@ class Cloned:
     """A dm-clone device over the volume; a linear one when everything is copied."""
 
     has_volume = True
+    any_image = False
     device: Optional[str] = ROOT
     mapping: Optional[str] = clone.NAMES.root
 

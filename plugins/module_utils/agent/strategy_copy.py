@@ -32,6 +32,7 @@ class Copied:
     """A linear device over the volume."""
 
     has_volume = True
+    any_image = False
     device: Optional[str] = ROOT
     mapping: Optional[str] = clone.NAMES.root
 

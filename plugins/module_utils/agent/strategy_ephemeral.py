@@ -19,6 +19,7 @@ class Ephemeral:
     """No volume, no anchor, no key."""
 
     has_volume = False
+    any_image = True
     device: Optional[str] = None
     mapping: Optional[str] = None
 

@@ -36,6 +36,7 @@ class Overlaid:
     """Two mounts for an overlay."""
 
     has_volume = True
+    any_image = True
     device: Optional[str] = None
     mapping: Optional[str] = UPPER_DEVICE
 

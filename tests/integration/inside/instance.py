@@ -292,6 +292,27 @@ def make_sealed(directory: Path, wanted: Content = Content()) -> tuple[Path, str
     return image, root_hash
 
 
+def update(lab: Lab, directory: Path, files: dict[str, bytes]) -> Lab:
+    """Replace the image of an instance by a newer one: other content, other root hash, same volume and TPM."""
+    directory.mkdir()
+    image, root_hash = make_sealed(directory, Content(files))
+    with image.open("rb") as file:
+        fresh = gpt.read_table(file, DISK_SIZE, "image")
+    with lab.image.open("r+b") as disk:
+        old = gpt.read_table(disk, DISK_SIZE, "disk")
+        [volume] = old.of_type(gpt.FDE)
+        for offset, block in gpt.encode_table(replace(old, partitions=(*fresh.partitions, volume))):
+            disk.seek(offset)
+            disk.write(block)
+        with image.open("rb") as file:
+            file.seek(MIB)
+            disk.seek(MIB)
+            disk.write(file.read(max(one.end for one in fresh.partitions) - MIB))
+    line = (lab.directory / "cmdline").read_text().replace(lab.root_hash, root_hash)
+    (lab.directory / "cmdline").write_text(line)
+    return replace(lab, root_hash=root_hash)
+
+
 def make_lab(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey, strategy: str = "clone") -> Lab:
     """Return an instance of the sealed image that was never booted."""
     image, root_hash = sealed

@@ -220,6 +220,20 @@ def test_a_torn_change_whose_copy_the_host_changed_is_refused(installed: Lab, mo
     assert refused(installed) == "header-mismatch"
 
 
+@pytest.mark.parametrize("step", ["store 1", "anchor 2"])
+def test_a_whole_header_is_opened_whatever_ails_the_efi_partition(
+    installed: Lab, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with system(installed) as instance, monkeypatch.context() as patch:
+        cut_at(step, patch)
+        with pytest.raises(PowerCut):
+            commit.change(instance.machine, add_recovery_key(instance))
+    with installed.booting() as machine:
+        Path(f"{installed.device}p1").write_bytes(os.urandom(1 << 20))
+        assert boot(machine) is Boot.OPEN
+        assert not any(installed.anchored().header_next)
+
+
 def test_a_change_that_was_never_written_is_given_up_by_a_commit(running: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     before = running.anchored()
     with monkeypatch.context() as patch:

@@ -31,7 +31,20 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2.recovery_key import 
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import INDEX
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS, authorized
-from instance import SIGNATURES, Lab, PcrRunner, PowerCut, extend, make_lab, mounted, run, write_file
+from cryptography.hazmat.primitives.asymmetric import rsa
+from instance import (
+    SIGNATURES,
+    Lab,
+    PcrRunner,
+    PowerCut,
+    extend,
+    make_lab,
+    make_sealed,
+    mounted,
+    run,
+    update,
+    write_file,
+)
 from test_commit import cut_at
 from tpm2_pytss import ESYS_TR
 
@@ -286,6 +299,30 @@ def test_a_volume_is_recovered_with_another_tpm_and_again(escrowed: Lab) -> None
         tokens = read_area(escrowed.partition).header().metadata["tokens"].values()
         types = sorted(token["type"] for token in tokens)
         assert types == ["cvm-fde", "cvm-fde", "systemd-recovery", "systemd-recovery", "systemd-tpm2"]
+
+
+def test_what_was_made_below_an_updated_overlay_is_recovered_with_a_word_about_it(
+    tmp_path: Path, signer: rsa.RSAPrivateKey
+) -> None:
+    (tmp_path / "first").mkdir()
+    (tmp_path / "lab").mkdir()
+    instance = make_lab(tmp_path / "lab", make_sealed(tmp_path / "first"), signer, "overlay")
+    allow(instance)
+    with instance.booting() as machine:
+        SIGNATURES.write_text(Path(machine.paths.signatures).read_text())
+        assert boot(machine) is Action.FIRST_BOOT
+        unlock, means = keyslots.ByTpm(instance.tcti), keyslots.Means(recovery=bytearray(KEY))
+        recovery.commit.change(
+            machine, lambda copy: keyslots.add(machine.runner, copy.path, keyslots.Recovery(), unlock, means)
+        )
+    older = instance.root_hash
+    instance = update(instance, tmp_path / "second", {"plaintext": b"newer"})
+    clear(instance)
+    person = Person([KEY])
+    assert recovered(instance, person) == "volume-without-anchor"
+    assert f"for this key and another image: root hash {older}" in person.heard
+    with instance.booting() as machine:
+        assert boot(machine) is Action.OPEN
 
 
 def test_without_a_yes_all_stays_as_it_was(escrowed: Lab) -> None:

@@ -45,6 +45,7 @@ from instance import (
     make_sealed,
     mounted,
     run,
+    update,
 )
 
 SECRET = b"what an instance writes is for nobody else " * 100
@@ -136,27 +137,6 @@ def test_a_power_cut_in_the_first_boot_starts_it_over(make: Any, strategy: str) 
         assert boot(machine) is Action.FIRST_BOOT
 
 
-def update(lab: Lab, directory: Path, files: dict[str, bytes]) -> Lab:
-    """Replace the image of an instance by a newer one: other content, other root hash, same volume and TPM."""
-    directory.mkdir()
-    image, root_hash = make_sealed(directory, Content(files))
-    with image.open("rb") as file:
-        fresh = gpt.read_table(file, DISK_SIZE, "image")
-    with lab.image.open("r+b") as disk:
-        old = gpt.read_table(disk, DISK_SIZE, "disk")
-        [volume] = old.of_type(gpt.FDE)
-        for offset, block in gpt.encode_table(replace(old, partitions=(*fresh.partitions, volume))):
-            disk.seek(offset)
-            disk.write(block)
-        with image.open("rb") as file:
-            file.seek(MIB)
-            disk.seek(MIB)
-            disk.write(file.read(max(one.end for one in fresh.partitions) - MIB))
-    line = (lab.directory / "cmdline").read_text().replace(lab.root_hash, root_hash)
-    (lab.directory / "cmdline").write_text(line)
-    return replace(lab, root_hash=root_hash)
-
-
 def test_an_updated_image_shows_which_files_of_it_the_instance_hides(tmp_path: Path, signer: rsa.RSAPrivateKey) -> None:
     (tmp_path / "first").mkdir()
     (tmp_path / "lab").mkdir()
@@ -186,6 +166,49 @@ def test_an_updated_image_shows_which_files_of_it_the_instance_hides(tmp_path: P
             assert (root / "plaintext").read_bytes() == b"mine"
         (machine.paths.state / "upper/data/plaintext").unlink()
         assert masks.keep(machine, told.append).reported == {"new": masks.Why.ADDED}
+
+
+@pytest.mark.parametrize("complete", [False, True])
+@pytest.mark.parametrize("strategy", ["clone", "copy"])
+def test_another_image_of_the_same_builder_is_never_put_below_a_volume(
+    tmp_path: Path, signer: rsa.RSAPrivateKey, strategy: str, complete: bool
+) -> None:
+    """Nor is a clone gone on with from it: nobody could tell afterwards which file is of which image."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "lab").mkdir()
+    lab = make_lab(tmp_path / "lab", make_sealed(tmp_path / "first"), signer, strategy)
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+        with mounted() as root:
+            (root / "mine").write_bytes(SECRET)
+            if complete:
+                upkeep.finish(machine, Ears(lambda _: None, lambda _: None), str(root))
+    own = tmp_path / "own"
+    run("cp", "--sparse=always", str(lab.image), str(own))
+    line = (lab.directory / "cmdline").read_text()
+    with update(lab, tmp_path / "second", {"plaintext": b"of the other image"}).booting() as machine:
+        with pytest.raises(Refusal) as caught:
+            boot(machine)
+        assert caught.value.code == "image-changed" and "another root_hash" in caught.value.cause
+        assert machine.mapper.find("fde-root") is None
+    run("cp", "--sparse=always", str(own), str(lab.image))
+    (lab.directory / "cmdline").write_text(line)
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with mounted() as root:
+            assert (root / "mine").read_bytes() == SECRET and (root / "plaintext").read_bytes() == PLAINTEXT
+    own.unlink()
+
+
+def test_an_image_that_is_sealed_for_another_strategy_does_not_open_the_volume(make: Any) -> None:
+    lab = make("copy")
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+    retitle(lab, "fde.strategy=copy", "fde.strategy=clone")
+    with lab.booting() as machine:
+        with pytest.raises(Refusal) as caught:
+            boot(machine)
+        assert caught.value.code == "image-changed" and "another strategy" in caught.value.cause
 
 
 def test_an_updated_image_shows_what_it_changed_below_directories_that_the_instance_hides(
