@@ -45,3 +45,16 @@ def test_progress_is_in_the_journal(complete: Guest) -> None:
     assert "% of the root is in the encrypted volume" in lines
     assert "100.0 % of the root" in lines
     assert "has grown by" in lines
+
+
+def test_progress_was_the_status_of_the_unit(complete: Guest) -> None:
+    """What systemctl status shows; the last one stays when the service has ended."""
+    assert "MiB of the volume" in complete.ssh("systemctl show --property StatusText cvm-fde-hydrate.service").stdout
+
+
+def test_the_next_boot_opens_a_plain_encrypted_volume(complete: Guest) -> None:
+    complete.reboot()
+    table = complete.ssh("dmsetup table fde-root").stdout.splitlines()
+    assert [line.split()[2] for line in table] == ["linear"]
+    assert "fde-clone" not in complete.ssh("dmsetup ls").stdout
+    assert complete.ssh("systemctl --failed --no-legend --plain").stdout == ""

@@ -291,6 +291,21 @@ def test_a_changed_header_is_refused(fates: dict[str, str]) -> None:
     assert is_refused(fates["header"], "header-mismatch"), fates["header"]
 
 
+@pytest.mark.change("header")
+def test_a_refusal_is_told_by_the_machine_once_it_boots_again(fates: dict[str, str]) -> None:
+    assert is_refused(fates["header"], "header-mismatch")
+    guest = Guest("e2e-header")
+    flip_in_header(guest)
+    try:
+        boot(guest)
+        known = json.loads(guest.ssh("/usr/lib/cvm-fde/agent.pyz status").stdout)
+    finally:
+        guest.power_off()
+    assert (known["anchor"]["refusals"], known["anchor"]["last_refusal"]) == (1, "header-mismatch")
+    assert known["refusal"]["code"] == "header-mismatch" and known["refusal"]["remedy"]
+    assert known["problems"] == []
+
+
 @attack(
     kind=Kind.EVIL_TWIN,
     does="Writes a volume of its own over that of a guest, sealed to the guest's TPM under the image's policy",

@@ -82,7 +82,7 @@ def _early(command: str) -> int:
             raise refuse(Code.INITRD_FAILED, "the initrd")
         boot(machine)
     except Exception as error:
-        known = error if isinstance(error, FdeError) else FdeError("the boot agent", repr(error), "Report this defect")
+        known = _known(error)
         if machine is not None and isinstance(known, Refusal) and _recovered(machine, known):
             runner.run(["systemctl", "--force", "--force", "reboot"])
             return 0
@@ -97,6 +97,16 @@ def _early(command: str) -> int:
             raise
         return 1
     return 0
+
+
+def _known(error: Exception) -> FdeError:
+    """Return an error as what the user can act on."""
+    if isinstance(error, FdeError):
+        return error
+    if isinstance(error, OSError):
+        subject = str(error.filename or "a device")
+        return FdeError(subject, error.strerror or repr(error), "Look at the kernel's log, and check the disk")
+    return FdeError("the boot agent", repr(error), "Report this defect")
 
 
 def _recovered(machine: Machine, refusal: Refusal) -> bool:
@@ -142,12 +152,8 @@ def _late(chosen: argparse.Namespace) -> int:
             print(json.dumps(asdict(outcome), indent=2, sort_keys=True))
         else:
             print(json.dumps(status(runner), indent=2, sort_keys=True))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"cvm-fde: {where}{error.strerror or repr(error)}. Look at the kernel's log", file=sys.stderr)
-        return 1
-    except FdeError as error:
-        print(f"cvm-fde: {error}", file=sys.stderr)
+    except (FdeError, OSError) as error:
+        print(f"cvm-fde: {_known(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -96,9 +96,15 @@ def efi_partition(runner: Runner, configuration: Configuration, found: Optional[
     """Return the EFI system partition of the one disk that carries the sealed image. Raises ``FdeError``."""
     sealed = (configuration.data_partition, configuration.hash_partition)
     carriers = [disk for disk in (disks() if found is None else found) if disk.holds(sealed)]
-    partitions = carriers[0].table.of_type(ESP) if len(carriers) == 1 else ()
+    if len(carriers) != 1:
+        raise FdeError(
+            "the EFI system partition",
+            f"{len(carriers)} disks carry the sealed image",
+            "Detach every disk that is a copy of the root disk",
+        )
+    partitions = carriers[0].table.of_type(ESP)
     if not partitions:
-        raise _unusable("the EFI system partition", f"{len(carriers)} disks carry the sealed image")
+        raise FdeError(carriers[0].device, "it has no EFI system partition", "Deploy the image again")
     return EfiPartition(runner, partition_device(carriers[0], partitions[0]))
 
 

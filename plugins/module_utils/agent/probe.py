@@ -9,6 +9,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Callable, Iterator, Mapping, Optional, Sequence
 
+from ..codes import Code, refuse
 from ..disk.gpt import FDE, Partition
 from ..errors import Refusal
 from ..luks2.area import HeaderArea, read_area
@@ -49,14 +50,21 @@ def look(
     for disk in (choice.image, choice.volume):
         if isinstance(disk, Disk):
             require_known(disk)
+    unused = choice.apart and isinstance(choice.volume, Disk) and not choice.volume.table.partitions
+    if unused and anchor.standing is not Standing.OURS:
+        # Our own table is written after the anchor. Below any other may lie what somebody wants back.
+        raise refuse(Code.DISK_FOREIGN, choice.volume.device, "it has a partition table without partitions")
     sealed = (configuration.data_partition, configuration.hash_partition)
-    volumes, foreign, areas = [], [], {}
+    volumes: list[Volume] = []
+    foreign, areas = [], {}
     for disk, partition in _further(choice, sealed):
         device = partition_device(disk, partition)
         area = read_area(device)
         ours = partition.type == FDE and disk.name == choice.volume.name
         if ours or area.present:
-            areas[device] = area
+            if not volumes:
+                # A second one is refused: however many a host makes, their headers take no memory.
+                areas[device] = area
             volumes.append(Volume(device, ours, area.digest if area.present else None))
         else:
             foreign.append(device)

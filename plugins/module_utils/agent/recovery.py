@@ -137,6 +137,10 @@ def examine(machine: Machine, code: str) -> Patient:
     decided = decide(look.probed)
     if isinstance(decided, Refusal) and decided.code not in tuple(RECOVERABLE):
         raise decided
+    if not look.probed.volumes:
+        raise FdeError(
+            look.choice.volume.device, "there is no volume to recover on it", "Attach the machine's own disk"
+        )
     on_disk = look.areas[look.probed.volumes[0].device]
     area = without_half_enrolments(mended(on_disk))
     judge(area.header(), replace(expected(machine), tpm2=None)).require(area.device)

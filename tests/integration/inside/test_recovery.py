@@ -245,6 +245,20 @@ def test_nobody_is_asked_for_a_key_where_the_tpm_could_remember_nothing(escrowed
         assert (escrowed.anchored(), read_area(escrowed.partition).digest) == before
 
 
+def test_without_a_volume_there_is_nothing_to_recover(escrowed: Lab) -> None:
+    with escrowed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        write_another_version(escrowed)
+    run("sfdisk", "--quiet", "--delete", str(escrowed.image), "4")
+    person = Person([KEY])
+    with escrowed.booting() as machine:
+        refusal = refusal_of(machine)
+        assert refusal.code == "anchor-unreadable"
+        with pytest.raises(FdeError, match="no volume to recover"):
+            recovery.recover(attended(escrowed, machine), refusal, person)
+    assert person.keys == [KEY], "nobody was asked"
+
+
 def test_a_header_that_was_not_committed_is_recovered(escrowed: Lab) -> None:
     with escrowed.booting():
         before = escrowed.anchored()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -276,6 +277,25 @@ def test_a_volume_on_a_second_disk_that_was_cut_off_is_refused_by_name(
         assert boot(machine) is Action.OPEN
     for path in (whole, lab.image):
         path.unlink()
+
+
+def test_a_second_disk_with_a_partition_table_that_is_not_ours_is_not_blank(
+    tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
+) -> None:
+    """Somebody may have removed its partitions by mistake, and want them back."""
+    lab = make_lab(tmp_path, sealed, signer, "overlay")
+    line = lab.directory / "cmdline"
+    line.write_text(f"{line.read_text().strip()} fde.disk=other\n")
+    lab.spare = tmp_path / "spare"
+    with lab.spare.open("wb") as file:
+        file.truncate(640 * MIB)
+        for offset, block in gpt.encode_table(gpt.new_table(uuid.uuid4(), 640 * MIB, ())):
+            file.seek(offset)
+            file.write(block)
+    assert refused(lab) == "disk-foreign"
+    with lab.booting():
+        assert lab.anchor().standing is Standing.ABSENT
+    lab.image.unlink()
 
 
 def test_a_disk_without_room_for_the_volume_is_refused_before_anything_is_made(

@@ -51,7 +51,10 @@ def test_copying_is_stopped_when_its_service_was_killed() -> None:
     [
         (FdeError("/dev/vda", "it is gone", "Attach it"), "cvm-fde: /dev/vda: it is gone. Attach it\n"),
         (OSError(errno.EIO, "Input/output error", "/dev/dm-3"), "/dev/dm-3: Input/output error. Look at the kernel's"),
-        (OSError(errno.ENOSPC, "No space left on device"), "cvm-fde: No space left on device. Look at the kernel's"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "cvm-fde: a device: No space left on device. Look at the kernel's",
+        ),
     ],
 )
 def test_what_goes_wrong_in_the_running_system_is_one_line(
@@ -66,6 +69,22 @@ def test_what_goes_wrong_in_the_running_system_is_one_line(
         assert entry.main([command]) == 1
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
+
+
+def test_a_disk_that_fails_in_the_initrd_is_no_defect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the console says of it is what `failed` is documented to be: the disk, and what to look at."""
+    told: list[FdeError] = []
+
+    def fail(_runner: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", "/dev/dm-3")
+
+    monkeypatch.setattr(entry, "this_machine", fail)
+    monkeypatch.setattr(entry.console, "refuse", lambda error, _runner: told.append(error))
+    with pytest.raises(OSError, match="Input/output"):
+        entry.main(["boot"])
+    assert str(told[0]) == "/dev/dm-3: Input/output error. Look at the kernel's log, and check the disk"
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
