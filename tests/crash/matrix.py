@@ -30,6 +30,8 @@ from . import log_writes
 
 #: Also in scenarios.py, which only a guest can import.
 SCENARIOS = ("life", "copy", "overlay", "header", "commit", "recovery", "data-volume")
+#: Also in user.py.
+OUTCOMES = ("continued", "restarted", "recovered", "lost")
 GUESTS = 2
 #: Fewer cuts are not the whole matrix.
 LEAST = 500
@@ -162,7 +164,7 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     counted = collections.Counter(one["outcome"] for one in results)
     return {
         "cut_points": len(results),
-        **{outcome: counted[outcome] for outcome in ("continued", "restarted", "lost")},
+        **{outcome: counted[outcome] for outcome in OUTCOMES},
         "failures": [one for one in results if one["outcome"] == "lost"],
     }
 

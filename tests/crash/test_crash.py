@@ -117,10 +117,34 @@ def test_a_whole_matrix_has_cuts_enough(
     cuts: int, words: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(uml, "missing", lambda: None)
-    counted = {"cut_points": cuts, "continued": cuts, "restarted": 0, "lost": 0}
+    counted = {"cut_points": cuts, "continued": cuts, "restarted": 0, "recovered": 0, "lost": 0}
     monkeypatch.setattr(matrix, "run", lambda _options, _directory: {**counted, "failures": []})
     assert matrix.main(words) == status
     assert json.loads(capsys.readouterr().out.splitlines()[-1]).items() >= counted.items()
+
+
+def test_a_recovery_is_counted_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def replay(*_arguments: Any) -> list[dict[str, Any]]:
+        lost = {"after": 1, "step": "", "why": "it is refused", "phase": "second-boot", "outcome": "lost"}
+        recovered = {"phase": "refused", "outcome": "recovered"}
+        return [lost, recovered, recovered, {"phase": "second-boot", "outcome": "continued"}]
+
+    monkeypatch.setattr(uml, "missing", lambda: None)
+    monkeypatch.setattr(matrix, "record_all", lambda _scenarios, _directory: None)
+    monkeypatch.setattr(matrix, "listed", lambda _recording: iter(()))
+    monkeypatch.setattr(matrix, "replay", replay)
+    assert matrix.main(["--scenario", "recovery", "--keep", str(tmp_path)]) == 1
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    told.pop("seconds")
+    assert list(told.items()) == [
+        ("cut_points", 4),
+        ("continued", 1),
+        ("restarted", 0),
+        ("recovered", 2),
+        ("lost", 1),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +174,19 @@ def test_nothing_is_lost_at_a_sample_of_the_cuts(scenario: str, results: dict[st
     assert len(found) == SAMPLE[scenario]
     lost = [f"{one['phase']}, after {one['after']}: {one['why']}" for one in found if one["outcome"] == "lost"]
     assert not lost, "\n\n".join(lost)
-    assert {one["outcome"] for one in found} <= {"continued", "restarted"}
+    promised = {"continued", "recovered"} if scenario in ("commit", "recovery") else {"continued", "restarted"}
+    assert {one["outcome"] for one in found} <= promised
+
+
+def test_a_refusal_is_recovered_where_that_is_promised_and_a_loss_elsewhere(
+    recordings: Path, results: dict[str, list[dict[str, Any]]]
+) -> None:
+    cuts = list(matrix.listed(recordings / "recovery"))
+    refused = next(cut for cut in cuts if cut["phase"] == "refused")
+    elsewhere = [{**refused, "phase": phase} for phase in ("anchored", "second-boot")]
+    tried = matrix.replay(recordings / "recovery", [refused, *elsewhere], guests=1)
+    assert [one["outcome"] for one in tried] == ["recovered", "lost", "lost"]
+    assert all("Refusal" in one["why"] for one in tried[1:])
 
 
 def test_a_loss_is_noticed(recordings: Path, results: dict[str, list[dict[str, Any]]]) -> None:
