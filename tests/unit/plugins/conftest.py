@@ -227,17 +227,17 @@ class Machine:
             self.measure(esys, 11, "phase", PHASES[0])
             yield esys
 
-    def recover(self, image: Image, kernel: bytes = KERNEL) -> None:
-        """Boot as far as the initrd, where somebody gives the recovery key of the volume."""
+    def recover(self, image: Image, kernel: bytes = KERNEL, times: int = 1) -> None:
+        """Boot as far as the initrd, where somebody gives the recovery key of the volume, now for that many times."""
         with self._initrd(image, kernel) as esys:
             name = anchors.anchor_name(image.key, bound_values(esys))
             made = image.claims(self.volume_key_id, name)
             kept = ("version", "volume_key_id", "luks_uuid", "volume", "root_hash", "strategy", "anchor")
             claims = {name: made[name] for name in kept}
-            claims.update(purpose="volume-recovery", code="rolled-back", recoveries=1)
+            claims.update(purpose="volume-recovery", code="rolled-back", recoveries=times)
             self.recovery = self._token(esys, claims)
             ready = anchors.Anchor(anchors.State.INITIALIZING).ready(sha256(b"header"), self.volume_key_id)
-            anchors.write(esys, image.key, image.policies, replace(ready, recoveries=1))
+            anchors.write(esys, image.key, image.policies, replace(ready, recoveries=times))
 
     def write_header(self) -> Path:
         """Make a LUKS2 header with the evidence token in a file, as the boot agent keeps one in memory."""
