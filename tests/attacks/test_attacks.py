@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def test_attack(function: str, guests: in_guest.Guests) -> None:
 
 def test_the_document_is_what_the_tests_say() -> None:
     assert catalogue.DOCUMENT.read_text() == catalogue.document(), "run: python -m tests.attacks.catalogue"
+
+
+def test_of_the_attacks_in_booted_guests_make_test_tries_the_one_that_the_document_says(
+    attacks: list[catalogue.Attack],
+) -> None:
+    (boots,) = re.findall(r"^BOOTS := ((?:.*\\\n)*.*)", (catalogue.CHECKOUT / "Makefile").read_text(), re.MULTILINE)
+    booted = {f"{one.file}::{one.test}" for one in attacks if one.where == "booted guest"}
+    tried = {one for one in booted if one in boots.split() or one.partition("::")[0] in boots.split()}
+    assert tried == {"tests/e2e/test_disk.py::test_a_signed_add_on_is_refused"}
 
 
 @pytest.fixture(scope="module")
