@@ -17,7 +17,6 @@ import os
 import shutil
 import struct
 import subprocess
-import time
 import zlib
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,6 +36,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import (
     pcr_policy,
 )
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.quote import quote
+from ansible_collections.cvm.fde.tests.unit.plugins.software_tpm import SoftwareTpm
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -141,7 +141,8 @@ class Machine:
         self, folder: Path, authority: Path, secure_boot: bool = True, name: str = "machine", initrd: bytes = INITRD
     ) -> None:
         self.folder = folder
-        self.tcti = f"swtpm:path={folder}/tpm.sock"
+        self._tpm = SoftwareTpm(folder)
+        self.tcti = self._tpm.tcti
         self.firmware_log = folder / "firmware.log"
         self.userspace_log = folder / "userspace.log"
         self.token: bytes = b""
@@ -166,7 +167,6 @@ class Machine:
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        self.process: Optional[subprocess.Popen[bytes]] = None
 
     @property
     def sources(self) -> rounds.Sources:
@@ -178,29 +178,11 @@ class Machine:
 
     def start(self) -> None:
         """Power the TPM on, as a machine's reset does."""
-        self.stop()
-        path, ready = self.folder / "tpm.sock", self.folder / "tpm.pid"
-        self.process = subprocess.Popen(
-            ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.folder}", "--flags", "not-need-init,startup-clear"]
-            + ["--server", f"type=unixio,path={path}", "--ctrl", f"type=unixio,path={path}.ctrl"]
-            + ["--pid", f"file={ready}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for _attempt in range(3000):
-            # Its sockets exist before anyone listens there; the file with its process id comes after both.
-            if ready.exists() and ready.read_text().strip():
-                return
-            time.sleep(0.01)
-        raise RuntimeError("swtpm did not start")
+        self._tpm.on()
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-        for path in (self.folder / name for name in ("tpm.sock", "tpm.sock.ctrl", "tpm.pid")):
-            path.unlink(missing_ok=True)
+        """Take the TPM's power away."""
+        self._tpm.off()
 
     def boot(self, image: Image, first: bool, volume: bool = True) -> None:
         """Boot to ``ready``; the first boot makes the volume, its evidence and the anchor."""
