@@ -96,11 +96,13 @@ Made by `python -m tests.attacks.catalogue` from the tests that prove what stand
 The attacker is the host: it holds the disk and the power switch, and may start another system on the same TPM (see the
 [threat model](threat-model.md)). Codes like `header-mismatch` are [refusal codes](refusal-codes.md). *Where* says where
 the test runs: with the boot agent on a real device-mapper and a software TPM in User-mode Linux, in a guest that
-firmware has booted, or at the verifier.
+firmware has booted, or at the verifier. Those in a booted guest are part of `make more-e2e` and, but for the one with
+the add-on, not of `make test`.
 
 **systemd {version} as it comes** is what that version's own programs do in the same place when they are used as their
 manual pages show it: an encrypted partition of `systemd-repart` (`Encrypt=tpm2`), opened by `systemd-cryptsetup` with
-`tpm2-device=auto` and no further options. `python -m tests.attacks.stock` runs that in User-mode Linux.
+`tpm2-device=auto` and no further options. It is one case of a kind, or two, and not every row of its table.
+`python -m tests.attacks.stock` runs that in User-mode Linux.
 """
 
 

@@ -175,18 +175,32 @@ def recovered(lab: Lab, machine: Machine, refusal: Refusal) -> None:
 
 
 def after_the_cut_with_a_key(refused: Collection[str]) -> Callable[[Lab, int, str], Outcome]:
-    """Return what to do after a cut when a boot may be refused in the phases ``refused``, and is recovered then."""
+    """Return what to do after a cut when a boot may be refused in the phases ``refused``, and is recovered then.
+
+    In any other phase the refusal is raised.
+    """
 
     def after(lab: Lab, promised: int, phase: str) -> Outcome:
-        if phase in refused:
-            with lab.booting() as machine:
-                try:
-                    boot(machine)
-                except Refusal as refusal:
-                    recovered(lab, replace(machine, runner=instance.PcrRunner(lab)), refusal)
-        return after_the_cut(lab, promised, phase)
+        was_recovered = phase in refused and _recovered_if_refused(lab)
+        outcome = after_the_cut(lab, promised, phase)
+        if not was_recovered:
+            return outcome
+        if outcome is not Outcome.CONTINUED:
+            raise Lost(f"after its recovery the machine {outcome.value}")
+        return Outcome.RECOVERED
 
     return after
+
+
+def _recovered_if_refused(lab: Lab) -> bool:
+    """Boot, and tell whether the boot was refused and then recovered."""
+    with lab.booting() as machine:
+        try:
+            boot(machine)
+        except Refusal as refusal:
+            recovered(lab, replace(machine, runner=instance.PcrRunner(lab)), refusal)
+            return True
+    return False
 
 
 FIRST, SECOND = Tpm2(pcrs=(7,)), Tpm2(pcrs=(7, 12))

@@ -30,6 +30,8 @@ from . import log_writes
 
 #: Also in scenarios.py, which only a guest can import.
 SCENARIOS = ("life", "copy", "overlay", "header", "commit", "recovery", "data-volume")
+#: Also in user.py.
+OUTCOMES = ("continued", "restarted", "recovered", "lost")
 GUESTS = 2
 #: Fewer cuts are not the whole matrix.
 LEAST = 500
@@ -70,8 +72,22 @@ def _meaning(mark: str) -> dict[str, Any]:
     return {name: int(number)} if name in ("tpm", "promised") and number.isdigit() else {}
 
 
-def sample(cuts: Sequence[_T], wanted: int) -> list[_T]:
-    """Return ``wanted`` of the cuts, spread evenly over the scenario."""
+def sample(cuts: Sequence[dict[str, Any]], wanted: int) -> list[dict[str, Any]]:
+    """Return ``wanted`` of the cuts in their order: the middle one of each phase, the others spread evenly.
+
+    There are more of them where there are more phases. What comes before the first phase is none.
+    """
+    phases = collections.defaultdict(list)
+    for number, cut in enumerate(cuts):
+        phases[cut["phase"]].append(number)
+    phases.pop("", None)
+    middle = {numbers[len(numbers) // 2] for numbers in phases.values()}
+    others = [number for number in range(len(cuts)) if number not in middle]
+    return [cuts[number] for number in sorted({*middle, *spread(others, max(0, wanted - len(middle)))})]
+
+
+def spread(cuts: Sequence[_T], wanted: int) -> list[_T]:
+    """Return ``wanted`` of the cuts, spread evenly."""
     if wanted >= len(cuts):
         return list(cuts)
     return [cuts[(2 * number + 1) * len(cuts) // (2 * wanted)] for number in range(wanted)]
@@ -153,7 +169,7 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     results = []
     for name in scenarios:
         cuts = [cut for cut in listed(directory / name) if options.phase in (None, cut["phase"])]
-        chosen = cuts if options.sample is None else sample(cuts, max(1, options.sample // len(scenarios)))
+        chosen = cuts if options.sample is None else sample(cuts, options.sample // len(scenarios))
         found = replay(directory / name, chosen, options.guests)
         phases = collections.Counter((one["phase"], one["outcome"]) for one in found)
         for (phase, outcome), count in sorted(phases.items()):
@@ -162,14 +178,14 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     counted = collections.Counter(one["outcome"] for one in results)
     return {
         "cut_points": len(results),
-        **{outcome: counted[outcome] for outcome in ("continued", "restarted", "lost")},
+        **{outcome: counted[outcome] for outcome in OUTCOMES},
         "failures": [one for one in results if one["outcome"] == "lost"],
     }
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.crash.matrix", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--sample", type=int, metavar="CUTS", help="try only so many cuts, evenly spread")
+    parser.add_argument("--sample", type=int, metavar="CUTS", help="try only so many cuts, but one of each phase")
     parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="only this scenario")
     parser.add_argument("--keep", type=Path, help="a new directory that keeps the recordings and what was lost")
     parser.add_argument("--guests", type=int, default=GUESTS, help="guests that share the cuts")

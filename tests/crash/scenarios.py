@@ -11,9 +11,11 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 from ansible_collections.cvm.fde.plugins.module_utils.agent import commit, masks, upkeep
+from ansible_collections.cvm.fde.plugins.module_utils.agent import recovery as recovering
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Strategy
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
@@ -65,7 +67,7 @@ def life(lab: RecordedLab, log: Log) -> None:
             user.write()
             lab.start_system()
             ears = Ears(status=lambda _line: None, log=log.label)
-            with user.busy(20), phases(log, {"hydrate": "hydration", "settle": "swap", "fill": "growth"}):
+            with user.busy(20), phases(log, upkeep, {"hydrate": "hydration", "settle": "swap", "fill": "growth"}):
                 finish(machine, ears, root)
             log.label("phase grown")
             user.write()
@@ -105,11 +107,11 @@ def _booted(machine: Machine, log: Log, phase: str) -> Machine:
 
 
 @contextlib.contextmanager
-def phases(log: Log, named: Mapping[str, str]) -> Iterator[None]:
-    """Name the steps of ``upkeep.finish`` in the log; what they do stays as it is."""
+def phases(log: Log, module: ModuleType, named: Mapping[str, str]) -> Iterator[None]:
+    """Name in the log the steps that ``module`` takes; what they do stays as it is."""
     with contextlib.ExitStack() as scope:
         for name, phase in named.items():
-            scope.enter_context(mock.patch.object(upkeep, name, _named(getattr(upkeep, name), log, phase)))
+            scope.enter_context(mock.patch.object(module, name, _named(getattr(module, name), log, phase)))
         yield
 
 
@@ -167,7 +169,8 @@ def recovery(lab: RecordedLab, log: Log) -> None:
             boot(machine)
         except Refusal as refusal:
             log.label("phase recovery")
-            recovered(lab, machine, refusal)
+            with phases(log, recovering, {"redo": "anchored"}):
+                recovered(lab, machine, refusal)
         else:
             raise AssertionError("it was to be refused")
     _second_boot(lab, log, BEFORE)

@@ -16,8 +16,16 @@ import pytest
 from ansible_collections.cvm.fde.tests.crash import log_writes, matrix, whole
 from ansible_collections.cvm.fde.tests.integration import uml
 
-#: Cuts of each scenario; the limit is the time that all tests may take.
-SAMPLE = {"life": 6, "copy": 2, "overlay": 3, "header": 2, "commit": 3, "recovery": 2, "data-volume": 2}
+#: The phases of each scenario. One cut of each is tried: the limit is the time that all tests may take.
+PHASES = {
+    "life": ("first-boot", "hydration", "swap", "growth", "grown", "second-boot"),
+    "copy": ("first-boot", "used", "second-boot"),
+    "overlay": ("first-boot", "used", "second-boot"),
+    "header": ("open", "add-key", "remove-key"),
+    "commit": ("open", "foreign-change", "commit", "committed", "second-boot"),
+    "recovery": ("recovery", "anchored", "second-boot"),
+    "data-volume": ("create", "rebind", "close"),
+}
 
 
 def write_log(path: Path, *entries: tuple[int, bytes, int, str]) -> None:
@@ -85,8 +93,28 @@ def test_each_cut_knows_its_moment(log: Path, tmp_path: Path) -> None:
         (6, "next", 1),
         (7, "next", 1),
     ]
-    assert matrix.sample(cuts, 2) == [cuts[1], cuts[3]]
-    assert matrix.sample(cuts, 99) == cuts
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        (0, [2, 6, 9]),
+        (3, [2, 6, 9]),
+        (4, [2, 4, 6, 9]),
+        (5, [1, 2, 6, 7, 9]),
+        (10, list(range(10))),
+        (99, list(range(10))),
+    ],
+)
+def test_a_sample_has_a_cut_of_every_phase_and_spreads_the_others(wanted: int, chosen: list[int]) -> None:
+    phases = ["", "boot", "boot", "boot", "use", "use", "use", "use", "use", "end"]
+    cuts = [{"after": number, "phase": phase} for number, phase in enumerate(phases)]
+    assert [cut["after"] for cut in matrix.sample(cuts, wanted)] == chosen
+
+
+def test_cuts_of_no_phase_are_spread_evenly() -> None:
+    assert matrix.spread(range(10), 3) == [1, 5, 8]
+    assert matrix.spread(range(10), 11) == list(range(10))
 
 
 def test_a_cut_of_a_whole_machine_has_the_tpm_and_the_promises_of_its_moment(tmp_path: Path) -> None:
@@ -109,7 +137,7 @@ def test_the_names_of_the_scenarios_are_those_that_the_guest_knows() -> None:
         if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "SCENARIOS"
     )
     assert isinstance(table, ast.Dict)
-    assert tuple(ast.literal_eval(key) for key in table.keys if key) == matrix.SCENARIOS == tuple(SAMPLE)
+    assert tuple(ast.literal_eval(key) for key in table.keys if key) == matrix.SCENARIOS == tuple(PHASES)
 
 
 @pytest.mark.parametrize(("cuts", "words", "status"), [(500, [], 0), (499, [], 2), (9, ["--sample", "9"], 0)])
@@ -117,10 +145,34 @@ def test_a_whole_matrix_has_cuts_enough(
     cuts: int, words: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(uml, "missing", lambda: None)
-    counted = {"cut_points": cuts, "continued": cuts, "restarted": 0, "lost": 0}
+    counted = {"cut_points": cuts, "continued": cuts, "restarted": 0, "recovered": 0, "lost": 0}
     monkeypatch.setattr(matrix, "run", lambda _options, _directory: {**counted, "failures": []})
     assert matrix.main(words) == status
     assert json.loads(capsys.readouterr().out.splitlines()[-1]).items() >= counted.items()
+
+
+def test_a_recovery_is_counted_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def replay(*_arguments: Any) -> list[dict[str, Any]]:
+        lost = {"after": 1, "step": "", "why": "it is refused", "phase": "second-boot", "outcome": "lost"}
+        recovered = {"phase": "refused", "outcome": "recovered"}
+        return [lost, recovered, recovered, {"phase": "second-boot", "outcome": "continued"}]
+
+    monkeypatch.setattr(uml, "missing", lambda: None)
+    monkeypatch.setattr(matrix, "record_all", lambda _scenarios, _directory: None)
+    monkeypatch.setattr(matrix, "listed", lambda _recording: iter(()))
+    monkeypatch.setattr(matrix, "replay", replay)
+    assert matrix.main(["--scenario", "recovery", "--keep", str(tmp_path)]) == 1
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    told.pop("seconds")
+    assert list(told.items()) == [
+        ("cut_points", 4),
+        ("continued", 1),
+        ("restarted", 0),
+        ("recovered", 2),
+        ("lost", 1),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -133,24 +185,35 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(recordings: Path) -> dict[str, list[dict[str, Any]]]:
-    """What became of a sample of the cuts, two scenarios at a time."""
+    """What became of a cut of each phase, two scenarios at a time."""
 
     def tried(scenario: str) -> list[dict[str, Any]]:
         matrix.record(scenario, recordings / scenario)
         cuts = list(matrix.listed(recordings / scenario))
-        return matrix.replay(recordings / scenario, matrix.sample(cuts, SAMPLE[scenario]), guests=1)
+        return matrix.replay(recordings / scenario, matrix.sample(cuts, 0), guests=1)
 
     with ThreadPoolExecutor(matrix.GUESTS) as pool:
-        return dict(zip(SAMPLE, pool.map(tried, SAMPLE)))
+        return dict(zip(PHASES, pool.map(tried, PHASES)))
 
 
-@pytest.mark.parametrize("scenario", SAMPLE)
-def test_nothing_is_lost_at_a_sample_of_the_cuts(scenario: str, results: dict[str, list[dict[str, Any]]]) -> None:
+@pytest.mark.parametrize("scenario", PHASES)
+def test_nothing_is_lost_at_a_cut_of_each_phase(scenario: str, results: dict[str, list[dict[str, Any]]]) -> None:
     found = results[scenario]
-    assert len(found) == SAMPLE[scenario]
+    assert tuple(one["phase"] for one in found) == PHASES[scenario]
     lost = [f"{one['phase']}, after {one['after']}: {one['why']}" for one in found if one["outcome"] == "lost"]
     assert not lost, "\n\n".join(lost)
-    assert {one["outcome"] for one in found} <= {"continued", "restarted"}
+    promised = {"continued", "recovered"} if scenario in ("commit", "recovery") else {"continued", "restarted"}
+    assert {one["outcome"] for one in found} <= promised
+
+
+def test_a_refusal_is_recovered_where_that_is_promised_and_a_loss_elsewhere(
+    recordings: Path, results: dict[str, list[dict[str, Any]]]
+) -> None:
+    outcomes = {one["phase"]: one["outcome"] for one in results["recovery"]}
+    assert outcomes == {"recovery": "recovered", "anchored": "continued", "second-boot": "continued"}
+    refused = next(cut for cut in matrix.listed(recordings / "recovery") if cut["phase"] == "recovery")
+    (elsewhere,) = matrix.replay(recordings / "recovery", [{**refused, "phase": "anchored"}], guests=1)
+    assert elsewhere["outcome"] == "lost" and "Refusal" in elsewhere["why"]
 
 
 def test_a_loss_is_noticed(recordings: Path, results: dict[str, list[dict[str, Any]]]) -> None:

@@ -37,6 +37,8 @@ class Outcome(str, Enum):
     CONTINUED = "continued"
     #: It made its volume anew, and nothing had been promised.
     RESTARTED = "restarted"
+    #: It was refused where that is promised, the holder of the recovery key recovered it, and then it went on.
+    RECOVERED = "recovered"
     LOST = "lost"
 
 

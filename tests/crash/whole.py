@@ -33,7 +33,7 @@ from ..lab.progress import say
 from ..lab.sealed import Sealed, sealed_image
 from ..lab.upkeep import LIMIT, settled
 from . import log_writes
-from .matrix import sample
+from .matrix import spread
 
 LOG = "writes.log"
 #: Where swtpm keeps what survives a power cut, below the folder of its state.
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         cuts = recording.cuts()
         say(f"{len(cuts)} moments to cut at, {len(recording.tpm)} states of the TPM")
-        results = list(replay(recording, sealed, sample(cuts, options.cuts)))
+        results = list(replay(recording, sealed, spread(cuts, options.cuts)))
     finally:
         if not options.keep:
             recording.guest.delete()

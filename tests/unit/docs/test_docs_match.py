@@ -10,7 +10,7 @@ import re
 import xml.etree.ElementTree
 from enum import Enum
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import (
@@ -45,48 +45,87 @@ def table(page: str, first_heading: str) -> list[tuple[str, ...]]:
     return rows
 
 
-def volume(header_digest: Optional[bytes]) -> Volume:
-    return Volume("/dev/sda3", ours_by_type=True, header_digest=header_digest)
+def volume(header_digest: Optional[bytes], ours: bool = True) -> Volume:
+    return Volume("/dev/sda3", ours_by_type=ours, header_digest=header_digest)
 
 
-READY = Found(Standing.OURS, Anchor(State.READY, header_current=CURRENT, header_next=NEXT, header_previous=PREVIOUS))
+READY = Anchor(State.READY, header_current=CURRENT, header_previous=PREVIOUS)
+#: Of `ready` there are two, which differ only where a row says so.
+NEXT_PINNED = "`ready` with a next header"
 ANCHORS = {
     "absent": Found(Standing.ABSENT),
     "never written": Found(Standing.UNWRITTEN),
     "foreign index": Found(Standing.FOREIGN),
     "unknown content": Found(Standing.UNREADABLE),
     "`initializing`": Found(Standing.OURS, Anchor(State.INITIALIZING)),
-    "`ready`": READY,
+    "`ready`": Found(Standing.OURS, READY),
+    NEXT_PINNED: Found(Standing.OURS, READY.changing(NEXT)),
 }
-PARTITIONS: dict[str, dict] = {
-    "none": {},
-    "without LUKS2 header": {"volumes": (volume(None),)},
-    "with LUKS2 header": {"volumes": (volume(OTHER),)},
-    "header digest is the current one": {"volumes": (volume(CURRENT),)},
-    "header digest is the next one": {"volumes": (volume(NEXT),)},
-    "header digest is the previous one": {"volumes": (volume(PREVIOUS),)},
-    "another header digest": {"volumes": (volume(OTHER),)},
-    "another header digest, but a saved copy has the next one": {"volumes": (volume(OTHER),), "saved_header": NEXT},
-    "without LUKS2 header, but a saved copy has the next one": {"volumes": (volume(None),), "saved_header": NEXT},
-    "two": {"volumes": (volume(CURRENT), volume(OTHER))},
-    "of another kind": {"volumes": (volume(CURRENT),), "foreign": ("/dev/sda4",)},
+#: What can be on the disk, by the words of the table: several where they make no difference.
+Partitions = dict[str, list[dict[str, Any]]]
+ALWAYS: Partitions = {
+    "none": [{}],
+    "without LUKS2 header": [{"volumes": (volume(None),)}],
+    "two": [{"volumes": (volume(one), volume(other))} for one in (None, CURRENT) for other in (None, CURRENT, OTHER)],
+    "of another kind": [
+        {"foreign": ("/dev/sda4",)},
+        {"volumes": (volume(CURRENT),), "foreign": ("/dev/sda4",)},
+        {"volumes": (volume(CURRENT, ours=False),)},
+    ],
+}
+NOTHING_PINNED: Partitions = {
+    **ALWAYS,
+    "with LUKS2 header": [{"volumes": (volume(digest),)} for digest in (CURRENT, NEXT, PREVIOUS, OTHER)],
+}
+PINNED: Partitions = {
+    **ALWAYS,
+    "header digest is the current one": [{"volumes": (volume(CURRENT),)}],
+    "header digest is the previous one": [{"volumes": (volume(PREVIOUS),)}],
+    "another header digest": [{"volumes": (volume(OTHER),)}, {"volumes": (volume(OTHER),), "saved_header": OTHER}],
+}
+SAVED = "not a pinned header, but a saved copy of one"
+BOTH_PINNED: Partitions = {
+    **PINNED,
+    "header digest is the next one": [{"volumes": (volume(NEXT),)}],
+    SAVED: [
+        {"volumes": (volume(digest),), "saved_header": saved}
+        for digest in (None, PREVIOUS, OTHER)
+        for saved in (CURRENT, NEXT)
+    ],
 }
 
 
-@pytest.mark.parametrize(("anchor", "partition", "outcome"), table("how-it-works.md", "anchor in the TPM"))
-def test_the_boot_agent_decides_as_the_table_says(anchor: str, partition: str, outcome: str) -> None:
-    decided = decide(Probed(ANCHORS[anchor], ("/dev/sda",), **PARTITIONS[partition]))
-    if isinstance(decided, Decision):
-        words = {Action.FIRST_BOOT: "first boot", Action.OPEN: "open", Action.REPAIR: "write the copy, then open"}
-        assert outcome == words[decided.action]
-    else:
-        assert outcome == f"refusal `{decided.code}`"
+def states(anchor: str) -> Partitions:
+    """Return what the code tells apart on the disk while the TPM holds this anchor."""
+    return {"`ready`": PINNED, NEXT_PINNED: BOTH_PINNED}.get(anchor, NOTHING_PINNED)
 
 
-def test_the_table_has_a_row_for_every_anchor_and_every_outcome() -> None:
+def outcome(anchor: str, partition: str) -> str:
+    """Return in the words of the table what the boot does."""
+    (said,) = {_said(Probed(ANCHORS[anchor], ("/dev/sda",), **state)) for state in states(anchor)[partition]}
+    return said
+
+
+def _said(probed: Probed) -> str:
+    decided = decide(probed)
+    if not isinstance(decided, Decision):
+        return f"refusal `{decided.code}`"
+    words = {Action.FIRST_BOOT: "first boot", Action.OPEN: "open", Action.REPAIR: "write the copy, then open"}
+    return words[decided.action]
+
+
+def meant(cell: str) -> list[str]:
+    """Return the anchors that a cell of the table stands for."""
+    named = list(ANCHORS) if cell == "any" else cell.split(", ")
+    return [*named, *[NEXT_PINNED] * ("`ready`" in named and cell != "any")]
+
+
+def test_the_boot_agent_decides_as_the_table_says_and_the_table_says_all() -> None:
     rows = table("how-it-works.md", "anchor in the TPM")
-    assert {anchor for anchor, _partition, _outcome in rows} == set(ANCHORS)
-    assert {partition for _anchor, partition, _outcome in rows} == set(PARTITIONS)
+    written = [((anchor, partition), what) for cell, partition, what in rows for anchor in meant(cell)]
+    decided = {(anchor, partition): outcome(anchor, partition) for anchor in ANCHORS for partition in states(anchor)}
+    assert dict(written) == decided
+    assert len(written) == len(decided), "a state has two rows"
 
 
 def test_the_codes_that_can_be_recovered_are_listed() -> None:

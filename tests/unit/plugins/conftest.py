@@ -17,7 +17,6 @@ import os
 import shutil
 import struct
 import subprocess
-import time
 import zlib
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,6 +36,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import (
     pcr_policy,
 )
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.quote import quote
+from ansible_collections.cvm.fde.tests.unit.plugins.software_tpm import SoftwareTpm
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -141,7 +141,8 @@ class Machine:
         self, folder: Path, authority: Path, secure_boot: bool = True, name: str = "machine", initrd: bytes = INITRD
     ) -> None:
         self.folder = folder
-        self.tcti = f"swtpm:path={folder}/tpm.sock"
+        self._tpm = SoftwareTpm(folder)
+        self.tcti = self._tpm.tcti
         self.firmware_log = folder / "firmware.log"
         self.userspace_log = folder / "userspace.log"
         self.token: bytes = b""
@@ -166,7 +167,6 @@ class Machine:
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        self.process: Optional[subprocess.Popen[bytes]] = None
 
     @property
     def sources(self) -> rounds.Sources:
@@ -178,29 +178,11 @@ class Machine:
 
     def start(self) -> None:
         """Power the TPM on, as a machine's reset does."""
-        self.stop()
-        path, ready = self.folder / "tpm.sock", self.folder / "tpm.pid"
-        self.process = subprocess.Popen(
-            ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self.folder}", "--flags", "not-need-init,startup-clear"]
-            + ["--server", f"type=unixio,path={path}", "--ctrl", f"type=unixio,path={path}.ctrl"]
-            + ["--pid", f"file={ready}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for _attempt in range(3000):
-            # Its sockets exist before anyone listens there; the file with its process id comes after both.
-            if ready.exists() and ready.read_text().strip():
-                return
-            time.sleep(0.01)
-        raise RuntimeError("swtpm did not start")
+        self._tpm.on()
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-        for path in (self.folder / name for name in ("tpm.sock", "tpm.sock.ctrl", "tpm.pid")):
-            path.unlink(missing_ok=True)
+        """Take the TPM's power away."""
+        self._tpm.off()
 
     def boot(self, image: Image, first: bool, volume: bool = True) -> None:
         """Boot to ``ready``; the first boot makes the volume, its evidence and the anchor."""
@@ -227,17 +209,17 @@ class Machine:
             self.measure(esys, 11, "phase", PHASES[0])
             yield esys
 
-    def recover(self, image: Image, kernel: bytes = KERNEL) -> None:
-        """Boot as far as the initrd, where somebody gives the recovery key of the volume."""
+    def recover(self, image: Image, kernel: bytes = KERNEL, times: int = 1) -> None:
+        """Boot as far as the initrd, where somebody gives the recovery key of the volume, now for that many times."""
         with self._initrd(image, kernel) as esys:
             name = anchors.anchor_name(image.key, bound_values(esys))
             made = image.claims(self.volume_key_id, name)
             kept = ("version", "volume_key_id", "luks_uuid", "volume", "root_hash", "strategy", "anchor")
             claims = {name: made[name] for name in kept}
-            claims.update(purpose="volume-recovery", code="rolled-back", recoveries=1)
+            claims.update(purpose="volume-recovery", code="rolled-back", recoveries=times)
             self.recovery = self._token(esys, claims)
             ready = anchors.Anchor(anchors.State.INITIALIZING).ready(sha256(b"header"), self.volume_key_id)
-            anchors.write(esys, image.key, image.policies, replace(ready, recoveries=1))
+            anchors.write(esys, image.key, image.policies, replace(ready, recoveries=times))
 
     def write_header(self) -> Path:
         """Make a LUKS2 header with the evidence token in a file, as the boot agent keeps one in memory."""

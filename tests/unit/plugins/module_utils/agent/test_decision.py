@@ -168,12 +168,12 @@ NO_MEMORY = ("no anchor", "an anchor that was never written", "a foreign anchor"
 def state(*changes: dict[str, Any]) -> Probed:
     """Return a machine that is ready, with these changes."""
     told: dict[str, Any] = {"anchor": READY, "disks": ("/dev/vda",), "foreign": ()}
-    told |= {"ours_by_type": True, "header_digest": CURRENT, "volume": True, "second": False}
+    told |= {"ours_by_type": True, "header_digest": CURRENT, "volume": True, "second": False, "saved_header": None}
     for change in changes:
         told |= change
     mine = Volume("/dev/vda4", told["ours_by_type"], told["header_digest"])
     volumes = [mine] * told["volume"] + [replace(mine, device="/dev/vda5")] * told["second"]
-    return Probed(told["anchor"], told["disks"], tuple(volumes), told["foreign"])
+    return Probed(told["anchor"], told["disks"], tuple(volumes), told["foreign"], told["saved_header"])
 
 
 def expected_of(one: str, other: str) -> Optional[Code]:
@@ -233,6 +233,41 @@ def test_each_anomaly_is_named_after_a_first_boot_that_was_cut_short(name: str, 
 def test_of_each_pair_the_first_is_named_after_a_first_boot_that_was_cut_short(one: str, other: str) -> None:
     begun = {"anchor": INITIALIZING, "header_digest": OTHER}
     assert found(state(begun, WRONG[one][2], WRONG[other][2])) == expected_of(one, other)
+
+
+#: A change of the header that was cut short, by the copy that is saved: the pinned one mends what is on the disk.
+UNDER_WAY = Found(Standing.OURS, Anchor(State.READY, CURRENT, header_next=NEXT, header_previous=PREVIOUS))
+UNMENDED = {"anchor": UNDER_WAY, "saved_header": OTHER}
+MENDED = {"anchor": UNDER_WAY, "saved_header": NEXT, "header_digest": OTHER}
+MENDABLE = ("no header", "another header", "the previous header")
+
+
+def mended_of(*names: str) -> tuple[str, ...]:
+    """Return what stays wrong where a copy mends the header: it counts only with the anchor that pins it."""
+    if any(WRONG[name][0] == "anchor" for name in names):
+        return names
+    return tuple(name for name in names if name not in MENDABLE)
+
+
+@pytest.mark.parametrize("header", [None, OTHER, PREVIOUS])
+def test_nothing_is_wrong_with_a_change_of_the_header_that_was_cut_short(header: Optional[bytes]) -> None:
+    volume = Volume("/dev/vda4", True, header)
+    assert decide(state(MENDED, {"header_digest": header})) == Decision(Action.REPAIR, volume)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_each_anomaly_is_named_after_a_change_of_the_header_that_was_cut_short(name: str) -> None:
+    _part, code, change = WRONG[name]
+    assert found(state(UNMENDED, change)) == code
+    assert found(state(MENDED, change)) == (code if mended_of(name) else None)
+
+
+@pytest.mark.parametrize(("one", "other"), PAIRS)
+def test_of_each_pair_the_first_is_named_after_a_change_of_the_header_that_was_cut_short(one: str, other: str) -> None:
+    changes = WRONG[one][2], WRONG[other][2]
+    assert found(state(UNMENDED, *changes)) == expected_of(one, other)
+    left = mended_of(one, other)
+    assert found(state(MENDED, *changes)) == (expected_of(one, other) if len(left) == 2 else WRONG[left[0]][1])
 
 
 def test_every_code_of_the_decision_is_among_the_anomalies() -> None:

@@ -343,6 +343,36 @@ def test_a_disk_that_shrank_is_damaged(machine: Machine) -> None:
     assert outcome("root", *survey(machine.sysfs).bare) == Code.DISK_DAMAGED
 
 
+@pytest.mark.parametrize(
+    ("where", "image", "second"),
+    [
+        ("root", (DATA, HASHES, DATA), ()),
+        ("root", (DATA, HASHES, VOLUME, VOLUME), ()),
+        ("other", (DATA, HASHES, HASHES), (VOLUME,)),
+        ("other", (DATA, HASHES), (VOLUME, VOLUME)),
+    ],
+)
+def test_a_disk_that_shows_an_id_twice_is_damaged(
+    machine: Machine, where: str, image: tuple[uuid.UUID, ...], second: tuple[uuid.UUID, ...]
+) -> None:
+    add_table(machine, "vda", *image)
+    add_table(machine, "vdb", *second)
+    found = survey(machine.sysfs)
+    assert [one.damage for one in found.bare] == ["two partitions have the same unique id"]
+    assert outcome(where, *found.disks, *found.bare) == Code.DISK_DAMAGED
+
+
+def add_table(machine: Machine, name: str, *ids: uuid.UUID) -> None:
+    """Add a disk with partitions of these ids, which ``new_table`` would refuse when one is there twice."""
+    partitions = tuple(gpt.Partition(n, gpt.FDE, one, n * MIB, MIB) for n, one in enumerate(ids, 1))
+    table = replace(gpt.new_table(ESP, SIZE, ()), partitions=partitions)
+    machine.add(name)
+    with (machine.devices / name).open("r+b") as file:
+        for offset, block in gpt.encode_table(table):
+            file.seek(offset)
+            file.write(block)
+
+
 def test_serial_numbers_are_read_wherever_a_driver_puts_them(machine: Machine) -> None:
     machine.add("vda", serial="data-1\n")
     machine.add("nvme0n1", **{"device/serial": "data-2         \n"})

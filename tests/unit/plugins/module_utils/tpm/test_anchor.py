@@ -7,8 +7,6 @@ import base64
 import hashlib
 import json
 import shutil
-import subprocess
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as ancho
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import policy as policies
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Anchor, AnchorError, Standing, State
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import PolicyError, PolicyKey, SignedPolicy
+from ansible_collections.cvm.fde.tests.unit.plugins.software_tpm import SoftwareTpm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
@@ -42,27 +41,13 @@ def powered(tmp_path: Path) -> Iterator[Any]:
     """Yield a connection to a TPM with the state in ``tmp_path``; the end takes its power away."""
     if not shutil.which("swtpm"):
         pytest.skip("swtpm is not installed")
-    socket = tmp_path / "swtpm.sock"
-    process = subprocess.Popen(
-        ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={tmp_path}", "--flags", "not-need-init,startup-clear"]
-        + ["--server", f"type=unixio,path={socket}", "--ctrl", f"type=unixio,path={socket}.ctrl"]
-        + ["--pid", f"file={tmp_path}/swtpm.pid"]
-    )
+    tpm = SoftwareTpm(tmp_path)
+    tpm.on()
     try:
-        for _attempt in range(3000):
-            # Its sockets exist before anyone listens there; the file with its process id comes after both.
-            if (tmp_path / "swtpm.pid").exists():
-                break
-            time.sleep(0.01)
-        else:
-            pytest.fail("swtpm did not start")
-        with tss.ESAPI(f"swtpm:path={socket}") as connection:
+        with tss.ESAPI(tpm.tcti) as connection:
             yield connection
     finally:
-        process.kill()
-        process.wait()
-        for file in (socket, tmp_path / "swtpm.sock.ctrl", tmp_path / "swtpm.pid"):
-            file.unlink(missing_ok=True)
+        tpm.off()
 
 
 def pem(signer: rsa.RSAPrivateKey) -> bytes:

@@ -15,7 +15,7 @@ import subprocess
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
@@ -888,6 +888,22 @@ def test_a_recovery_in_a_boot_that_is_as_good_as_the_first_is_trusted(recovered:
     assert result.verdict is Verdict.TRUSTED, [check for check in result.checks if check.status is not Status.PASSED]
     assert "last after rolled-back" in reason(result, "recoveries")
     assert reason(result, "recovery_phase") == "it was recovered in the initrd of second"
+
+
+def test_a_volume_that_was_recovered_more_often_than_is_allowed_is_not_trusted(
+    make_machine: Callable[..., Any], good: Answers, grounds: Grounds, image: Any
+) -> None:
+    def allowed(answers: Answers, most: Optional[int]) -> Any:
+        return judged_by(answers, Policy(volume=VolumeTerms(maximum_recoveries=most)))
+
+    twice = recovered_on(make_machine("recovered-twice"), grounds, image, times=2)
+    for most in (0, 1):
+        result = allowed(twice, most)
+        assert (result.verdict, failed(result)) == (Verdict.UNTRUSTED, {"recoveries"})
+        assert reason(result, "recoveries") == "the volume was opened by its recovery key 2 times"
+    for most in (2, 3, None):
+        assert allowed(twice, most).verdict is Verdict.TRUSTED
+    assert allowed(good, 0).verdict is Verdict.TRUSTED
 
 
 @pytest.mark.parametrize(
