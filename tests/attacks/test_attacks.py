@@ -65,6 +65,7 @@ WITHIN = {
     (Kind.VERITY, "data, in a booted guest"): "test_a_changed_root_is_not_booted",
     (Kind.VERITY, "hashes"): "test_on_a_changed_hash_tree_no_volume_is_completed",
     (Kind.VERITY, "hashes, without a volume"): "test_an_ephemeral_instance_without_its_verified_root_is_refused",
+    (Kind.VERITY, "another image"): "test_another_image_of_the_same_builder_is_never_put_below_a_volume",
     (Kind.VERITY, "root hash"): "test_another_root_hash_is_refused",
     (Kind.CONFIGURATION, "what is measured"): "test_what_the_host_adds_to_the_configuration_is_refused",
     (Kind.CONFIGURATION, "Secure Boot"): "test_without_secure_boot_nothing_is_made",

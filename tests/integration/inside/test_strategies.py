@@ -31,6 +31,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.dm import edges
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing, State
+from ansible_collections.cvm.fde.tests.attacks.catalogue import Kind, attack
 from cryptography.hazmat.primitives.asymmetric import rsa
 from instance import (
     DISK_SIZE,
@@ -168,6 +169,12 @@ def test_an_updated_image_shows_which_files_of_it_the_instance_hides(tmp_path: P
         assert masks.keep(machine, told.append).reported == {"new": masks.Why.ADDED}
 
 
+@attack(
+    kind=Kind.VERITY,
+    does="Puts another image of the same builder below a volume, an older one perhaps, so that a clone goes on from it",
+    promise="A root holds what one image and its own instance wrote, and nothing of another image",
+    stops="The pinned header names the image that the volume was made from: refused, `image-changed`",
+)
 @pytest.mark.parametrize("complete", [False, True])
 @pytest.mark.parametrize("strategy", ["clone", "copy"])
 def test_another_image_of_the_same_builder_is_never_put_below_a_volume(

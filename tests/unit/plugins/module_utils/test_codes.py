@@ -36,6 +36,7 @@ NAMES = {
     "not-activated",
     "active-table",
     "not-measured",
+    "image-changed",
     "written-record",
     "clone-metadata",
     "initrd-failed",
