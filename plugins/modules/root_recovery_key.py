@@ -17,6 +17,9 @@ description:
   - The key is proven to unlock the volume before anything is written, and the TPM remembers the changed header, so that
     the next boot accepts it.
   - A volume that has an escrowed key keeps it unless O(rotate) is set.
+  - A run that is interrupted may leave a key that the control node has stored and the target does not rely on yet. The
+    next run puts just that key into escrow, and then makes a new one where O(rotate) is set or the certificates are
+    others.
 options:
   escrow:
     description: Where the recovery key goes.

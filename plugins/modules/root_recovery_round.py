@@ -15,7 +15,8 @@ description:
 options:
   round:
     description:
-      - With V(add), make a recovery key where one is needed and return it encrypted.
+      - With V(add), make a recovery key where one is needed and return it encrypted. One that an interrupted run made
+        and that was never confirmed is returned again.
       - With V(confirm), rely on the key that was made, because its envelope is kept.
     type: str
     choices: [add, confirm]
@@ -65,8 +66,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 handover:
-  description: The envelope, in base64, where a key was made.
-  returned: when a key was made
+  description: The envelope, in base64, of a key that waits for its confirmation.
+  returned: when there is one
   type: str
 escrow:
   description: Digest of the envelope that is or will be relied on.
@@ -76,6 +77,10 @@ luks_uuid:
   description: UUID of the root volume.
   returned: with O(round=add)
   type: str
+more:
+  description: Whether another V(add) must follow the confirmation.
+  returned: with O(round=add)
+  type: bool
 steps:
   description: What was done, or would be done in check mode.
   returned: with O(round=add)
@@ -84,6 +89,7 @@ steps:
 """
 
 import base64
+from typing import Any, Mapping
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -99,22 +105,33 @@ ARGUMENTS = {
     "rotate": {"type": "bool", "default": False},
     "digest": {"type": "str", "default": ""},
 }
+FINISHED = "the recovery key of an interrupted run is put into escrow"
 MADE = "a recovery key is made and put into escrow"
 ROTATED = "the recovery key is replaced by a new one in escrow"
 
 
-def look(machine: Machine, rotate: bool) -> dict[str, object]:
+def look(machine: Machine, wanted: Mapping[str, Any]) -> dict[str, object]:
     """Return what is to be done, and what is there already."""
-    slot = escrowed.current(machine, escrowed.read())
-    steps = [ROTATED if slot else MADE] if rotate or slot is None else []
+    record = escrowed.read()
+    slot = escrowed.current(machine, record)
+    recipients = escrowed.recipients(wanted["host"], certificates(wanted))
+    waiting = escrowed.waiting(machine, record, recipients)
+    steps = [FINISHED] if waiting else []
+    if wanted["rotate"] or (waiting.recipients != recipients if waiting else slot is None):
+        steps.append(ROTATED if slot or waiting else MADE)
     before = "" if slot is None else f"escrowed: {slot.envelope}\n"
     return {
         "changed": bool(steps),
         "steps": steps,
+        "more": len(steps) > 1,
         "escrow": None if slot is None else {"digest": slot.envelope},
         "luks_uuid": commit.probe(machine).disk.header().uuid,
         "diff": {"before": before, "after": "escrowed: a new key\n" if steps else before},
     }
+
+
+def certificates(wanted: Mapping[str, Any]) -> list[bytes]:
+    return [pem.encode() for pem in wanted["certificates"]]
 
 
 def main() -> None:
@@ -125,9 +142,9 @@ def main() -> None:
         if wanted["round"] == "confirm" and not module.check_mode:
             escrowed.confirm(machine, wanted["digest"])
             module.exit_json(changed=True)
-        result = look(machine, wanted["rotate"])
+        result = look(machine, wanted)
         if result["changed"] and not module.check_mode:
-            handover = escrowed.add(machine, wanted["host"], [pem.encode() for pem in wanted["certificates"]])
+            handover = escrowed.add(machine, wanted["host"], certificates(wanted))
             content = base64.b64encode(handover.envelope).decode()
             result.update(escrow={"digest": handover.digest}, handover=content)
     except FdeError as error:

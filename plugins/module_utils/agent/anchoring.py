@@ -15,7 +15,8 @@ from ..codes import Code, refuse
 from ..tpm import anchor as anchors
 from ..tpm.anchor import Anchor, AnchorError, Found, Obstacle, Standing, State
 from ..tpm.esys import opened
-from ..tpm.policy import PolicyError, authorized
+from ..tpm.policy import PolicyError, use
+from ..tpm.quote import PcrsChanged
 from .machine import Machine
 
 _CODES = {
@@ -53,21 +54,22 @@ def start(machine: Machine, anchor: Anchor) -> None:
 
 def require_writable(machine: Machine) -> None:
     """Raise ``PolicyError`` unless the anchor can be written, and a keyslot be opened, in this phase of the boot."""
-    with opened(machine.tcti) as esys, authorized(esys, machine.key, machine.policies):
-        pass
+    with opened(machine.tcti) as esys:
+        use(esys, machine.key, machine.policies, lambda _session: None)
 
 
 def update(machine: Machine, change: Callable[[Anchor], Anchor], wait: float = 0) -> Anchor:
     """Write what ``change`` makes of the anchor and return it; nothing is written when that is the same.
 
-    The system passes through phases in which the image's key lets nobody write: for those ``wait`` seconds are given.
-    Raises ``AnchorError`` where there is no anchor of ours, ``PolicyError`` outside the signed phases.
+    The system passes through phases in which the image's key lets nobody write, or measures without a pause: for those
+    ``wait`` seconds are given. Raises ``AnchorError`` where there is no anchor of ours, ``PolicyError`` outside the
+    signed phases, ``PcrsChanged`` where PCRs never keep still.
     """
     end = time.monotonic() + wait
     while True:
         try:
             return _update(machine, change)
-        except PolicyError:
+        except (PolicyError, PcrsChanged):
             if time.monotonic() > end:
                 raise
             time.sleep(_INTERVAL)

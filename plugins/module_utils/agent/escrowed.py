@@ -4,15 +4,17 @@
 """The recovery key of the root volume: made here, proven to unlock, and relied on once its envelope is kept elsewhere.
 
 It takes two rounds. In the first a keyslot is added whose key leaves this machine only as an envelope; in the second,
-when the envelope was stored and read back, the keyslot is recorded and older ones go. A keyslot whose envelope was
-never confirmed is of no use to anybody and goes at the next first round.
+when the envelope was stored and read back, the keyslot is recorded and older ones go. What interrupts the two leaves a
+keyslot whose envelope may have been stored or not: nobody here knows. So the envelope is kept in the record until it is
+confirmed, and the next first round hands the same one over again. Only beside a keyslot that is in escrow for certain
+does one that was never confirmed go.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional, Sequence
@@ -25,6 +27,7 @@ from ..luks2.keyslots import ByTpm, Enrolled, Means, Plan, Recovery, enrolled
 from ..luks2.keyslots import change as change_keyslots
 from ..luks2.recovery_key import new_recovery_key
 from ..luks2.secret import wipe
+from ..volume import pin as pins
 from . import commit
 from .machine import Machine
 
@@ -36,10 +39,15 @@ NAME = "root"
 
 @dataclass(frozen=True)
 class Slot:
-    """A keyslot of a recovery key by what no other keyslot has, its salt, and the digest of the key's envelope."""
+    """A keyslot of a recovery key by what no other keyslot has, its salt, and the digest of the key's envelope.
+
+    Until it is confirmed, ``content`` is the envelope itself (base64) and ``recipients`` tells whom it is for.
+    """
 
     salt: str
     envelope: str
+    content: str = ""
+    recipients: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,20 +70,43 @@ class Handover:
         return hashlib.sha256(self.envelope).hexdigest()
 
 
+def recipients(host: str, certificates: Sequence[bytes]) -> str:
+    """Return a digest of what an envelope names and is encrypted to; the order of certificates is nobody's concern."""
+    return hashlib.sha256(b"\0".join([host.encode(), *sorted(set(certificates))])).hexdigest()
+
+
 def current(machine: Machine, record: Record) -> Optional[Slot]:
     """Return the escrowed keyslot if the volume still has it."""
+    return _there(commit.probe(machine).disk.header(), record.escrowed)
+
+
+def waiting(machine: Machine, record: Record, wanted: str) -> Optional[Slot]:
+    """Return the keyslot whose envelope the next first round hands over again.
+
+    It is the one that was never confirmed: if its envelope is for the ``wanted`` recipients, or if no other keyslot is
+    known to be in escrow, because its envelope may be the only one that was stored.
+    """
     header = commit.probe(machine).disk.header()
-    salts = {_salt(header, slot) for slot in _recovery_slots(header)}
-    return record.escrowed if record.escrowed is not None and record.escrowed.salt in salts else None
+    pending = _there(header, record.pending)
+    if pending is None or not pending.content:
+        return None
+    return pending if pending.recipients == wanted or _there(header, record.escrowed) is None else None
 
 
 def add(machine: Machine, host: str, certificates: Sequence[bytes], path: Path = RECORD) -> Handover:
-    """Carry out the first round. Raises ``FdeError``."""
+    """Carry out the first round: hand over what waits for it, else a new key. Raises ``FdeError``."""
     record = read(path)
+    wanted = recipients(host, certificates)
     header = commit.probe(machine).disk.header()
-    kept = record.escrowed.salt if record.escrowed else None
-    stale = tuple(slot for slot in _recovery_slots(header) if _salt(header, slot) != kept)
-    known = {_salt(header, slot) for slot in _recovery_slots(header)}
+    again = waiting(machine, record, wanted)
+    if again is not None:
+        return Handover(base64.b64decode(again.content), header.uuid)
+    slots = _recovery_slots(header)
+    known = [_salt(header, slot) for slot in slots]
+    # The header has room for two. Of a keyslot that no record tells of, somebody may have the key.
+    told = _there(header, record.escrowed) or _there(header, record.pending)
+    kept = told.salt if told is not None else next(iter(known), None)
+    stale = tuple(slot for slot in slots if _salt(header, slot) != kept)
     key = new_recovery_key()
     try:
         content = document(key, Belonging(host, NAME, header.uuid))
@@ -93,28 +124,30 @@ def add(machine: Machine, host: str, certificates: Sequence[bytes], path: Path =
     finally:
         wipe(key)
     header = commit.probe(machine).disk.header()
-    [salt] = {_salt(header, slot) for slot in _recovery_slots(header)} - known
-    write(Record(record.escrowed, Slot(salt, handover.digest)), path)
+    [salt] = {_salt(header, slot) for slot in _recovery_slots(header)} - set(known)
+    text = base64.b64encode(handover.envelope).decode()
+    write(Record(record.escrowed, Slot(salt, handover.digest, text, wanted)), path)
     return handover
 
 
 def confirm(machine: Machine, digest: str, path: Path = RECORD) -> None:
-    """Carry out the second round for the envelope with this digest. Raises ``FdeError``."""
+    """Carry out the second round for the envelope with this digest, or what is left of it. Raises ``FdeError``."""
     record = read(path)
+    if record.pending is None and record.escrowed is not None and record.escrowed.envelope == digest:
+        return
     if record.pending is None or record.pending.envelope != digest:
         raise FdeError("recovery key", "the envelope that was kept is not the one of this machine", "Run it again")
     header = commit.probe(machine).disk.header()
-    slots = _recovery_slots(header)
-    if record.pending.salt not in {_salt(header, slot) for slot in slots}:
+    if _there(header, record.pending) is None:
         raise FdeError("recovery key", "its keyslot is gone", "Run it again")
-    older = tuple(slot for slot in slots if _salt(header, slot) != record.pending.salt)
+    older = tuple(slot for slot in _recovery_slots(header) if _salt(header, slot) != record.pending.salt)
 
     def edit(copy: Draft) -> None:
         change_keyslots(machine.runner, copy.path, Plan(removes=older), ByTpm(machine.tcti), Means())
 
     if older:
         commit.change(machine, edit)
-    write(Record(escrowed=record.pending), path)
+    write(Record(escrowed=Slot(record.pending.salt, record.pending.envelope)), path)
 
 
 def read(path: Path = RECORD) -> Record:
@@ -133,14 +166,14 @@ def read(path: Path = RECORD) -> Record:
 
 
 def write(record: Record, path: Path = RECORD) -> None:
-    """Replace what is recorded; after a power cut the file is the old one or the new one."""
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    with open(new, "w") as file:
-        json.dump({"version": VERSION, **asdict(record)}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    """Replace what is recorded; it is on the disk when this returns, after a power cut the old one or the new one."""
+    pins.write(path, json.dumps({"version": VERSION, **asdict(record)}).encode(), 0o600)
+
+
+def _there(header: Header, slot: Optional[Slot]) -> Optional[Slot]:
+    """Return the keyslot if the header has it."""
+    salts = {_salt(header, found) for found in _recovery_slots(header)}
+    return slot if slot is not None and slot.salt in salts else None
 
 
 def _recovery_slots(header: Header) -> tuple[Enrolled, ...]:

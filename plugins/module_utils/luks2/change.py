@@ -24,6 +24,10 @@ from .area import HeaderArea, read_area
 
 #: What is compared and written at once, in bytes: no disk tears less, and direct reads are aligned to it.
 BLOCK = 4096
+#: What helps a root volume whose header is half written. A commit would pin it, where it can still be parsed.
+AT_BOOT = (
+    "Check the disk, then start the machine again: the boot writes the saved copy of the new header; do not commit"
+)
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,10 @@ def _runs(old: bytes, new: bytes, part: range) -> Iterator[Write]:
             start = None
 
 
-def store(device: str, old: HeaderArea, new: HeaderArea) -> None:
+def store(device: str, old: HeaderArea, new: HeaderArea, remedy: str = AT_BOOT) -> None:
     """Write ``new`` over ``old`` on a device, which may be open, and read it back from the disk itself.
 
+    ``remedy`` says what repairs a header that is written only in part.
     Raises ``FdeError`` when the device does not hold ``old`` (nothing was written then), when a write fails, or when it
     reads back otherwise; ``HeaderError`` when ``new`` is not sound.
     """
@@ -109,9 +114,9 @@ def store(device: str, old: HeaderArea, new: HeaderArea) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise _failed(device, f"its LUKS2 header could not be written: {error.strerror}") from error
+        raise FdeError(device, f"its LUKS2 header could not be written: {error.strerror}", remedy) from error
     if on_disk(device, len(new.content)) != new.content:
-        raise _failed(device, "its LUKS2 header reads back otherwise than it was written")
+        raise FdeError(device, "its LUKS2 header reads back otherwise than it was written", remedy)
 
 
 def redo(device: str, saved: HeaderArea) -> None:
@@ -145,7 +150,3 @@ def on_disk(device: str, size: int) -> bytes:
         ) from error
     finally:
         os.close(descriptor)
-
-
-def _failed(device: str, cause: str) -> FdeError:
-    return FdeError(device, cause, "The saved copy of the new header repairs it at the next run; check the disk")

@@ -19,7 +19,7 @@ from typing import Any, Mapping, Optional, Sequence
 
 from ..errors import FdeError
 from .esys import exists, nv_read, tss
-from .policy import PolicyKey, SignedPolicy, authorized, bound_policy, bound_values, object_name
+from .policy import PolicyKey, SignedPolicy, bound_policy, bound_values, object_name, use
 from .templates import ALG_SHA256
 
 INDEX = 0x0180FDE0
@@ -257,11 +257,11 @@ def write(esys: Any, key: PolicyKey, policies: Sequence[SignedPolicy], anchor: A
     """Write the anchor and read it back.
 
     Raises ``PolicyError`` outside the signed boot phases, ``TpmError`` where the index was made under other values of
-    ``BOUND_PCRS``, ``AnchorError`` when the TPM did not keep what was written.
+    ``BOUND_PCRS``, ``PcrsChanged`` where PCRs never keep still, ``AnchorError`` when the TPM did not keep what was
+    written.
     """
     index = esys.tr_from_tpmpublic(INDEX)
-    with authorized(esys, key, policies) as session:
-        esys.nv_write(index, anchor.marshal(), 0, index, session1=session)
+    use(esys, key, policies, lambda session: esys.nv_write(index, anchor.marshal(), 0, index, session1=session))
     found = probe(esys, key)
     if found.anchor != anchor:
         raise AnchorError("the anchor", f"the TPM did not keep it: it is now {found.standing.value}", "Check the vTPM")

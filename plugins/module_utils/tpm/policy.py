@@ -21,11 +21,11 @@ import json
 import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Iterator, Mapping, Optional, Sequence
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence, TypeVar
 
 from ..errors import FdeError
 from .esys import flushed, tss
-from .quote import read_pcrs, selection_text
+from .quote import ATTEMPTS, PcrsChanged, read_pcrs, selection_text
 from .templates import ALG_NULL, ALG_RSA, ALG_SHA256, DECRYPT, SIGN, USER_WITH_AUTH
 
 #: Where systemd's tmpfiles put the two sections of the UKI.
@@ -37,6 +37,9 @@ PHASE_PCR = 11
 #: configured the boot.
 BOUND_PCRS = (7, 12)
 
+_T = TypeVar("_T")
+#: TPM_RC_PCR_CHANGED: some PCR was extended since the session's first PolicyPCR (part 2, section 6.6).
+_PCR_CHANGED = 0x128
 _CC_POLICY_PCR = 0x0000017F
 _CC_POLICY_AUTHORIZE = 0x0000016A
 _RSA_ENCRYPTION = bytes.fromhex("06092a864886f70d0101010500")
@@ -154,6 +157,22 @@ def signed_policies(content: bytes, source: str = SIGNATURE_FILE) -> tuple[Signe
         return tuple(policy for policy in map(_entry, entries) if policy is not None)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PolicyError(source, f"it is not a PCR signature file: {error!r}", "Seal the image again") from error
+
+
+def use(esys: Any, key: PolicyKey, policies: Sequence[SignedPolicy], command: Callable[[Any], _T]) -> _T:
+    """Return what ``command`` does with a session of ``authorized``.
+
+    Whatever extends a PCR in between, one that no policy names as well, makes the TPM refuse the session: IMA does at
+    every program that is new. Then a new one is tried. Raises ``PcrsChanged`` when that happens ``ATTEMPTS`` times.
+    """
+    for _attempt in range(ATTEMPTS):
+        try:
+            with authorized(esys, key, policies) as session:
+                return command(session)
+        except tss.TSS2_Exception as error:
+            if int(error.rc) != _PCR_CHANGED:
+                raise
+    raise PcrsChanged(f"{ATTEMPTS} uses of a policy")
 
 
 @contextmanager

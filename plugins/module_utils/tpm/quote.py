@@ -17,6 +17,16 @@ from .keys import Key
 Selection = Mapping[str, Sequence[int]]
 #: What one TPM2_PCR_Read may give (TPML_DIGEST; TPM 2.0 Library part 3, section 22.4).
 _AT_ONCE = 8
+#: How often something is tried during which no PCR may change.
+ATTEMPTS = 8
+
+
+class PcrsChanged(FdeError):
+    """Something else extended a PCR during each attempt."""
+
+    def __init__(self, attempts: str) -> None:
+        cause = f"they changed during each of {attempts}"
+        super().__init__("the TPM's PCRs", cause, "Try again when the system has finished booting")
 
 
 @dataclass(frozen=True)
@@ -28,12 +38,12 @@ class Quote:
     pcrs: dict[str, dict[int, bytes]]
 
 
-def quote(esys: Any, key: Key, nonce: bytes, selection: Selection, attempts: int = 8) -> Quote:
+def quote(esys: Any, key: Key, nonce: bytes, selection: Selection, attempts: int = ATTEMPTS) -> Quote:
     """Quote the selected PCRs under ``nonce`` (at most 32 bytes fit every TPM) and return their values.
 
     The values are read after the quote, and the pair is only returned when they hash to what was quoted: systemd may
     extend a PCR in between. The digest is made with the hash of the key's scheme (SHA-256), whatever the bank.
-    Raises ``FdeError`` when the PCRs do not keep still for one of ``attempts``.
+    Raises ``PcrsChanged`` when the PCRs do not keep still for one of ``attempts``.
     """
     for _attempt in range(attempts):
         attest, signature = esys.quote(key.handle, selection_text(selection), tss.TPM2B_DATA(nonce))
@@ -42,11 +52,7 @@ def quote(esys: Any, key: Key, nonce: bytes, selection: Selection, attempts: int
         body, _size = tss.TPMS_ATTEST.unmarshal(bytes(attest))
         if bytes(body.attested.quote.pcrDigest) == digest.digest():
             return Quote(bytes(attest), bytes(signature.marshal()), values)
-    raise FdeError(
-        "the TPM's PCRs",
-        f"they changed during each of {attempts} quotes",
-        "Try again when the system has finished booting",
-    )
+    raise PcrsChanged(f"{attempts} quotes")
 
 
 def read_pcrs(esys: Any, selection: Selection) -> dict[str, dict[int, bytes]]:

@@ -26,6 +26,7 @@ from .recovery import known
 
 #: Bytes that every disk writes as a whole or not at all.
 _SECTOR = 512
+_REMEDY = "Check the disk, then run again, which finishes what was begun"
 
 
 def write(machine: Machine, pin: Pin, node: str, new: HeaderArea, **changes: Any) -> Pin:
@@ -40,7 +41,7 @@ def write(machine: Machine, pin: Pin, node: str, new: HeaderArea, **changes: Any
         pins.write(places.saved(pin.name), new.content, 0o600)
     pin = pin.having(next=new.digest.hex(), **changes)
     pins.save(places.pin(pin.name), pin)
-    store(node, old, new)
+    store(node, old, new, _REMEDY)
     return pin
 
 
@@ -74,7 +75,7 @@ def redo(machine: Machine, pin: Pin, node: str) -> HeaderArea:
     saved = torn(machine.places, pin, found)
     if saved is None:
         raise changed(node, pin)
-    store(node, found, saved)
+    store(node, found, saved, _REMEDY)
     return saved
 
 

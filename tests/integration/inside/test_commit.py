@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,15 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import Draft
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.secret import descriptor_path, memory_file
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
+from ansible_collections.cvm.fde.plugins.module_utils.volume import pin as pins
 from instance import SIGNATURES, Lab, PcrRunner, PowerCut, refused, run
 
 
 @contextmanager
-def system(instance: Lab) -> Iterator[Lab]:
-    """Be in the system of an instance, its root open."""
+def system(instance: Lab, action: Boot = Boot.OPEN) -> Iterator[Lab]:
+    """Be in the system of an instance, its root open by an action."""
     with instance.booting() as machine:
-        assert boot(machine) is Boot.OPEN
+        assert boot(machine) is action
         instance.start_system()
         SIGNATURES.write_text(Path(machine.paths.signatures).read_text())
         yield instance
@@ -173,9 +175,17 @@ def test_the_header_of_another_volume_is_never_committed(disk: Callable[..., str
 
 
 def cut_at(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lose power right before a step: ``store N`` is the N-th write to the disk, ``anchor N`` the N-th to the TPM."""
+    """Lose power right before a step: ``store N`` is the N-th write to the disk, ``anchor N`` the N-th to the TPM.
+
+    ``record N`` is the N-th time that something is recorded in the root.
+    """
     what, number = step.split()
-    owner, name = {"store": (changes, "_write"), "anchor": (anchors, "write")}[what]
+    places: dict[str, tuple[Any, str]] = {
+        "store": (changes, "_write"),
+        "anchor": (anchors, "write"),
+        "record": (pins, "write"),
+    }
+    owner, name = places[what]
     genuine, calls = getattr(owner, name), iter(range(1, 1000))
 
     def cut(*arguments: Any, **options: Any) -> Any:
@@ -291,37 +301,82 @@ def test_a_boot_needs_no_efi_partition_that_can_be_read(installed: Lab) -> None:
 # The recovery key in escrow
 
 
-def test_a_recovery_key_is_relied_on_once_its_envelope_is_kept(installed: Lab, tmp_path: Path) -> None:
-    record, certificate, key = tmp_path / "root.json", tmp_path / "escrow.pem", tmp_path / "escrow.key"
-    run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=escrow",
-        "-addext", "keyUsage=critical,keyEncipherment", "-keyout", str(key), "-out", str(certificate))  # fmt: skip
-    recipients = [certificate.read_bytes()]
+@dataclass(frozen=True)
+class Store:
+    """A directory of the control node with envelopes, and who can open them."""
 
-    def key_in(envelope: bytes) -> bytearray:
-        opened = run("openssl", "cms", "-decrypt", "-inform", "DER", "-inkey", str(key), input=envelope)
+    directory: Path
+
+    def certificate(self, name: str) -> bytes:
+        """Return a new certificate with this name."""
+        run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
+            "-addext", "keyUsage=critical,keyEncipherment",
+            "-keyout", str(self.directory / f"{name}.key"), "-out", str(self.directory / f"{name}.pem"))  # fmt: skip
+        return (self.directory / f"{name}.pem").read_bytes()
+
+    def opens(self, instance: Lab, name: str, *envelopes: bytes) -> list[bool]:
+        """Tell which envelopes hold a key that opens the volume."""
+        return [opens_with(instance, self._key_in(name, envelope)) for envelope in envelopes]
+
+    def _key_in(self, name: str, envelope: bytes) -> bytearray:
+        key = str(self.directory / f"{name}.key")
+        opened = run("openssl", "cms", "-decrypt", "-inform", "DER", "-inkey", key, input=envelope)
         return bytearray(json.loads(opened)["recovery_key"].encode())
 
-    def opening(instance: Lab) -> list[bool]:
-        return [opens_with(instance, key_in(one.envelope)) for one in (first, second)]
 
+def test_a_recovery_key_is_relied_on_once_its_envelope_is_kept(installed: Lab, tmp_path: Path) -> None:
+    record, store = tmp_path / "root.json", Store(tmp_path)
+    recipients = [store.certificate("escrow")]
     with system(installed) as instance:
         machine = instance.machine
         first = escrowed.add(machine, "host", recipients, record)
-        # The control node lost it: nobody has this key, and the next round makes another in its place.
-        second = escrowed.add(machine, "host", recipients, record)
-        assert opening(instance) == [False, True]
+        # Nobody can tell whether the control node has it: the next round hands over the same.
+        assert escrowed.add(machine, "host", recipients, record) == first
         assert escrowed.current(machine, escrowed.read(record)) is None
         with pytest.raises(FdeError, match="not the one of this machine"):
-            escrowed.confirm(machine, first.digest, record)
-        escrowed.confirm(machine, second.digest, record)
+            escrowed.confirm(machine, "0" * 64, record)
+        escrowed.confirm(machine, first.digest, record)
         slot = escrowed.current(machine, escrowed.read(record))
-        assert slot is not None and slot.envelope == second.digest
+        assert slot is not None and slot.envelope == first.digest
         # A rotation that is never confirmed leaves the old key as it is.
-        first, third = second, escrowed.add(machine, "host", recipients, record)
-        second = third
-        assert opening(instance) == [True, True]
+        second = escrowed.add(machine, "host", recipients, record)
+        assert store.opens(instance, "escrow", first.envelope, second.envelope) == [True, True]
+        escrowed.confirm(machine, second.digest, record)
+        assert store.opens(instance, "escrow", first.envelope, second.envelope) == [False, True]
+    assert opens(installed) == WITH_RECOVERY
+
+
+@pytest.mark.parametrize("step", ["anchor 1", "store 1", "store 2", "anchor 2", "record 1"])
+def test_after_a_power_cut_in_a_rotation_a_key_in_escrow_opens_the_volume(
+    installed: Lab, tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, store = tmp_path / "root.json", Store(tmp_path)
+    recipients, others = [store.certificate("escrow")], [store.certificate("others")]
+    with system(installed) as instance:
+        machine = instance.machine
+        first = escrowed.add(machine, "host", recipients, record)
+        escrowed.confirm(machine, first.digest, record)
+        second = escrowed.add(machine, "host", recipients, record)
+        with monkeypatch.context() as patch:
+            cut_at(step, patch)
+            with pytest.raises(PowerCut):
+                escrowed.confirm(machine, second.digest, record)
+    with system(installed, Boot.REPAIR if step == "store 2" else Boot.OPEN) as instance:
+        machine, stored = instance.machine, (first.envelope, second.envelope)
+        gone = step in ("store 2", "anchor 2", "record 1")
+        assert store.opens(instance, "escrow", *stored) == [not gone, True]
+        if gone:
+            # It may be the only one in escrow: no other key is made before that is certain, for whomever.
+            assert escrowed.add(machine, "host", others, record) == second
+            escrowed.confirm(machine, second.digest, record)
+        for _round in range(2):
+            # The control node does not keep this one.
+            lost = escrowed.add(machine, "host", others, record)
+            assert store.opens(instance, "escrow", *stored) == [not gone, gone]
+        assert store.opens(instance, "others", lost.envelope) == [True]
+        third = escrowed.add(machine, "host", recipients, record)
         escrowed.confirm(machine, third.digest, record)
-        assert opening(instance) == [False, True]
+        assert store.opens(instance, "escrow", *stored, third.envelope) == [False, False, True]
     assert opens(installed) == WITH_RECOVERY
 
 

@@ -28,10 +28,21 @@ def made(content: Any = TEXT, luks_uuid: str = UUID) -> dict[str, Any]:
     return {"changed": True, "luks_uuid": luks_uuid, "escrow": {"digest": DIGEST}, "handover": content, "steps": ["x"]}
 
 
-#: What a machine answers to the first round and to the second.
-ANSWERS: dict[str, tuple[Any, Any]] = {
+LATER = b"the envelope of a later key"
+LEFT = {**made(), "more": True, "steps": ["finished", "rotated"]}
+ROTATED = {
+    **made(base64.b64encode(LATER).decode()),
+    "escrow": {"digest": hashlib.sha256(LATER).hexdigest()},
+    "more": False,
+    "steps": ["rotated"],
+}
+#: What a machine answers to one round after the other.
+ANSWERS: dict[str, tuple[Any, ...]] = {
     "honest": (made(), {"changed": True}),
     "has-one": ({"changed": False, "luks_uuid": UUID, "escrow": {"digest": DIGEST}, "steps": []}, {"failed": True}),
+    "interrupted": (LEFT, {"changed": True}, ROTATED, {"changed": True}),
+    "endless": (LEFT, {"changed": True}, LEFT, {"changed": True}, {"failed": True, "msg": "asked once more"}),
+    "cut-again": (LEFT, {"changed": True}, {"failed": True, "msg": "its header cannot be read"}),
     "unconfirmed": (made(), {"failed": True, "msg": "its keyslot is gone"}),
     "refused": ({"failed": True, "msg": "its header was changed and not committed"}, {"failed": True}),
     "no-base64": (made("!"), {}),
@@ -41,13 +52,13 @@ ANSWERS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def machine(folder: Path, name: str, answers: tuple[Any, Any]) -> dict[str, Any]:
+def machine(folder: Path, name: str, answers: tuple[Any, ...]) -> dict[str, Any]:
     """Return a host whose Python prints these answers, one after the other, and keeps what it was given."""
     script = folder / f"{name}.sh"
     for number, answer in enumerate(answers, 1):
         (folder / f"{name}.{number}").write_text(json.dumps(answer))
     script.write_text(
-        f"#!/bin/sh\ncd {folder}\n[ -e {name}.called ] && n=2 || n=1\ntouch {name}.called\ncat > {name}.asked.$n\n"
+        f"#!/bin/sh\ncd {folder}\nn=1; while [ -e {name}.asked.$n ]; do n=$((n + 1)); done\ncat > {name}.asked.$n\n"
         f"cat {name}.$n\n"
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
@@ -106,11 +117,32 @@ def test_a_machine_with_a_key_is_asked_once(told: tuple[Path, dict[str, Any]]) -
     assert not (folder / "has-one.asked.2").exists()
 
 
-@pytest.mark.parametrize("name", ["unconfirmed", "refused", "no-base64", "no-text", "too-large", "outside"])
+def test_what_an_interrupted_run_left_is_kept_before_a_new_key_takes_its_place(
+    told: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, results = told
+    digest = hashlib.sha256(LATER).hexdigest()
+    kept = folder / "escrow" / f"interrupted-root-{UUID}.cms"
+    assert kept.read_bytes() == LATER and kept.with_name(f"{kept.name}.{DIGEST[:16]}").read_bytes() == ENVELOPE
+    asked = [(folder / f"interrupted.asked.{number}").read_text(errors="replace") for number in (1, 2, 3, 4)]
+    assert DIGEST in asked[1] and digest in asked[3]
+    assert results["interrupted"]["escrow"]["digest"] == digest
+    assert results["interrupted"]["steps"] == ["finished", "rotated"] and "more" not in results["interrupted"]
+
+
+def test_a_machine_is_asked_for_two_keys_at_most(told: tuple[Path, dict[str, Any]]) -> None:
+    folder, results = told
+    assert not results["endless"].get("failed") and not (folder / "endless.asked.5").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["cut-again", "unconfirmed", "refused", "no-base64", "no-text", "too-large", "outside"]
+)
 def test_an_answer_that_is_not_right_fails_the_task(told: tuple[Path, dict[str, Any]], name: str) -> None:
     assert told[1][name]["failed"]
 
 
 def test_no_machine_writes_outside_the_escrow(told: tuple[Path, dict[str, Any]]) -> None:
     names = {path.name for path in (told[0] / "escrow").rglob("*") if path.is_file()}
-    assert names == {f"{name}-root-{UUID}.cms" for name in ("honest", "unconfirmed")}
+    expected = {f"{name}-root-{UUID}.cms" for name in ("honest", "unconfirmed", "interrupted", "endless", "cut-again")}
+    assert names == {*expected, f"interrupted-root-{UUID}.cms.{DIGEST[:16]}"}

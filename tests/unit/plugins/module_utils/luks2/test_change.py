@@ -113,13 +113,15 @@ def test_a_disk_that_does_not_keep_what_is_written_is_an_error(old, new, disk, m
         store(str(disk), old, new)
 
 
-def test_a_disk_that_fails_names_the_copy_that_repairs_it(old, new, disk, monkeypatch):
+def test_a_disk_that_fails_tells_who_repairs_it(old, new, disk, monkeypatch):
     def fail(descriptor, content, offset):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "pwrite", fail)
-    with pytest.raises(FdeError, match="Input/output error.*saved copy"):
+    with pytest.raises(FdeError, match="Input/output error.*start the machine again.*saved copy.*do not commit"):
         store(str(disk), old, new)
+    with pytest.raises(FdeError, match="Input/output error.*Run again$"):
+        store(str(disk), old, new, remedy="Run again")
 
 
 def test_a_device_that_is_gone_is_an_error_for_the_user(old, new, tmp_path):

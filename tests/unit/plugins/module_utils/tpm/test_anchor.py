@@ -17,6 +17,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as ancho
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import policy as policies
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Anchor, AnchorError, Standing, State
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import PolicyError, PolicyKey, SignedPolicy
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.quote import PcrsChanged
 from ansible_collections.cvm.fde.tests.unit.plugins.software_tpm import SoftwareTpm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
@@ -138,6 +139,56 @@ def test_another_phase_does_not_write(esys: Any, signer: rsa.RSAPrivateKey) -> N
     with pytest.raises(PolicyError, match="signed no policy for its present value"):
         anchors.write(esys, key, allowed, Anchor(State.READY))
     assert anchors.probe(esys, key).anchor == Anchor(State.INITIALIZING)
+
+
+class Restless:
+    """A TPM whose PCR 10 is extended by somebody else before a command, the first ``times`` that it is given."""
+
+    def __init__(self, esys: Any, command: str, times: int) -> None:
+        self._esys, self._command, self.left = esys, command, times
+
+    def __getattr__(self, name: str) -> Any:
+        genuine = getattr(self._esys, name)
+        if name != self._command or self.left <= 0:
+            return genuine
+
+        def command(*arguments: Any, **options: Any) -> Any:
+            self.left -= 1
+            extend(self._esys, b"a program was executed", 10)
+            return genuine(*arguments, **options)
+
+        return command
+
+
+@pytest.mark.parametrize(("command", "times"), [("nv_write", 1), ("nv_write", 7), ("policy_authorize", 2)])
+def test_a_pcr_that_moves_in_between_does_not_keep_the_anchor_from_being_written(
+    esys: Any, signer: rsa.RSAPrivateKey, command: str, times: int
+) -> None:
+    """Whatever extends any PCR ends every policy session that has looked at one."""
+    key = PolicyKey.from_pem(pem(signer))
+    anchors.define(esys, key)
+    restless = Restless(esys, command, times)
+    anchors.write(restless, key, signed(signer), Anchor(State.READY, generation=5))
+    assert restless.left == 0
+    assert anchors.probe(esys, key).anchor == Anchor(State.READY, generation=5)
+    assert sessions(esys) == 0
+
+
+def test_pcrs_that_never_keep_still_are_named(esys: Any, signer: rsa.RSAPrivateKey) -> None:
+    key = PolicyKey.from_pem(pem(signer))
+    anchors.define(esys, key)
+    restless = Restless(esys, "nv_write", 1000)
+    with pytest.raises(PcrsChanged, match="the TPM's PCRs: they changed during each of 8 uses of a policy"):
+        anchors.write(restless, key, signed(signer), Anchor(State.READY))
+    assert restless.left == 1000 - 8
+    assert anchors.probe(esys, key).standing is Standing.UNWRITTEN
+    assert sessions(esys) == 0
+
+
+def sessions(esys: Any) -> int:
+    # The union is read out of "found", which must not be freed before.
+    _more, found = esys.get_capability(tss.TPM2_CAP.HANDLES, tss.TPM2_HC.LOADED_SESSION_FIRST, 16)
+    return len(found.data.handles)
 
 
 def test_another_key_does_not_write(esys: Any, signer: rsa.RSAPrivateKey) -> None:

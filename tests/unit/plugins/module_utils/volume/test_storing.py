@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import lzma
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.digest import header_digest
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT
@@ -75,6 +76,19 @@ def test_a_header_torn_between_any_two_sectors_is_finished_at_boot(disk: Disk, c
         disk.holds(torn)
         disk.boot()
         assert disk.path.read_bytes() == NEW + BEHIND
+
+
+def test_a_disk_that_fails_says_that_the_next_run_finishes_it(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_descriptor: int, _content: bytes, _offset: int) -> int:
+        raise OSError(5, "Input/output error")
+
+    disk.holds(NEW[:1_000_448] + OLD[1_000_448:])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", fail)
+        with pytest.raises(FdeError, match="could not be written: Input/output error. Check the disk, then run again"):
+            disk.boot()
+    disk.boot()
+    assert disk.path.read_bytes() == NEW + BEHIND
 
 
 def test_a_header_that_was_not_written_at_all_is_opened_as_it_is(disk: Disk) -> None:
