@@ -59,6 +59,7 @@ action:
     - V(nothing), because the header is the one that the TPM remembers.
     - V(commit), because it was changed.
     - V(finish), because a change of this collection was cut short after it was written.
+    - V(repair), because such a change was cut short while it was written; the copy that it left is written again.
     - V(abandon), because such a change was cut short before.
   returned: success
   type: str

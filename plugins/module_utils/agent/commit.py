@@ -22,7 +22,7 @@ from typing import Callable, Iterator, Optional
 
 from ..errors import FdeError
 from ..luks2.area import HeaderArea, read_area
-from ..luks2.change import Draft, draft, redo, store
+from ..luks2.change import Draft, draft, is_mixture, redo, store
 from ..luks2.keyslots import Means, Tpm2, enrolled, require_proof
 from ..luks2.policy import judge
 from ..luks2.profile import LAYOUT
@@ -48,6 +48,8 @@ class Action(str, Enum):
     ABANDON = "abandon"
     #: It is the next one of the anchor, and was written as a whole.
     FINISH = "finish"
+    #: It is the next one of the anchor, and was written in part; the copy on the EFI system partition is whole.
+    REPAIR = "repair"
     #: It was changed without the anchor.
     COMMIT = "commit"
 
@@ -96,8 +98,10 @@ def commit(machine: Machine, *, seen: Optional[str] = None, dry_run: bool = Fals
     with locked(machine):
         root = probe(machine)
         action = plan(root)
+        if action is Action.COMMIT and (whole := _torn(machine, root)) is not None:
+            action, root = Action.REPAIR, replace(root, disk=whole)
         changed: tuple[str, ...] = ()
-        if action in (Action.COMMIT, Action.FINISH):
+        if action in (Action.COMMIT, Action.FINISH, Action.REPAIR):
             check(machine, root.opened, root.disk)
             prove(machine, root.disk)
             changed = tuple(differences(root.opened, root.disk))
@@ -108,7 +112,17 @@ def commit(machine: Machine, *, seen: Optional[str] = None, dry_run: bool = Fals
         return Outcome(action, root.disk.digest.hex(), changed)
 
 
+def _torn(machine: Machine, root: Root) -> Optional[HeaderArea]:
+    """Return the saved copy of the pinned next header if the disk holds a mixture of the current one and that."""
+    copy = saved(machine, root.disk.device) if any(root.anchor.header_next) else None
+    if copy is None or copy.digest != root.anchor.header_next or root.opened.digest != root.anchor.header_current:
+        return None
+    return copy if is_mixture(root.disk.content, root.opened.content, copy.content) else None
+
+
 def _apply(machine: Machine, root: Root, action: Action) -> None:
+    if action is Action.REPAIR:
+        repair(machine, root.disk)
     if action is Action.ABANDON:
         anchoring.update(machine, Anchor.unchanged)
     elif action is not Action.NOTHING:
@@ -116,7 +130,7 @@ def _apply(machine: Machine, root: Root, action: Action) -> None:
         store(root.disk.device, root.disk, root.disk)
         anchoring.update(machine, lambda anchor: anchor.changing(root.disk.digest).changed())
         _keep(machine, root.disk)
-    if action in (Action.ABANDON, Action.FINISH):
+    if action in (Action.ABANDON, Action.FINISH, Action.REPAIR):
         _forget(machine)
 
 

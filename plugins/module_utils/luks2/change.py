@@ -24,10 +24,10 @@ from .area import HeaderArea, read_area
 
 #: What is compared and written at once, in bytes: no disk tears less, and direct reads are aligned to it.
 BLOCK = 4096
-#: What helps a root volume whose header is half written. A commit would pin it, where it can still be parsed.
-AT_BOOT = (
-    "Check the disk, then start the machine again: the boot writes the saved copy of the new header; do not commit"
-)
+#: Bytes that every disk writes as a whole or not at all.
+_SECTOR = 512
+#: What helps a root volume whose header is half written.
+BY_COPY = "Check the disk, then start the machine again, or commit the header: either writes the saved copy of it"
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _runs(old: bytes, new: bytes, part: range) -> Iterator[Write]:
             start = None
 
 
-def store(device: str, old: HeaderArea, new: HeaderArea, remedy: str = AT_BOOT) -> None:
+def store(device: str, old: HeaderArea, new: HeaderArea, remedy: str = BY_COPY) -> None:
     """Write ``new`` over ``old`` on a device, which may be open, and read it back from the disk itself.
 
     ``remedy`` says what repairs a header that is written only in part.
@@ -117,6 +117,16 @@ def store(device: str, old: HeaderArea, new: HeaderArea, remedy: str = AT_BOOT) 
         raise FdeError(device, f"its LUKS2 header could not be written: {error.strerror}", remedy) from error
     if on_disk(device, len(new.content)) != new.content:
         raise FdeError(device, "its LUKS2 header reads back otherwise than it was written", remedy)
+
+
+def is_mixture(found: bytes, old: bytes, new: bytes) -> bool:
+    """Return whether every sector is that of one of two headers."""
+    if not len(found) == len(old) == len(new):
+        return False
+    return all(
+        found[at : at + _SECTOR] in (old[at : at + _SECTOR], new[at : at + _SECTOR])
+        for at in range(0, len(found), _SECTOR)
+    )
 
 
 def redo(device: str, saved: HeaderArea) -> None:

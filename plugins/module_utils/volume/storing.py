@@ -14,7 +14,7 @@ from typing import Any, Optional
 
 from ..errors import Refusal
 from ..luks2.area import HeaderArea
-from ..luks2.change import on_disk, store
+from ..luks2.change import is_mixture, on_disk, store
 from ..luks2.policy import judge
 from ..luks2.profile import LAYOUT
 from . import opening
@@ -24,8 +24,6 @@ from .pin import Pin, PinState
 from .places import Places
 from .recovery import known
 
-#: Bytes that every disk writes as a whole or not at all.
-_SECTOR = 512
 _REMEDY = "Check the disk, then run again, which finishes what was begun"
 
 
@@ -94,16 +92,6 @@ def torn(places: Places, pin: Pin, found: HeaderArea) -> Optional[HeaderArea]:
     if before.digest.hex() != pin.current or not is_mixture(found.content, before.content, new.content):
         return None
     return new
-
-
-def is_mixture(found: bytes, old: bytes, new: bytes) -> bool:
-    """Return whether every sector is that of one of two headers."""
-    if not len(found) == len(old) == len(new):
-        return False
-    return all(
-        found[at : at + _SECTOR] in (old[at : at + _SECTOR], new[at : at + _SECTOR])
-        for at in range(0, len(found), _SECTOR)
-    )
 
 
 def changed(node: str, pin: Pin) -> Refusal:

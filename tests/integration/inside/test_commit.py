@@ -244,6 +244,31 @@ def test_a_whole_header_is_opened_whatever_ails_the_efi_partition(
         assert not any(installed.anchored().header_next)
 
 
+@pytest.mark.parametrize("step", ["store 2", "store 3", "store 4"])
+def test_a_torn_change_is_never_committed_but_finished(
+    installed: Lab, tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With only keyslots written, what is on the disk looks whole, and a keyslot of it opens nothing any more."""
+    record, store = tmp_path / "root.json", Store(tmp_path)
+    recipients = [store.certificate("escrow")]
+    with system(installed) as instance:
+        machine = instance.machine
+        escrowed.confirm(machine, escrowed.add(machine, "host", recipients, record).digest, record)
+        second = escrowed.add(machine, "host", recipients, record)
+        with monkeypatch.context() as patch:
+            cut_at(step, patch)
+            with pytest.raises(PowerCut):
+                escrowed.confirm(machine, second.digest, record)
+        following = instance.anchored().header_next
+        seen = commit.commit(machine, dry_run=True)
+        assert (seen.action, seen.digest) == (Action.REPAIR, following.hex())
+        assert commit.commit(machine, seen=seen.digest).action is Action.REPAIR
+        assert instance.anchored().pinned == (following,) == (read_area(instance.partition).digest,)
+        escrowed.confirm(machine, second.digest, record)
+        assert store.opens(instance, "escrow", second.envelope) == [True]
+    assert opens(installed) == WITH_RECOVERY
+
+
 def test_a_change_that_was_never_written_is_given_up_by_a_commit(running: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     before = running.anchored()
     with monkeypatch.context() as patch:

@@ -11,7 +11,7 @@ import stat
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea
-from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import BLOCK, draft, redo, store, writes
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import BLOCK, draft, is_mixture, redo, store, writes
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import HeaderError
 
 SIZE = 1 << 20
@@ -118,7 +118,7 @@ def test_a_disk_that_fails_tells_who_repairs_it(old, new, disk, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "pwrite", fail)
-    with pytest.raises(FdeError, match="Input/output error.*start the machine again.*saved copy.*do not commit"):
+    with pytest.raises(FdeError, match="Input/output error.*start the machine again.*saved copy"):
         store(str(disk), old, new)
     with pytest.raises(FdeError, match="Input/output error.*Run again$"):
         store(str(disk), old, new, remedy="Run again")
@@ -160,3 +160,10 @@ def test_a_repair_does_not_depend_on_what_the_disk_says(new, disk):
     disk.write_bytes(bytes(range(256)) * (SIZE // 256) + b"data")
     redo(str(disk), new)
     assert disk.read_bytes() == new.content + b"data"
+
+
+def test_a_mixture_has_the_size_of_both() -> None:
+    old, new = bytes(2048), bytes(512) + bytes([1]) * 1024 + bytes(512)
+    assert is_mixture(old, old, new) and is_mixture(new, old, new) and is_mixture(new[:1024] + old[1024:], old, new)
+    assert not is_mixture(new[:1100] + old[1100:], old, new), "a sector is written as a whole"
+    assert not is_mixture(old, b"", new) and not is_mixture(old[:-1], old, new) and not is_mixture(b"", old, new)

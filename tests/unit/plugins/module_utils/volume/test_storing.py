@@ -22,7 +22,6 @@ from ansible_collections.cvm.fde.plugins.module_utils.volume.machine import Mach
 from ansible_collections.cvm.fde.plugins.module_utils.volume.pin import Pin, PinState
 from ansible_collections.cvm.fde.plugins.module_utils.volume.places import Places
 from ansible_collections.cvm.fde.plugins.module_utils.volume.recovery import fingerprints
-from ansible_collections.cvm.fde.plugins.module_utils.volume.storing import is_mixture
 
 FIXTURES = Path(__file__).parents[1] / "luks2/fixtures"
 UUID = "6a2f0e55-5b7e-4d0e-9d59-1c2f35e7a003"
@@ -128,11 +127,6 @@ def test_nothing_is_written_when_one_of_the_copies_is_not_the_pinned_one(disk: D
         with pytest.raises(Refusal):
             disk.boot()
         assert disk.path.read_bytes() == torn + BEHIND
-
-
-def test_a_mixture_has_the_size_of_both() -> None:
-    assert is_mixture(OLD, OLD, NEW) and is_mixture(NEW, OLD, NEW)
-    assert not is_mixture(OLD, b"", NEW) and not is_mixture(OLD[:-1], OLD, NEW) and not is_mixture(b"", OLD, NEW)
 
 
 def test_the_fingerprint_of_a_keyslot_follows_its_bytes_and_nothing_else() -> None:
