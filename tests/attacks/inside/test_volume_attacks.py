@@ -321,6 +321,25 @@ def test_a_changed_block_of_the_image_is_an_error_and_not_other_data(installed: 
 
 @attack(
     kind=Kind.VERITY,
+    does="Changes a block of the image before a first boot copies it (`copy`)",
+    promise="No volume is completed from an image that is not the sealed one",
+    stops="dm-verity, which the copy is read from: the first boot ends, and the anchor says that there is no volume",
+)
+def test_a_changed_block_of_the_image_is_never_copied(
+    tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
+) -> None:
+    lab = make_lab(tmp_path, sealed, signer, "copy")
+    root = partition(lab, gpt.ROOT_X86_64)
+    flip(lab, root.offset + read(lab, root.offset, root.size).index(PLAINTEXT))
+    with lab.booting() as machine:
+        with pytest.raises(FdeError, match="the verified image cannot be read: Input/output error"):
+            boot(machine)
+        assert lab.anchored().state is State.INITIALIZING
+        assert machine.mapper.find("fde-root") is None
+
+
+@attack(
+    kind=Kind.VERITY,
     does="Changes the hash tree of the image",
     promise="No volume is completed from an image that is not the sealed one",
     stops="dm-verity: the root hash of the signed command line does not fit, and the first boot ends at the first read",
