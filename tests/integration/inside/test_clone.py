@@ -382,8 +382,9 @@ def test_a_damaged_record_of_what_was_copied_is_refused(machine: Machine) -> Non
     os.fsync(descriptor)
     os.close(descriptor)
     machine.halt()
-    with pytest.raises(FdeError, match="reload ioctl on fde-root .* failed"):
+    with pytest.raises(Refusal, match="reload ioctl on fde-root .* failed") as caught:
         machine.boot()
+    assert caught.value.code == "clone-metadata"
     assert machine.mapper.find("fde-root") is None
 
 
