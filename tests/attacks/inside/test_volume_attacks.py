@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import commit, upkeep
+from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, commit, hydration, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
-from ansible_collections.cvm.fde.plugins.module_utils.dm import written
+from ansible_collections.cvm.fde.plugins.module_utils.dm import clone, written
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import Draft
@@ -42,7 +42,7 @@ from host import (
     root_block,
     root_start,
 )
-from instance import PLAINTEXT, USED, Lab, change, make_lab, mounted, refused, run
+from instance import PLAINTEXT, ROOT_SIZE, USED, Lab, change, make_lab, mounted, refused, run
 
 STATE = "tpm2-00.permall"
 #: Two blocks of the root that are in the volume.
@@ -125,11 +125,17 @@ def strip(header: dict[str, Any]) -> None:
     kind=Kind.NULL_CIPHER,
     does="Sets the cipher of the data to `cipher_null-ecb` and takes the integrity away; the genuine keyslots stay",
     promise="Nothing is ever written to the disk in the clear",
-    stops="The digest of the header: `header-mismatch`; were it anchored, the allow-list would refuse it",
+    stops="The digest of the header: `header-mismatch`; where it is anchored, the allow-list: `luks2-policy`",
 )
 def test_a_header_that_encrypts_nothing_is_refused(installed: Lab) -> None:
     edit_header(installed, strip)
     assert refused(installed) == "header-mismatch"
+    with installed.booting() as machine:
+        anchoring.update(machine, lambda anchor: anchor.changing(read_area(installed.partition).digest))
+        with pytest.raises(Refusal, match="null-cipher at segments.0.encryption") as caught:
+            boot(machine)
+        assert caught.value.code == "luks2-policy"
+        assert machine.mapper.find("fde-crypt") is None
 
 
 @attack(
@@ -239,19 +245,25 @@ def exchange(instance: Lab, places: Places) -> None:
 @attack(
     kind=Kind.CIPHERTEXT,
     does="Flips a bit of a sector or of its tag; moves a sector with its tag; exchanges two sectors with their tags",
-    promise="What is read from the root is what was written there, or an error",
+    promise="What is read from the root is what was written there at some time, or an error",
     stops="`aes-xts-plain64` with `hmac(sha256)` over the sector and its number: the read fails",
 )
-@pytest.mark.parametrize("change_sector", [flip_ciphertext, flip_tag, move, exchange])
+@pytest.mark.parametrize(
+    ("change_sector", "lost"),
+    [(flip_ciphertext, {ONE}), (flip_tag, {ONE}), (move, {ONE}), (exchange, {ONE, OTHER})],
+)
 def test_a_changed_sector_is_an_error_and_not_other_data(
-    installed: Lab, places: Places, change_sector: Callable[[Lab, Places], None]
+    installed: Lab, places: Places, change_sector: Callable[[Lab, Places], None], lost: set[int]
 ) -> None:
     change_sector(installed, places)
     with installed.booting() as machine:
         assert boot(machine) is Action.OPEN
-        assert len(root_block(ONE + 2)) == BLOCK
-        with pytest.raises(OSError, match="Input/output error"):
-            root_block(ONE)
+        for block in (ONE, OTHER, ONE + 2):
+            if block not in lost:
+                assert len(root_block(block)) == BLOCK
+                continue
+            with pytest.raises(OSError, match="Input/output error"):
+                root_block(block)
 
 
 @attack(
@@ -283,6 +295,35 @@ def parts_of_record() -> dict[str, int]:
     [space], [root] = struct.unpack_from("<Q", record, 60), struct.unpack_from("<Q", record, 188)
     [bits] = struct.unpack_from("<Q", record, root * BLOCK + 32 + 252 * 8)
     return {"superblock": 0, "root of the bits": root, "bits": bits, "root of the space map": space}
+
+
+@attack(
+    kind=Kind.CLONE_METADATA,
+    does="Puts dm-clone's record back as it was before everything was copied, to have the image's old content read",
+    promise="A root of which everything was copied is read from the volume alone",
+    stops="The anchor says that the volume is complete: the record is not read any more",
+)
+def test_an_older_record_of_what_was_copied_hides_nothing_of_a_complete_volume(installed: Lab, places: Places) -> None:
+    length = clone.metadata_sectors(ROOT_SIZE // 512)
+    record = range(written.SLICE * 512 // BLOCK, (written.SLICE + length) * 512 // BLOCK)
+    older = [places.sector(installed, block) for block in record]
+    ears = Ears(lambda _: None, lambda _: None)
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with mounted() as root:
+            (root / "plaintext").write_bytes(b"mine")
+        hydration.hydrate(machine.mapper, ears, interval=0.1)
+        hydration.settle(machine.mapper, ears)
+        anchoring.mark_complete(machine)
+    changed = {block: sector for block, sector in zip(record, older) if sector != places.sector(installed, block)}
+    assert changed
+    for block, sector in changed.items():
+        places.put(installed, block, sector)
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        assert not clone.is_clone(machine.mapper)
+        with mounted() as root:
+            assert (root / "plaintext").read_bytes() == b"mine"
 
 
 @attack(
