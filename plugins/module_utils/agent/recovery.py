@@ -5,8 +5,10 @@
 
 First of all the recovery is measured into PCR 15, before any volume key: no verifier takes this boot for an ordinary
 one. The volume is opened for reading only, from a copy of its header that the allow-list accepts, and what does not
-match is shown. Only a typed "yes" changes anything: the volume gets a keyslot of this TPM and evidence of its recovery,
-the anchor pins it again, and the machine starts anew. Nothing else ever runs in this boot.
+match is shown. What a power cut left in dm-integrity's journal the kernel writes to its place even so (Linux
+drivers/md/dm-integrity.c, dm_integrity_resume). Only a typed "yes" changes anything else: the volume gets a keyslot of
+this TPM and evidence of its recovery, the anchor pins it again, and the machine starts anew. Nothing else ever runs in
+this boot.
 """
 
 from __future__ import annotations
@@ -91,7 +93,8 @@ def offered(machine: Machine, error: FdeError) -> bool:
 def recover(machine: Machine, refusal: Refusal, person: Dialogue) -> bool:
     """Offer the recovery of a refused boot and tell whether it was carried out; then the machine must start anew.
 
-    Raises ``FdeError`` where it cannot be done. Unless it returns True, the volume and the anchor are as they were.
+    Raises ``FdeError`` where it cannot be done. Unless it returns True, the anchor is as it was, and so is what the
+    volume holds.
     """
     machine.paths.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     begin(machine, refusal.code)

@@ -81,12 +81,7 @@ def copy_verified(source: str, target: str, offset: int, tell: Callable[[str], N
         size = image.seek(0, os.SEEK_END)
         wanted = hashlib.sha256()
         for at, length in _chunks(size, "copied", tell):
-            try:
-                chunk = os.pread(image.fileno(), length, at)
-            except OSError as error:
-                raise unreadable_image(source, error) from error
-            if len(chunk) != length:
-                raise FdeError("the verified image", f"it ends at byte {at + len(chunk)}", "Deploy the image again")
+            chunk = _read(image.fileno(), source, at, length)
             wanted.update(chunk)
             edges.put(volume.fileno(), chunk, offset + at // SECTOR)
         os.fsync(volume.fileno())
@@ -96,6 +91,20 @@ def copy_verified(source: str, target: str, offset: int, tell: Callable[[str], N
         raise FdeError(target, f"the copy cannot be read back: {error.strerror}", "Check the disk") from error
     if found != wanted.digest():
         raise FdeError(target, "the copy reads back otherwise than it was written", "Check the disk")
+
+
+def _read(device: int, path: str, at: int, length: int) -> bytes:
+    """Read from the image; before a block that cannot be read the kernel gives less than it was asked for."""
+    chunk = b""
+    while len(chunk) < length:
+        try:
+            piece = os.pread(device, length - len(chunk), at + len(chunk))
+        except OSError as error:
+            raise unreadable_image(path, error) from error
+        if not piece:
+            raise FdeError("the verified image", f"it ends at byte {at + len(chunk)}", "Deploy the image again")
+        chunk += piece
+    return chunk
 
 
 def _digest(path: str, offset: int, chunks: Iterator[tuple[int, int]]) -> bytes:

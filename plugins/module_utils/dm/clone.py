@@ -25,6 +25,7 @@ from enum import Enum
 
 from ..codes import Code, refuse
 from ..errors import FdeError, Refusal
+from ..runner import CommandError
 from . import edges, written
 from .device import DeviceMapper
 from .edges import BLOCK, MEBIBYTE
@@ -192,7 +193,13 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
         threshold=how.threshold,
         batch=how.batch,
     )
-    refuse_discards(mapper.create(names.root, (clone,)).minor)
+    try:
+        root = mapper.create(names.root, (clone,))
+    except CommandError as error:
+        if fresh:
+            raise
+        raise _unusable(names, f"the kernel does not take it: {error.cause}") from error
+    refuse_discards(root.minor)
     state = status(mapper, names)
     if state.mode is not Mode.READ_WRITE:
         raise _unusable(names, f"its mode is '{state.mode.value}'")

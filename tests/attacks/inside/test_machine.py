@@ -21,7 +21,7 @@ from ansible_collections.cvm.fde.tests.attacks.catalogue import Kind, attack
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from host import make_volume
-from instance import Lab, add_partition, extend, refused, run
+from instance import Lab, add_partition, extend, refused, run, widen
 
 
 @attack(
@@ -50,7 +50,7 @@ def test_an_empty_partition_that_waits_for_the_first_boot_is_refused(lab: Lab) -
 
 @attack(
     kind=Kind.DISKS,
-    does="Replaces the volume by a partition of another type, or adds an empty one of any type, our own among them",
+    does="Replaces the volume by an empty partition of any type, our own among them",
     promise="Only the anchored volume is opened, and nothing else is on the root disk",
     stops="`volume-missing`, `partition-foreign` or `header-mismatch`",
 )
@@ -61,6 +61,19 @@ def test_a_partition_that_nobody_made_is_refused_later(installed: Lab, kind: uui
     assert refused(installed) == "volume-missing"
     add_partition(installed, kind)
     assert refused(installed) == ("header-mismatch" if kind == gpt.FDE else "partition-foreign")
+
+
+@attack(
+    kind=Kind.DISKS,
+    does="Adds an empty partition of any type beside the volume, our own among them",
+    promise="Only the anchored volume is opened, and nothing else is on the root disk",
+    stops="`partition-foreign`, or `volume-duplicate` for one of our type",
+)
+@pytest.mark.parametrize("kind", [gpt.LINUX_GENERIC, gpt.FDE, gpt.ROOT_X86_64, gpt.ROOT_VERITY_X86_64, gpt.ESP])
+def test_a_partition_beside_the_volume_is_refused(installed: Lab, kind: uuid.UUID) -> None:
+    widen(installed)
+    add_partition(installed, kind)
+    assert refused(installed) == ("volume-duplicate" if kind == gpt.FDE else "partition-foreign")
 
 
 @attack(

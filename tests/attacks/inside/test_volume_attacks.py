@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import commit, upkeep
+from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, commit, hydration, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
-from ansible_collections.cvm.fde.plugins.module_utils.dm import written
+from ansible_collections.cvm.fde.plugins.module_utils.dm import clone, written
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import Draft
@@ -41,7 +42,7 @@ from host import (
     root_block,
     root_start,
 )
-from instance import PLAINTEXT, USED, Lab, change, make_lab, mounted, refused, run
+from instance import PLAINTEXT, ROOT_SIZE, USED, Lab, change, make_lab, mounted, refused, run
 
 STATE = "tpm2-00.permall"
 #: Two blocks of the root that are in the volume.
@@ -124,11 +125,17 @@ def strip(header: dict[str, Any]) -> None:
     kind=Kind.NULL_CIPHER,
     does="Sets the cipher of the data to `cipher_null-ecb` and takes the integrity away; the genuine keyslots stay",
     promise="Nothing is ever written to the disk in the clear",
-    stops="The digest of the header: `header-mismatch`; were it anchored, the allow-list would refuse it",
+    stops="The digest of the header: `header-mismatch`; where it is anchored, the allow-list: `luks2-policy`",
 )
 def test_a_header_that_encrypts_nothing_is_refused(installed: Lab) -> None:
     edit_header(installed, strip)
     assert refused(installed) == "header-mismatch"
+    with installed.booting() as machine:
+        anchoring.update(machine, lambda anchor: anchor.changing(read_area(installed.partition).digest))
+        with pytest.raises(Refusal, match="null-cipher at segments.0.encryption") as caught:
+            boot(machine)
+        assert caught.value.code == "luks2-policy"
+        assert machine.mapper.find("fde-crypt") is None
 
 
 @attack(
@@ -238,34 +245,85 @@ def exchange(instance: Lab, places: Places) -> None:
 @attack(
     kind=Kind.CIPHERTEXT,
     does="Flips a bit of a sector or of its tag; moves a sector with its tag; exchanges two sectors with their tags",
-    promise="What is read from the root is what was written there, or an error",
+    promise="What is read from the root is what was written there at some time, or an error",
     stops="`aes-xts-plain64` with `hmac(sha256)` over the sector and its number: the read fails",
 )
-@pytest.mark.parametrize("change_sector", [flip_ciphertext, flip_tag, move, exchange])
+@pytest.mark.parametrize(
+    ("change_sector", "lost"),
+    [(flip_ciphertext, {ONE}), (flip_tag, {ONE}), (move, {ONE}), (exchange, {ONE, OTHER})],
+)
 def test_a_changed_sector_is_an_error_and_not_other_data(
-    installed: Lab, places: Places, change_sector: Callable[[Lab, Places], None]
+    installed: Lab, places: Places, change_sector: Callable[[Lab, Places], None], lost: set[int]
 ) -> None:
     change_sector(installed, places)
     with installed.booting() as machine:
         assert boot(machine) is Action.OPEN
-        assert len(root_block(ONE + 2)) == BLOCK
-        with pytest.raises(OSError, match="Input/output error"):
-            root_block(ONE)
+        for block in (ONE, OTHER, ONE + 2):
+            if block not in lost:
+                assert len(root_block(block)) == BLOCK
+                continue
+            with pytest.raises(OSError, match="Input/output error"):
+                root_block(block)
 
 
 @attack(
     kind=Kind.CLONE_METADATA,
     does="Flips a bit in dm-clone's record of what was copied, to choose where the image's old content is read",
-    promise="The host never chooses which content is old and which is new",
+    promise="The host cannot forge that record",
     stops="The record lies inside of the authenticated volume and cannot be read: refused, `clone-metadata`",
 )
-def test_a_changed_record_of_what_was_copied_is_not_used(installed: Lab, places: Places) -> None:
-    flip(installed, places.data(written.SLICE * 512 // BLOCK) + 100)
+@pytest.mark.parametrize("part", ["superblock", "root of the bits", "bits", "root of the space map"])
+def test_a_changed_record_of_what_was_copied_is_not_used(installed: Lab, places: Places, part: str) -> None:
     with installed.booting() as machine:
-        with pytest.raises(Refusal, match="it cannot be read: Input/output error") as caught:
+        assert boot(machine) is Action.OPEN
+        blocks = parts_of_record()
+    flip(installed, places.data(written.SLICE * 512 // BLOCK + blocks[part]) + 100)
+    with installed.booting() as machine:
+        with pytest.raises(Refusal) as caught:
             boot(machine)
         assert caught.value.code == "clone-metadata"
         assert machine.mapper.find("fde-root") is None
+
+
+def parts_of_record() -> dict[str, int]:
+    """Return the blocks of dm-clone's record whose loss would hide what was copied, while the volume is open.
+
+    Source: Linux drivers/md/dm-clone-metadata.c, superblock_disk; persistent-data/dm-space-map-common.h, disk_sm_root;
+    persistent-data/dm-btree-internal.h, node_header: the values of a node stand behind 252 keys.
+    """
+    record = run("dd", "if=/dev/mapper/fde-clone-meta", f"bs={BLOCK}", "count=64", "iflag=direct", "status=none")
+    [space], [root] = struct.unpack_from("<Q", record, 60), struct.unpack_from("<Q", record, 188)
+    [bits] = struct.unpack_from("<Q", record, root * BLOCK + 32 + 252 * 8)
+    return {"superblock": 0, "root of the bits": root, "bits": bits, "root of the space map": space}
+
+
+@attack(
+    kind=Kind.CLONE_METADATA,
+    does="Puts dm-clone's record back as it was before everything was copied, to have the image's old content read",
+    promise="A root of which everything was copied is read from the volume alone",
+    stops="The anchor says that the volume is complete: the record is not read any more",
+)
+def test_an_older_record_of_what_was_copied_hides_nothing_of_a_complete_volume(installed: Lab, places: Places) -> None:
+    length = clone.metadata_sectors(ROOT_SIZE // 512)
+    record = range(written.SLICE * 512 // BLOCK, (written.SLICE + length) * 512 // BLOCK)
+    older = [places.sector(installed, block) for block in record]
+    ears = Ears(lambda _: None, lambda _: None)
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with mounted() as root:
+            (root / "plaintext").write_bytes(b"mine")
+        hydration.hydrate(machine.mapper, ears, interval=0.1)
+        hydration.settle(machine.mapper, ears)
+        anchoring.mark_complete(machine)
+    changed = {block: sector for block, sector in zip(record, older) if sector != places.sector(installed, block)}
+    assert changed
+    for block, sector in changed.items():
+        places.put(installed, block, sector)
+    with installed.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        assert not clone.is_clone(machine.mapper)
+        with mounted() as root:
+            assert (root / "plaintext").read_bytes() == b"mine"
 
 
 @attack(
@@ -317,6 +375,25 @@ def test_a_changed_block_of_the_image_is_an_error_and_not_other_data(installed: 
         assert boot(machine) is Action.OPEN
         with mounted() as root, pytest.raises(OSError, match="Input/output error"):
             (root / "plaintext").read_bytes()
+
+
+@attack(
+    kind=Kind.VERITY,
+    does="Changes a block of the image before a first boot copies it (`copy`)",
+    promise="No volume is completed from an image that is not the sealed one",
+    stops="dm-verity, which the copy is read from: the first boot ends, and the anchor says that there is no volume",
+)
+def test_a_changed_block_of_the_image_is_never_copied(
+    tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
+) -> None:
+    lab = make_lab(tmp_path, sealed, signer, "copy")
+    root = partition(lab, gpt.ROOT_X86_64)
+    flip(lab, root.offset + read(lab, root.offset, root.size).index(PLAINTEXT))
+    with lab.booting() as machine:
+        with pytest.raises(FdeError, match="the verified image cannot be read: Input/output error"):
+            boot(machine)
+        assert lab.anchored().state is State.INITIALIZING
+        assert machine.mapper.find("fde-root") is None
 
 
 @attack(

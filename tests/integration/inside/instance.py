@@ -444,3 +444,14 @@ def add_partition(instance: Lab, kind: uuid.UUID) -> None:
         for offset, block in gpt.encode_table(replace(table, partitions=(*table.partitions, added))):
             disk.seek(offset)
             disk.write(block)
+
+
+def widen(instance: Lab, by: int = 512 * MIB) -> None:
+    """Give the disk more room behind the volume, from the host's side."""
+    size = instance.image.stat().st_size
+    with instance.image.open("r+b") as disk:
+        table = gpt.read_table(disk, size, "disk")
+        disk.truncate(size + by)
+        for offset, block in gpt.encode_table(gpt.new_table(table.disk_id, size + by, table.partitions)):
+            disk.seek(offset)
+            disk.write(block)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
-from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
+from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing, State
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import TpmError, opened
+from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import PolicyKey, bound_values
 from ansible_collections.cvm.fde.tests.spelling import spelt
-from instance import ENVIRONMENT, Lab
+from instance import ENVIRONMENT, Lab, refused
 
 
 def index(handle: int, size: int, attributes: str) -> Any:
@@ -42,6 +46,10 @@ def own(esys: Any) -> None:
     esys.hierarchy_change_auth(tss.ESYS_TR.OWNER, b"password")
 
 
+def switch_off(esys: Any) -> None:
+    esys.hierarchy_control(tss.ESYS_TR.PLATFORM, tss.ESYS_TR.OWNER, False)
+
+
 def protect(esys: Any) -> None:
     theirs = index(0x0180FDE0, 176, "ppwrite|ppread|authread|noda|platformcreate")
     esys.nv_define_space(b"", theirs, auth_handle=tss.ESYS_TR.PLATFORM)
@@ -55,7 +63,10 @@ def lock(esys: Any) -> None:
         esys.nv_write(guarded, b"x", 0, guarded)
 
 
-@pytest.mark.parametrize(("spoil", "code"), [(fill, "anchor-no-room"), (own, "tpm-owned"), (protect, "anchor-foreign")])
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [(fill, "anchor-no-room"), (own, "tpm-owned"), (switch_off, "tpm-owned"), (protect, "anchor-foreign")],
+)
 def test_a_tpm_that_takes_no_anchor_ends_the_first_boot_before_anything_is_made(
     lab: Lab, spoil: Any, code: str
 ) -> None:
@@ -66,6 +77,52 @@ def test_a_tpm_that_takes_no_anchor_ends_the_first_boot_before_anything_is_made(
             boot(machine)
         assert caught.value.code == code
         assert not Path(lab.partition).exists()
+
+
+def occupy(esys: Any, key: PolicyKey) -> None:
+    """Make an index of the owner's in the place of the anchor, with what could be the content of one."""
+    del key
+    theirs = esys.nv_define_space(b"", index(anchors.INDEX, anchors.SIZE, "ownerwrite|ownerread|authread|no_da"))
+    content = anchors.Anchor(State.READY, header_current=b"h" * 32, volume_key_id=b"k" * 32).marshal()
+    esys.nv_write(theirs, content, 0, tss.ESYS_TR.OWNER)
+
+
+def occupy_orderly(esys: Any, key: PolicyKey) -> None:
+    """Make an index that is ours but for one attribute."""
+    area, _size = tss.TPMS_NV_PUBLIC.unmarshal(anchors.public_area(key, bound_values(esys), written=False))
+    area.attributes |= tss.TPMA_NV.ORDERLY
+    esys.nv_define_space(b"", tss.TPM2B_NV_PUBLIC(nvPublic=area))
+
+
+@pytest.mark.parametrize("theirs", [occupy, occupy_orderly])
+def test_an_index_of_another_system_is_replaced_on_a_first_boot_and_refused_afterwards(
+    lab: Lab, theirs: Callable[[Any, PolicyKey], None]
+) -> None:
+    with lab.booting() as machine:
+        with opened(lab.tcti) as esys:
+            theirs(esys, machine.key)
+        assert lab.anchor().standing is Standing.FOREIGN
+        assert boot(machine) is Action.FIRST_BOOT
+        assert lab.anchored().state is State.READY
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with opened(lab.tcti) as esys:
+            esys.nv_undefine_space(esys.tr_from_tpmpublic(anchors.INDEX))
+            theirs(esys, machine.key)
+    assert refused(lab) == "anchor-foreign"
+
+
+def test_a_later_boot_needs_the_owner_hierarchy_and_not_its_password(installed: Lab) -> None:
+    with installed.booting() as machine:
+        with opened(installed.tcti) as esys:
+            switch_off(esys)
+        with pytest.raises(TpmError, match="handle"):
+            boot(machine)
+        assert machine.mapper.find("fde-crypt") is None
+    with installed.booting() as machine:
+        with opened(installed.tcti) as esys:
+            own(esys)
+        assert boot(machine) is Action.OPEN
 
 
 def test_a_tpm_in_lockout_opens_the_volume(installed: Lab) -> None:

@@ -25,6 +25,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.filling import fill
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears, hydrate
 from ansible_collections.cvm.fde.plugins.module_utils.dm import clone, written
 from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
+from ansible_collections.cvm.fde.plugins.module_utils.dm.queue import queue_of
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear, error
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
@@ -237,6 +238,7 @@ def test_copying_waits_while_the_root_is_used_and_nothing_written_is_lost(machin
     machine.boot(fresh=True)
     mounted = machine.mount()
     told: list[str] = []
+    copying: list[tuple[bool, bool]] = []
     stop = threading.Event()
     written: dict[str, bytes] = {}
 
@@ -252,6 +254,7 @@ def test_copying_waits_while_the_root_is_used_and_nothing_written_is_lost(machin
 
     def status(line: str) -> None:
         told.append(line)
+        copying.append(("waiting for users" in line, clone.status(machine.mapper).background))
         if len([one for one in told if "waiting for users" in one]) >= 3:
             stop.set()
 
@@ -264,11 +267,25 @@ def test_copying_waits_while_the_root_is_used_and_nothing_written_is_lost(machin
         user.join()
     assert state is not None and state.complete
     assert [line for line in told if "waiting for users" in line], "the writer was never noticed"
+    assert set(copying) == {(True, False), (False, True)}, "the kernel copies exactly when nobody is waited for"
+    assert copying[-1] == (False, True)
     machine.runner.run(["umount", "/mnt"])
     machine.halt()
     machine.boot()
     mounted = machine.mount()
     assert {name: (mounted / name).read_bytes() for name in written} == written
+
+
+@pytest.mark.parametrize(("rotational", "threshold", "batch"), [("0", 64, 16), ("1", 64, 64)])
+def test_copying_is_tuned_to_the_disk_below_the_volume(
+    machine: Machine, rotational: str, threshold: int, batch: int
+) -> None:
+    (Path("/sys/block") / Path(machine.volume).name / "queue/rotational").write_text(rotational)
+    machine.boot(fresh=True)
+    assert queue_of(machine.mapper.get("fde-clone-dest").minor).rotational is (rotational == "1")
+    seen: list[clone.Status] = []
+    hydrate(machine.mapper, Ears(lambda _: seen.append(clone.status(machine.mapper)), lambda _: None), interval=0.05)
+    assert {(state.background, state.threshold, state.batch) for state in seen} == {(True, threshold, batch)}
 
 
 def test_a_service_that_is_killed_before_any_of_its_steps_goes_on_where_it_was(machine: Machine) -> None:
@@ -365,8 +382,9 @@ def test_a_damaged_record_of_what_was_copied_is_refused(machine: Machine) -> Non
     os.fsync(descriptor)
     os.close(descriptor)
     machine.halt()
-    with pytest.raises(FdeError, match="reload ioctl on fde-root .* failed"):
+    with pytest.raises(Refusal, match="reload ioctl on fde-root .* failed") as caught:
         machine.boot()
+    assert caught.value.code == "clone-metadata"
     assert machine.mapper.find("fde-root") is None
 
 

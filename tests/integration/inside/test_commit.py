@@ -105,13 +105,36 @@ def test_what_an_operator_changed_is_found_refused_and_accepted_once_it_is_commi
         commit.commit(machine)
 
 
-def test_a_committed_change_of_an_operator_survives_a_boot(installed: Lab) -> None:
+def import_evidence(instance: Lab) -> None:
+    """Take the evidence out of the header and import it again with cryptsetup, as an operator does."""
+    tokens = read_area(instance.partition).header().metadata["tokens"]
+    [number] = [name for name, token in tokens.items() if token["type"] == "cvm-fde"]
+    run("cryptsetup", "token", "remove", "--token-id", number, instance.partition)
+    text = json.dumps(tokens[number]).encode()
+    run("cryptsetup", "token", "import", "--token-id", "7", "--json-file", "-", instance.partition, input=text)
+
+
+@pytest.mark.parametrize(
+    ("edit", "differences", "tokens"),
+    [
+        (
+            lambda instance: cryptenroll(instance, "--recovery-key"),
+            ("keyslot 0 was added (systemd-recovery)", "token 2 was added (systemd-recovery)"),
+            WITH_RECOVERY,
+        ),
+        (import_evidence, ("token 1 was removed (cvm-fde)", "token 7 was added (cvm-fde)"), ALONE),
+    ],
+    ids=["systemd-cryptenroll", "cryptsetup"],
+)
+def test_a_committed_change_of_an_operator_survives_a_boot(
+    installed: Lab, edit: Callable[[Lab], None], differences: tuple[str, ...], tokens: list[str]
+) -> None:
     with system(installed) as instance:
-        cryptenroll(instance, "--recovery-key")
+        edit(instance)
         done = commit.commit(instance.machine, seen=read_area(instance.partition).digest.hex())
-        assert done.action is Action.COMMIT
+        assert (done.action, done.differences) == (Action.COMMIT, differences)
         assert commit.commit(instance.machine).action is Action.NOTHING
-    assert opens(installed) == WITH_RECOVERY
+    assert opens(installed) == tokens
 
 
 def test_only_what_was_looked_at_is_committed(running: Lab) -> None:

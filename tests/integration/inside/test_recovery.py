@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Optional
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, evidence, recovery, volume_key
@@ -22,6 +23,8 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Acti
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
 from ansible_collections.cvm.fde.plugins.module_utils.agent.measuring import measured
 from ansible_collections.cvm.fde.plugins.module_utils.codes import Code
+from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
+from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import change as changes
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import keyslots
@@ -33,6 +36,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS, authorized
 from cryptography.hazmat.primitives.asymmetric import rsa
 from instance import (
+    MIB,
     SIGNATURES,
     Lab,
     PcrRunner,
@@ -76,6 +80,20 @@ class Person:
     @property
     def heard(self) -> str:
         return "\n".join(self.told)
+
+
+@dataclass
+class Watcher(Person):
+    """Somebody who looks at the open volume whenever something is told."""
+
+    mapper: Optional[DeviceMapper] = None
+    read_only: list[tuple[str, bool]] = field(default_factory=list)
+
+    def tell(self, text: str) -> None:
+        super().tell(text)
+        assert self.mapper is not None
+        found = map(self.mapper.find, ("fde-crypt", "fde-crypt_dif"))
+        self.read_only += [(device.name, device.read_only) for device in found if device]
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +152,18 @@ def clear(instance: Lab) -> None:
     """Take another TPM."""
     for state in instance.directory.glob("tpm2-*"):
         state.unlink()
+
+
+def whole_volume(instance: Lab) -> str:
+    """Return the digest of all that is in the encrypted partition, as it is on the disk."""
+    digest = hashlib.sha256()
+    with instance.image.open("rb") as disk:
+        [place] = gpt.read_table(disk, instance.image.stat().st_size, "disk").of_type(gpt.FDE)
+        disk.seek(place.offset)
+        for _piece in range(place.size // MIB):
+            digest.update(disk.read(MIB))
+        digest.update(disk.read(place.size % MIB))
+    return digest.hexdigest()
 
 
 def refusal_of(machine: Machine) -> Refusal:
@@ -263,9 +293,14 @@ def test_a_header_that_was_not_committed_is_recovered(escrowed: Lab) -> None:
     with escrowed.booting():
         before = escrowed.anchored()
         rewrite(escrowed)
+        found = read_area(escrowed.partition).digest
+    assert found != before.header_current
     person = Person([WRONG, b"not a key", KEY.replace(b"-", b" ").upper()])
     assert recovered(escrowed, person) == "header-mismatch"
     assert "2 tries are left" in person.heard and "1 tries are left" in person.heard
+    assert f"refused as header-mismatch; header {found.hex()}" in person.heard
+    assert f"  anchored now: {before.header_current.hex()}" in person.told
+    assert f"  anchored before: {before.header_previous.hex()}" in person.told
     assert "the volume key is the one that the TPM remembers" in person.heard
     assert "the evidence was made by this TPM" in person.heard
     assert KEY.decode() not in person.heard
@@ -280,21 +315,33 @@ def test_a_header_that_was_not_committed_is_recovered(escrowed: Lab) -> None:
 
 
 def test_a_volume_whose_power_was_cut_while_it_was_written_is_opened_for_reading(escrowed: Lab) -> None:
-    """Its integrity journal holds what was not written in place yet; reading must not need to write that."""
-    copy = escrowed.directory / "cut"
+    """Its integrity journal holds what was not written in place yet. The kernel writes that, and nobody more."""
+    copy, content = escrowed.directory / "cut", os.urandom(4 << 20)
     with escrowed.booting() as machine:
         assert boot(machine) is Action.OPEN
         with mounted() as root:
-            (root / "written").write_bytes(os.urandom(4 << 20))
+            (root / "written").write_bytes(content)
             os.sync()
             run("cp", "--sparse=always", str(escrowed.image), str(copy))
     run("mv", str(copy), str(escrowed.image))
     clear(escrowed)
+    states = [whole_volume(escrowed)]
+    for _answer in range(2):
+        with escrowed.booting() as machine:
+            header = read_area(escrowed.partition).content
+            refusal, person = refusal_of(machine), Watcher([KEY], "no", mapper=machine.mapper)
+            assert not recovery.recover(attended(escrowed, machine), refusal, person)
+            assert read_area(escrowed.partition).content == header
+        assert set(person.read_only) == {("fde-crypt", True), ("fde-crypt_dif", True)}
+        states.append(whole_volume(escrowed))
+    unplayed, played, again = states
+    assert unplayed != played, "there was something in the journal"
+    assert played == again
     recovered(escrowed, Person([KEY]))
     with escrowed.booting() as machine:
         assert boot(machine) is Action.OPEN
         with mounted() as root:
-            assert (root / "written").stat().st_size == 4 << 20
+            assert (root / "written").read_bytes() == content
 
 
 def test_a_volume_is_recovered_with_another_tpm_and_again(escrowed: Lab) -> None:
@@ -343,9 +390,11 @@ def test_without_a_yes_all_stays_as_it_was(escrowed: Lab) -> None:
     with escrowed.booting() as machine:
         rewrite(escrowed)
         refusal = refusal_of(machine)
-        before = escrowed.anchored(), read_area(escrowed.partition).digest
-        assert not recovery.recover(attended(escrowed, machine), refusal, Person([KEY], "YES"))
-        assert (escrowed.anchored(), read_area(escrowed.partition).digest) == before
+        before = escrowed.anchored(), whole_volume(escrowed)
+        person = Watcher([KEY], "YES", mapper=machine.mapper)
+        assert not recovery.recover(attended(escrowed, machine), refusal, person)
+        assert (escrowed.anchored(), whole_volume(escrowed)) == before
+        assert set(person.read_only) == {("fde-crypt", True), ("fde-crypt_dif", True)}
         # First in PCR 15 is the recovery, so that no verifier finds the volume's key where it belongs.
         assert logged(machine)[0] == hashlib.sha256(b"cvm-fde-recovery:header-mismatch").digest()
         assert logged(machine)[1:] == [before[0].volume_key_id]

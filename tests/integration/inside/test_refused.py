@@ -45,6 +45,7 @@ from instance import (
     make_sealed,
     refused,
     run,
+    widen,
 )
 from test_anchor import fill, own
 from tpm2_pytss import ESYS_TR
@@ -71,17 +72,6 @@ def shrink(lab: Lab, file: Path | None = None, by: int = MIB) -> None:
         table = gpt.read_table(disk, path.stat().st_size, "disk")
         parts = [replace(one, size=one.size - by) if one.type == gpt.FDE else one for one in table.partitions]
         for offset, block in gpt.encode_table(replace(table, partitions=tuple(parts))):
-            disk.seek(offset)
-            disk.write(block)
-
-
-def widen(lab: Lab, by: int = 512 * MIB) -> None:
-    """Give the disk more room behind the volume."""
-    size = lab.image.stat().st_size
-    with lab.image.open("r+b") as disk:
-        table = gpt.read_table(disk, size, "disk")
-        disk.truncate(size + by)
-        for offset, block in gpt.encode_table(gpt.new_table(table.disk_id, size + by, table.partitions)):
             disk.seek(offset)
             disk.write(block)
 

@@ -352,10 +352,15 @@ def sectors(lab: Lab, size: int) -> None:
     lab.sector = size
 
 
-@pytest.mark.parametrize("sector", [512, 4096])
-def test_the_volume_is_made_on_a_second_disk(make: Any, sector: int) -> None:
-    lab = make("overlay")
-    retitle(lab, "fde.strategy=overlay", "fde.strategy=overlay fde.disk=other")
+def rooted(machine: Machine) -> contextlib.AbstractContextManager[Path]:
+    """Mount the root of any strategy."""
+    return overlaid(machine) if machine.configuration.strategy is Strategy.OVERLAY else mounted()
+
+
+@pytest.mark.parametrize(("strategy", "sector"), [("clone", 512), ("copy", 512), ("overlay", 512), ("overlay", 4096)])
+def test_the_volume_is_made_on_a_second_disk(make: Any, strategy: str, sector: int) -> None:
+    lab = make(strategy)
+    retitle(lab, f"fde.strategy={strategy}", f"fde.strategy={strategy} fde.disk=other")
     if sector != 512:
         sectors(lab, sector)
     lab.spare = lab.directory / "spare"
@@ -364,12 +369,14 @@ def test_the_volume_is_made_on_a_second_disk(make: Any, sector: int) -> None:
     before = digest(lab.image)
     with lab.booting() as machine:
         assert boot(machine) is Action.FIRST_BOOT
-        with overlaid(machine) as root:
+        with rooted(machine) as root:
+            assert (root / "plaintext").read_bytes() == PLAINTEXT
             (root / "secret").write_bytes(SECRET)
     assert digest(lab.image) == before, "the disk of the image stays as it is"
+    assert not holds(lab.spare, SECRET[:43])
     with lab.booting() as machine:
         assert boot(machine) is Action.OPEN
-        with overlaid(machine) as root:
+        with rooted(machine) as root:
             assert (root / "secret").read_bytes() == SECRET
     kept = lab.spare
     lab.spare = None
