@@ -23,7 +23,8 @@ options:
   digest:
     description:
       - The digest of the header that was looked at, from an earlier run in check mode or from
-        M(cvm.fde.root_info). No other header is committed.
+        M(cvm.fde.root_info). No other header is committed. Of a change that was cut short while it was written only
+        check mode tells the digest, which is that of the whole header.
     type: str
 requirements:
   - tpm2-pytss
@@ -65,7 +66,7 @@ action:
   type: str
   sample: commit
 digest:
-  description: Digest of the header on the disk.
+  description: Digest of the header that is to be committed. It is the one on the disk, but for RV(action=repair).
   returned: success
   type: str
 differences:

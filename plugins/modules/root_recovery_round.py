@@ -115,7 +115,7 @@ def look(machine: Machine, wanted: Mapping[str, Any]) -> dict[str, object]:
     record = escrowed.read()
     slot = escrowed.current(machine, record)
     recipients = escrowed.recipients(wanted["host"], certificates(wanted))
-    waiting = escrowed.waiting(machine, record, recipients)
+    waiting = escrowed.waiting(machine, record)
     steps = [FINISHED] if waiting else []
     if wanted["rotate"] or (waiting.recipients != recipients if waiting else slot is None):
         steps.append(ROTATED if slot or waiting else MADE)

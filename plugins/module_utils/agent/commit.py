@@ -15,20 +15,21 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Mapping, Optional
 
 from ..errors import FdeError
 from ..luks2.area import HeaderArea, read_area
-from ..luks2.change import Draft, draft, is_mixture, redo, store
+from ..luks2.change import Draft, draft, is_mixture, on_disk, redo, store
 from ..luks2.keyslots import Means, Tpm2, enrolled, require_proof
 from ..luks2.policy import judge
 from ..luks2.profile import LAYOUT
 from ..luks2.volume import underlying
 from ..tpm.anchor import Anchor, State
-from . import anchoring
+from . import anchoring, evidence
+from .console import say
 from .differences import differences, same_volume
 from .esp import EfiPartition, efi_partition
 from .machine import VOLUME, Machine
@@ -37,6 +38,8 @@ from .opening import expected
 #: The copy of the new header on the EFI system partition.
 SAVED = "header.next"
 _LOCK = "lock"
+#: What helps where a header that is to be pinned is perhaps not on the disk.
+_NOT_PINNED = "Check the disk, then commit again; until then do not start the machine anew, the boot would refuse it"
 
 
 class Action(str, Enum):
@@ -65,7 +68,7 @@ class Root:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is to be done, or was; ``digest`` is that of the header on the disk, ``differences`` are sentences."""
+    """What is to be done, or was; ``digest`` is that of the header to be pinned, ``differences`` are sentences."""
 
     action: Action
     digest: str
@@ -79,7 +82,8 @@ def probe(machine: Machine) -> Root:
         raise FdeError("the anchor", f"it is {found.standing.value}", "Start the machine again: the boot tells why")
     device = underlying(machine.mapper, VOLUME)
     opened = replace(read_area(str(machine.paths.header)), device=device)
-    return Root(read_area(device), opened, found.anchor)
+    # What the page cache holds after a write that failed never reached the disk.
+    return Root(HeaderArea(device, on_disk(device, LAYOUT.offset)), opened, found.anchor)
 
 
 def plan(root: Root) -> Action:
@@ -93,7 +97,8 @@ def commit(machine: Machine, *, seen: Optional[str] = None, dry_run: bool = Fals
     """Pin the header that is on the disk, and return what was done.
 
     With ``seen``, the digest (hexadecimal) of a header that was looked at before, no other one is pinned. Raises
-    ``FdeError`` when the header is not one that this volume may have; the disk is never changed.
+    ``FdeError`` when the header is not one that this volume may have. The disk is only changed where a change of ours
+    was cut short while it was written: its rest is written first (``Action.REPAIR``).
     """
     with locked(machine):
         root = probe(machine)
@@ -113,10 +118,19 @@ def commit(machine: Machine, *, seen: Optional[str] = None, dry_run: bool = Fals
 
 
 def _torn(machine: Machine, root: Root) -> Optional[HeaderArea]:
-    """Return the saved copy of the pinned next header if the disk holds a mixture of the current one and that."""
-    copy = saved(machine, root.disk.device) if any(root.anchor.header_next) else None
-    if copy is None or copy.digest != root.anchor.header_next or root.opened.digest != root.anchor.header_current:
+    """Return the saved copy of the pinned next header if the disk holds a mixture of the current one and that.
+
+    Raises ``FdeError`` where that cannot be told: half of a header must not be pinned.
+    """
+    copy = _copy(machine, root.disk.device) if any(root.anchor.header_next) else None
+    if copy is None or copy.digest != root.anchor.header_next:
         return None
+    if root.opened.digest != root.anchor.header_current:
+        raise FdeError(
+            root.disk.device,
+            "a change of its header was cut short, and the one before it is not at hand",
+            "Start the machine again: the boot finishes the change",
+        )
     return copy if is_mixture(root.disk.content, root.opened.content, copy.content) else None
 
 
@@ -127,7 +141,7 @@ def _apply(machine: Machine, root: Root, action: Action) -> None:
         anchoring.update(machine, Anchor.unchanged)
     elif action is not Action.NOTHING:
         # Writes nothing: it makes sure that these bytes are on the disk itself, and not only in the page cache.
-        store(root.disk.device, root.disk, root.disk)
+        store(root.disk.device, root.disk, root.disk, _NOT_PINNED)
         anchoring.update(machine, lambda anchor: anchor.changing(root.disk.digest).changed())
         _keep(machine, root.disk)
     if action in (Action.ABANDON, Action.FINISH, Action.REPAIR):
@@ -169,12 +183,23 @@ def check(machine: Machine, old: HeaderArea, new: HeaderArea) -> None:
     """Raise ``FdeError`` unless ``new`` is a header that the boot would accept for the volume of ``old``."""
     header = new.header()
     judge(header, expected(machine)).require(new.device)
+    if _creation(old) != _creation(new):
+        raise FdeError(
+            new.device,
+            "the evidence of the volume's creation was removed or changed",
+            "Put its token (type cvm-fde) back: the boot refuses a volume without it",
+        )
     if not same_volume(old.header(), header):
         raise FdeError(
             new.device,
             "the header is that of another volume, or of another volume key",
             "Put the header back that belongs to this volume; this one is never committed",
         )
+
+
+def _creation(area: HeaderArea) -> Optional[Mapping[str, Any]]:
+    creation = evidence.found(area.header()).get(evidence.CREATION)
+    return None if creation is None else creation.claims
 
 
 def prove(machine: Machine, area: HeaderArea) -> None:
@@ -188,10 +213,14 @@ def prove(machine: Machine, area: HeaderArea) -> None:
 def saved(machine: Machine, device: str) -> Optional[HeaderArea]:
     """Return the copy of the new header of an interrupted change, None where there is none of the right size."""
     try:
-        content = _efi(machine).read(SAVED, LAYOUT.offset + 1)
+        return _copy(machine, device)
     except FdeError:
         # Whatever ails that file system, it does not decide: without the copy the header on the disk is judged.
         return None
+
+
+def _copy(machine: Machine, device: str) -> Optional[HeaderArea]:
+    content = _efi(machine).read(SAVED, LAYOUT.offset + 1)
     return HeaderArea(device, content) if content is not None and len(content) == LAYOUT.offset else None
 
 
@@ -213,8 +242,10 @@ def settle(machine: Machine, opened: HeaderArea) -> None:
 
 def _forget(machine: Machine) -> None:
     """Remove the copy of a change that is over, if that can be done: it is only used for the digest that is pinned."""
-    with suppress(FdeError):
+    try:
         _efi(machine).remove(SAVED)
+    except (FdeError, OSError) as error:
+        say(f"a copy of the volume's header stays on the EFI system partition: {getattr(error, 'cause', error)}")
 
 
 def _keep(machine: Machine, area: HeaderArea) -> None:

@@ -124,7 +124,7 @@ def first_words(command_line: str) -> str:
     """Return a command line without the words whose name was given before.
 
     What a host adds comes behind what is signed (systemd-stub(7)). A boot that is refused for it still has to know
-    what was signed: where its anchor and its EFI system partition are.
+    what was signed: which disk has the EFI system partition that keeps the words of the refusal.
     """
     words: dict[str, str] = {}
     for word in command_line.split():

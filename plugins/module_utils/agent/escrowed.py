@@ -80,25 +80,20 @@ def current(machine: Machine, record: Record) -> Optional[Slot]:
     return _there(commit.probe(machine).disk.header(), record.escrowed)
 
 
-def waiting(machine: Machine, record: Record, wanted: str) -> Optional[Slot]:
-    """Return the keyslot whose envelope the next first round hands over again.
+def waiting(machine: Machine, record: Record) -> Optional[Slot]:
+    """Return the keyslot whose envelope the next first round hands over again: the one that was never confirmed.
 
-    It is the one that was never confirmed: if its envelope is for the ``wanted`` recipients, or if no other keyslot is
-    known to be in escrow, because its envelope may be the only one that was stored.
+    Whoever it is for: its envelope may have been stored, in the place of the one before.
     """
-    header = commit.probe(machine).disk.header()
-    pending = _there(header, record.pending)
-    if pending is None or not pending.content:
-        return None
-    return pending if pending.recipients == wanted or _there(header, record.escrowed) is None else None
+    pending = _there(commit.probe(machine).disk.header(), record.pending)
+    return pending if pending is not None and pending.content else None
 
 
 def add(machine: Machine, host: str, certificates: Sequence[bytes], path: Path = RECORD) -> Handover:
     """Carry out the first round: hand over what waits for it, else a new key. Raises ``FdeError``."""
     record = read(path)
-    wanted = recipients(host, certificates)
     header = commit.probe(machine).disk.header()
-    again = waiting(machine, record, wanted)
+    again = waiting(machine, record)
     if again is not None:
         return Handover(base64.b64decode(again.content), header.uuid)
     slots = _recovery_slots(header)
@@ -119,14 +114,16 @@ def add(machine: Machine, host: str, certificates: Sequence[bytes], path: Path =
             planned = Plan(adds=(Recovery(),), removes=stale)
             means = Means(recovery=key, tpm2_device=machine.tcti)
             change_keyslots(machine.runner, copy.path, planned, ByTpm(machine.tcti), means)
+            # Before the volume has it: a keyslot that no record tells of would be taken for somebody else's.
+            changed = copy.area().header()
+            [salt] = {_salt(changed, slot) for slot in _recovery_slots(changed)} - set(known)
+            text = base64.b64encode(handover.envelope).decode()
+            pending = Slot(salt, handover.digest, text, recipients(host, certificates))
+            write(Record(record.escrowed, pending), path)
 
         commit.change(machine, edit)
     finally:
         wipe(key)
-    header = commit.probe(machine).disk.header()
-    [salt] = {_salt(header, slot) for slot in _recovery_slots(header)} - set(known)
-    text = base64.b64encode(handover.envelope).decode()
-    write(Record(record.escrowed, Slot(salt, handover.digest, text, wanted)), path)
     return handover
 
 

@@ -101,6 +101,8 @@ def tuning(source: int, queue: Queue = UNKNOWN) -> Tuning:
     return Tuning(region, requests * batch, batch)
 
 
+#: What the kernel says of a machine that has no room just now, which is nothing of the record.
+_PASSING = (b"Cannot allocate memory", b"Device or resource busy")
 #: What copying is slowed down to beside the I/O of users: one region at a time.
 GENTLE = (1, 1)
 
@@ -196,7 +198,7 @@ def assemble(mapper: DeviceMapper, encrypted: str, source: str, *, fresh: bool, 
     try:
         root = mapper.create(names.root, (clone,))
     except CommandError as error:
-        if fresh:
+        if fresh or any(text in error.completed.stderr for text in _PASSING):
             raise
         raise _unusable(names, f"the kernel does not take it: {error.cause}") from error
     refuse_discards(root.minor)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent import (
     commit,
     console,
     escrowed,
+    evidence,
     refusals,
     volume_key,
 )
@@ -171,6 +173,21 @@ def test_what_the_boot_would_refuse_is_not_committed(running: Lab) -> None:
     assert running.anchored() == before
 
 
+def test_a_header_without_the_evidence_of_the_creation_is_not_committed(running: Lab) -> None:
+    """Not even where another token makes up their number: the boot could not tell which image is the volume's."""
+    machine, before = running.machine, running.anchored()
+    tokens = read_area(running.partition).header().metadata["tokens"].items()
+    [(number, token)] = [(int(name), token) for name, token in tokens if token["type"] == evidence.TOKEN_TYPE]
+    claims = json.loads(base64.b64decode(token["claims"]))
+    other = json.dumps({**claims, "purpose": evidence.RECOVERY}).encode()
+    volumes.import_token(
+        machine.runner, running.partition, {**token, "claims": base64.b64encode(other).decode()}, token_id=number
+    )
+    with pytest.raises(FdeError, match="evidence of the volume's creation"):
+        commit.commit(machine)
+    assert running.anchored() == before
+
+
 def test_the_header_of_another_volume_is_never_committed(disk: Callable[..., str], running: Lab) -> None:
     """It has the same UUID, profile, tokens and TPM; only the volume key is the attacker's."""
     machine = running.machine
@@ -290,6 +307,26 @@ def test_a_torn_change_is_never_committed_but_finished(
         escrowed.confirm(machine, second.digest, record)
         assert store.opens(instance, "escrow", second.envelope) == [True]
     assert opens(installed) == WITH_RECOVERY
+
+
+def test_a_torn_change_is_not_committed_where_its_copy_cannot_be_read(
+    installed: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with system(installed) as instance:
+        with monkeypatch.context() as patch:
+            cut_at("store 2", patch)
+            with pytest.raises(PowerCut):
+                commit.change(instance.machine, add_recovery_key(instance))
+        before = instance.anchored()
+        front = Path(f"{instance.device}p1").read_bytes()[: 1 << 20]
+        with open(f"{instance.device}p1", "r+b") as efi:
+            efi.write(os.urandom(1 << 20))
+        with pytest.raises(FdeError, match="EFI system partition cannot be used"):
+            commit.commit(instance.machine)
+        assert instance.anchored() == before
+        with open(f"{instance.device}p1", "r+b") as efi:
+            efi.write(front)
+    assert opens(installed, Boot.REPAIR) == WITH_RECOVERY
 
 
 def test_a_change_that_was_never_written_is_given_up_by_a_commit(running: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,15 +450,17 @@ def test_after_a_power_cut_in_a_rotation_a_key_in_escrow_opens_the_volume(
         machine, stored = instance.machine, (first.envelope, second.envelope)
         gone = step in ("store 2", "anchor 2", "record 1")
         assert store.opens(instance, "escrow", *stored) == [not gone, True]
-        if gone:
-            # It may be the only one in escrow: no other key is made before that is certain, for whomever.
-            assert escrowed.add(machine, "host", others, record) == second
-            escrowed.confirm(machine, second.digest, record)
-        for _round in range(2):
+        # It may be the only one in escrow: no other key is made before that is certain, for whomever.
+        assert escrowed.add(machine, "host", others, record) == second
+        escrowed.confirm(machine, second.digest, record)
+        assert store.opens(instance, "escrow", *stored) == [False, True]
+        lost = escrowed.add(machine, "host", others, record)
+        for certificates in (others, recipients):
             # The control node does not keep this one.
-            lost = escrowed.add(machine, "host", others, record)
-            assert store.opens(instance, "escrow", *stored) == [not gone, gone]
+            assert escrowed.add(machine, "host", certificates, record) == lost
+        assert store.opens(instance, "escrow", *stored) == [False, True]
         assert store.opens(instance, "others", lost.envelope) == [True]
+        escrowed.confirm(machine, lost.digest, record)
         third = escrowed.add(machine, "host", recipients, record)
         escrowed.confirm(machine, third.digest, record)
         assert store.opens(instance, "escrow", *stored, third.envelope) == [False, False, True]

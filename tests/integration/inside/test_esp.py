@@ -74,6 +74,22 @@ def test_a_file_system_that_is_in_use_keeps_its_files(efi: EfiPartition) -> None
         assert (root / "BOOTX64.EFI").read_bytes() == b"the kernel"
 
 
+@pytest.mark.parametrize("first", ["read", "write"])
+def test_what_somebody_looks_at_for_a_moment_is_waited_for(efi: EfiPartition, first: str) -> None:
+    """A file system that goes only later cannot be mounted for writing where it was for reading, nor the other way."""
+    efi.write(NAME, b"a header")
+    scanned = Scanned()
+    busy = EfiPartition(scanned, efi.device)
+    busy.read(NAME, 100) if first == "read" else busy.write(NAME, b"another")
+    assert scanned.opened is not None
+    closing = threading.Timer(1.0, scanned.opened.close)
+    closing.start()
+    if first == "read":
+        efi.write(NAME, b"another")
+    assert efi.read(NAME, 100) == b"another"
+    closing.join()
+
+
 def test_readers_and_writers_wait_for_one_another(efi: EfiPartition) -> None:
     failures: list[BaseException] = []
 
