@@ -243,26 +243,32 @@ def test_a_device_needs_all_but_the_last_few_blocks_of_its_length(installed: Lab
     assert 0 <= length - needed * 512 < MIB // 2
 
 
+def on_a_second_disk(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> tuple[Lab, Path]:
+    """Return an instance whose volume goes to another disk, and that disk, which is blank."""
+    lab, spare = make_lab(tmp_path, sealed, signer, "overlay"), tmp_path / "spare"
+    line = lab.directory / "cmdline"
+    line.write_text(f"{line.read_text().strip()} fde.disk=other\n")
+    with spare.open("wb") as file:
+        file.truncate(640 * MIB)
+    lab.spare = spare
+    return lab, spare
+
+
 def test_a_volume_on_a_second_disk_that_was_cut_off_is_refused_by_name(
     tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
 ) -> None:
-    lab = make_lab(tmp_path, sealed, signer, "overlay")
-    line = lab.directory / "cmdline"
-    line.write_text(f"{line.read_text().strip()} fde.disk=other\n")
-    lab.spare = tmp_path / "spare"
-    with lab.spare.open("wb") as file:
-        file.truncate(640 * MIB)
+    lab, spare = on_a_second_disk(tmp_path, sealed, signer)
     with lab.booting() as machine:
         assert boot(machine) is Action.FIRST_BOOT
     whole = tmp_path / "whole"
-    run("cp", "--sparse=always", str(lab.spare), str(whole))
-    with lab.spare.open("r+b") as file:
+    run("cp", "--sparse=always", str(spare), str(whole))
+    with spare.open("r+b") as file:
         file.truncate(600 * MIB)
     assert refused(lab) == "disk-damaged"
-    run("cp", "--sparse=always", str(whole), str(lab.spare))
-    shrink(lab, lab.spare, 40 * MIB)
+    run("cp", "--sparse=always", str(whole), str(spare))
+    shrink(lab, spare, 40 * MIB)
     assert refused(lab) == "device-shrunk"
-    run("cp", "--sparse=always", str(whole), str(lab.spare))
+    run("cp", "--sparse=always", str(whole), str(spare))
     with lab.booting() as machine:
         assert boot(machine) is Action.OPEN
     for path in (whole, lab.image):
@@ -273,12 +279,8 @@ def test_a_second_disk_with_a_partition_table_that_is_not_ours_is_not_blank(
     tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
 ) -> None:
     """Somebody may have removed its partitions by mistake, and want them back."""
-    lab = make_lab(tmp_path, sealed, signer, "overlay")
-    line = lab.directory / "cmdline"
-    line.write_text(f"{line.read_text().strip()} fde.disk=other\n")
-    lab.spare = tmp_path / "spare"
-    with lab.spare.open("wb") as file:
-        file.truncate(640 * MIB)
+    lab, spare = on_a_second_disk(tmp_path, sealed, signer)
+    with spare.open("r+b") as file:
         for offset, block in gpt.encode_table(gpt.new_table(uuid.uuid4(), 640 * MIB, ())):
             file.seek(offset)
             file.write(block)
