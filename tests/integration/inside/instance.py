@@ -295,7 +295,12 @@ def make_sealed(directory: Path, wanted: Content = Content()) -> tuple[Path, str
 def update(lab: Lab, directory: Path, files: dict[str, bytes]) -> Lab:
     """Replace the image of an instance by a newer one: other content, other root hash, same volume and TPM."""
     directory.mkdir()
-    image, root_hash = make_sealed(directory, Content(files))
+    return put_below(lab, make_sealed(directory, Content(files)))
+
+
+def put_below(lab: Lab, sealed: tuple[Path, str]) -> Lab:
+    """Write a sealed image over that of an instance, whose volume stays."""
+    image, root_hash = sealed
     with image.open("rb") as file:
         fresh = gpt.read_table(file, DISK_SIZE, "image")
     with lab.image.open("r+b") as disk:

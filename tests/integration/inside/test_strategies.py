@@ -45,6 +45,7 @@ from instance import (
     make_lab,
     make_sealed,
     mounted,
+    put_below,
     run,
     update,
 )
@@ -183,28 +184,25 @@ def test_another_image_of_the_same_builder_is_never_put_below_a_volume(
     """Nor is a clone gone on with from it: nobody could tell afterwards which file is of which image."""
     (tmp_path / "first").mkdir()
     (tmp_path / "lab").mkdir()
-    lab = make_lab(tmp_path / "lab", make_sealed(tmp_path / "first"), signer, strategy)
+    own = make_sealed(tmp_path / "first")
+    lab = make_lab(tmp_path / "lab", own, signer, strategy)
     with lab.booting() as machine:
         assert boot(machine) is Action.FIRST_BOOT
         with mounted() as root:
             (root / "mine").write_bytes(SECRET)
             if complete:
                 upkeep.finish(machine, Ears(lambda _: None, lambda _: None), str(root))
-    own = tmp_path / "own"
-    run("cp", "--sparse=always", str(lab.image), str(own))
-    line = (lab.directory / "cmdline").read_text()
-    with update(lab, tmp_path / "second", {"plaintext": b"of the other image"}).booting() as machine:
+    other = update(lab, tmp_path / "second", {"plaintext": b"of the other image"})
+    with other.booting() as machine:
         with pytest.raises(Refusal) as caught:
             boot(machine)
         assert caught.value.code == "image-changed" and "another root_hash" in caught.value.cause
         assert machine.mapper.find("fde-root") is None
-    run("cp", "--sparse=always", str(own), str(lab.image))
-    (lab.directory / "cmdline").write_text(line)
-    with lab.booting() as machine:
+    with put_below(other, own).booting() as machine:
         assert boot(machine) is Action.OPEN
         with mounted() as root:
             assert (root / "mine").read_bytes() == SECRET and (root / "plaintext").read_bytes() == PLAINTEXT
-    own.unlink()
+    lab.image.unlink()
 
 
 def test_an_image_that_is_sealed_for_another_strategy_does_not_open_the_volume(make: Any) -> None:
