@@ -66,6 +66,10 @@ class GuestError(Exception):
     """The guest did not reach the end of its command: it could not start, it died, or it made no progress."""
 
 
+class Silent(GuestError):
+    """The guest was ended because it said nothing any more."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a command left behind: its exit status, what it and the kernel printed, and the seconds the guest lived."""
@@ -131,9 +135,9 @@ class Guest:
         status = exchange / "status"
         # The file is the only witness: it is written after the command ended, whatever the console says.
         if why is None and not status.exists():
-            why = "the guest ended before its command did"
+            why = GuestError("the guest ended before its command did")
         if why is not None:
-            raise GuestError(f"{why}\n--- output\n{_tail(output)}\n--- console\n{_tail(console)}")
+            raise type(why)(f"{why}\n--- output\n{_tail(output)}\n--- console\n{_tail(console)}")
         said, warned = (text.decode("utf-8", "replace") for text in (output, console))
         return Outcome(int(status.read_text()), said, warned, time.monotonic() - started)
 
@@ -145,7 +149,7 @@ class Guest:
         lines += [f"cd {shlex.quote(str(cwd))} || exit 127", f"exec {shlex.join(argv)}", ""]
         (exchange / "command").write_text("\n".join(lines))
 
-    def _boot(self, exchange: Path, echo: bool) -> tuple[bytes, bytes, str | None]:
+    def _boot(self, exchange: Path, echo: bool) -> tuple[bytes, bytes, GuestError | None]:
         """Start the kernel and wait for its end; return output, console and why it had to be ended, if it had."""
         with _pipe() as (console_in, console_out), _pipe() as (output_in, output_out), _memory_directory() as memory:
             process = subprocess.Popen(
@@ -188,10 +192,10 @@ class Guest:
 
     def _watch(
         self, process: subprocess.Popen[bytes], output_in: int, console_in: int, echo: bool
-    ) -> tuple[bytes, bytes, str | None]:
+    ) -> tuple[bytes, bytes, GuestError | None]:
         received = {output_in: bytearray(), console_in: bytearray()}
         started = heard = time.monotonic()
-        why = None
+        why: GuestError | None = None
         with selectors.DefaultSelector() as selector:
             for descriptor in received:
                 selector.register(descriptor, selectors.EVENT_READ)
@@ -208,9 +212,9 @@ class Guest:
                         sys.stdout.flush()
                 now = time.monotonic()
                 if now - heard > self.idle:
-                    why = f"the guest said nothing for {self.idle:.0f} s and was ended"
+                    why = Silent(f"the guest said nothing for {self.idle:.0f} s and was ended")
                 elif now - started > self.limit:
-                    why = f"the guest was ended after {self.limit:.0f} s"
+                    why = GuestError(f"the guest was ended after {self.limit:.0f} s")
                 elif process.poll() is not None and heard < now - 1:
                     break
         return bytes(received[output_in]), bytes(received[console_in]), why

@@ -22,7 +22,7 @@ from typing import Any, Callable, Iterator, Mapping, Optional
 
 from ..errors import FdeError
 from ..luks2.area import HeaderArea, read_area
-from ..luks2.change import Draft, draft, is_mixture, on_disk, redo, store
+from ..luks2.change import BY_COPY, Draft, draft, is_mixture, on_disk, redo, store
 from ..luks2.keyslots import Means, Tpm2, enrolled, require_proof
 from ..luks2.policy import judge
 from ..luks2.profile import LAYOUT
@@ -141,7 +141,8 @@ def _apply(machine: Machine, root: Root, action: Action) -> None:
         anchoring.update(machine, Anchor.unchanged)
     elif action is not Action.NOTHING:
         # Writes nothing: it makes sure that these bytes are on the disk itself, and not only in the page cache.
-        store(root.disk.device, root.disk, root.disk, _NOT_PINNED)
+        remedy = _NOT_PINNED if action is Action.COMMIT else BY_COPY
+        store(root.disk.device, root.disk, root.disk, remedy)
         anchoring.update(machine, lambda anchor: anchor.changing(root.disk.digest).changed())
         _keep(machine, root.disk)
     if action in (Action.ABANDON, Action.FINISH, Action.REPAIR):

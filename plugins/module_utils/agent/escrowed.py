@@ -6,8 +6,8 @@
 It takes two rounds. In the first a keyslot is added whose key leaves this machine only as an envelope; in the second,
 when the envelope was stored and read back, the keyslot is recorded and older ones go. What interrupts the two leaves a
 keyslot whose envelope may have been stored or not: nobody here knows. So the envelope is kept in the record until it is
-confirmed, and the next first round hands the same one over again. Only beside a keyslot that is in escrow for certain
-does one that was never confirmed go.
+confirmed, and the next first round hands the same one over again. Only a keyslot whose envelope is not at hand any more
+gives way, and it does so for a new one beside the one that is in escrow.
 """
 
 from __future__ import annotations

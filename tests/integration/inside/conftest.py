@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import json
 import os
@@ -29,6 +30,7 @@ from software_tpm import Tpm
 COLLECTED = Path("/exchange/collected.json")
 RESULTS = Path("/exchange/results.jsonl")
 MEMORY = Path("/exchange/memory.jsonl")
+STUCK = Path("/exchange/stuck")
 #: Bytes of a file that may stay where it is after its test.
 _SMALL = 1 << 20
 
@@ -68,7 +70,51 @@ class Memory:
                     file.write(json.dumps({"test": self._test, **now}) + "\n")
 
 
+class Patience:
+    """Tells the host what a test waits for that takes suspiciously long, which no silence of a guest explains."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._timer: threading.Timer | None = None
+
+    def begin(self) -> None:
+        """Wait anew."""
+        self.end()
+        STUCK.unlink(missing_ok=True)
+        self._timer = threading.Timer(self._seconds, self._tell)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def end(self) -> None:
+        """Wait no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _tell(self) -> None:
+        with STUCK.open("w") as file:
+            print(f"a test has taken {self._seconds:.0f} s; its threads:", file=file, flush=True)
+            faulthandler.dump_traceback(file)
+            print("the processes (number, parent, state, what it waits for, command):", file=file, flush=True)
+            for entry in sorted(Path("/proc").glob("[0-9]*"), key=lambda found: int(found.name)):
+                print(_process(entry), file=file, flush=True)
+
+
+def _process(entry: Path) -> str:
+    """Return a line about a process, and its stack in the kernel where that tells it."""
+    try:
+        state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+        command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")[:160]
+        if not command:
+            return f"{entry.name} {parent} {state} [{(entry / 'comm').read_text().strip()}]"
+        waits = " ".join((entry / name).read_text().strip() for name in ("wchan", "stack") if (entry / name).exists())
+        return f"{entry.name} {parent} {state} {waits} {command}"
+    except OSError as error:
+        return f"{entry.name} {error.strerror}"
+
+
 _memory = Memory()
+#: Less than the silence after which the host ends the guest.
+_patience = Patience(180)
 
 
 def pytest_sessionstart() -> None:
@@ -82,13 +128,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """Watch the memory no longer."""
+    """Watch memory and time no longer."""
+    _patience.end()
     _memory.stop()
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:
-    """Count memory for this test."""
+    """Count memory and time for this test."""
     _memory.begin(nodeid)
+    _patience.begin()
 
 
 def pytest_runtest_logfinish() -> None:
