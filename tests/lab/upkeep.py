@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The service of a sealed guest that brings its root to its end."""
+"""What the boot of a sealed guest sets going, the service that brings its root to its end, and what it leaves."""
 
 from __future__ import annotations
 
@@ -27,3 +27,10 @@ def settle(guest: Guest) -> None:
             told = guest.ssh(f"systemctl status --no-pager --lines=50 {SERVICE}", check=False).stdout
             raise GuestError(guest, f"its root does not come to its end in {LIMIT} s:\n{told}")
         time.sleep(5)
+
+
+def assert_nothing_left(guest: Guest) -> None:
+    """Fail where a program still holds a secret in a file in memory, or the agent left more in /run than it says."""
+    assert guest.ssh("ls -l /proc/[0-9]*/fd 2>/dev/null | grep 'memfd:secret' || true").stdout == ""
+    files = {file.removeprefix("/run/cvm-fde/") for file in guest.ssh("find /run/cvm-fde -type f").stdout.split()}
+    assert {"header"} <= files <= {"header", "lock", "anchor.lock", "hydrate.lock"}
