@@ -28,7 +28,7 @@ def measured(tree: Path) -> dict[str, Any]:
     """Run the attacks in User-mode Linux on a tree of tools and return what came of them."""
     with tempfile.TemporaryDirectory(prefix="fde-exchange-") as exchange:
         command = ["python3", "-m", "tests.attacks.stock_inside", "/exchange/stock.json"]
-        outcome = uml.Guest(tree).run(command, exchange=Path(exchange), echo=__name__ == "__main__")
+        outcome = uml.Guest(tree, idle=420).run(command, exchange=Path(exchange), echo=__name__ == "__main__")
         if outcome.status != 0:
             raise RuntimeError(f"the attacks did not come to their end:\n{outcome.output[-4000:]}")
         return {"systemd": version(tree), "results": json.loads((Path(exchange) / "stock.json").read_text())}

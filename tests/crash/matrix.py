@@ -50,6 +50,10 @@ class Died(MatrixError):
     """A guest hung or died: that can be what is tested."""
 
 
+class Hung(Died):
+    """A guest fell silent: what is tested does so again, the kernel of a guest seldom."""
+
+
 def listed(recording: Path) -> Iterator[dict[str, Any]]:
     """Yield the cuts of a recording, each with what is known of its moment."""
     entries = tuple(log_writes.entries(recording / "log"))
@@ -101,10 +105,16 @@ def record_all(scenarios: Sequence[str], directory: Path) -> None:
 
 def record(scenario: str, directory: Path) -> None:
     """Record a scenario into a new directory. Raises ``MatrixError``."""
-    directory.mkdir()
     command = ["python3", "-m", "tests.crash.inside", "record", scenario, str(directory)]
-    # Disk and log are in memory there, every write of the volume twice: dm-integrity has a journal.
-    _guest(command, {directory: True}, memory="6144M")
+    try:
+        directory.mkdir()
+        # Disk and log are in memory there, every write of the volume twice: dm-integrity has a journal.
+        _guest(command, {directory: True}, memory="6144M")
+    except Hung as error:
+        print(f"recording {scenario} again: {error}", flush=True)
+        shutil.rmtree(directory)
+        directory.mkdir()
+        _guest(command, {directory: True}, memory="6144M")
 
 
 def replay(recording: Path, chosen: Sequence[dict[str, Any]], guests: int = GUESTS) -> list[dict[str, Any]]:
@@ -118,6 +128,7 @@ def _replay(recording: Path, chosen: list[dict[str, Any]]) -> list[dict[str, Any
     with tempfile.TemporaryDirectory(prefix="fde-crash-") as name:
         results, cuts = Path(name) / "results.jsonl", Path(name) / "cuts.json"
         done: list[dict[str, Any]] = []
+        again = -1
         while len(done) < len(chosen):
             cuts.write_text(json.dumps(chosen[len(done) :]))
             command = [
@@ -135,6 +146,11 @@ def _replay(recording: Path, chosen: list[dict[str, Any]]) -> list[dict[str, Any
             except Died as error:
                 # The machine that hung or died is the one under test: that cut is lost, the others go on.
                 found = _lines(results)
+                if isinstance(error, Hung) and again != len(found):
+                    again = len(found)
+                    print(f"trying {chosen[again]} again: {error}", flush=True)
+                    done = found
+                    continue
                 with results.open("a") as file:
                     failed = {**chosen[len(found)], "outcome": "lost", "why": str(error), "seconds": 0}
                     file.write(json.dumps(failed) + "\n")
@@ -156,6 +172,8 @@ def _guest(command: list[str], shares: dict[Path, bool], memory: str = "2048M") 
     with tempfile.TemporaryDirectory(prefix="fde-exchange-") as exchange:
         try:
             outcome = guest.run(command, exchange=Path(exchange), echo=True)
+        except uml.Silent as error:
+            raise Hung(str(error)) from error
         except uml.GuestError as error:
             raise Died(str(error)) from error
     if outcome.status != 0:

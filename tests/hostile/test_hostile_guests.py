@@ -267,6 +267,8 @@ def attested(
     environment = {
         "ANSIBLE_LOCAL_TEMP": str(folder / "tmp"),
         "ANSIBLE_HOME": str(folder / "home"),
+        # Of the connection, which honest hosts make while the others flood this machine.
+        "ANSIBLE_TIMEOUT": "60",
         "ANSIBLE_SSH_CONTROL_PATH_DIR": str(sockets),
     }
     program = Path(sys.executable).parent / "ansible-playbook"

@@ -42,8 +42,9 @@ def test_the_exit_status_of_a_command_comes_back(tmp_path: Path) -> None:
 def test_a_hung_guest_is_ended(tmp_path: Path) -> None:
     if why := uml.missing():
         pytest.skip(why)
-    with pytest.raises(uml.GuestError, match="said nothing for 5 s(.|\n)*before the hang"):
-        uml.Guest(uml.tools_tree(), idle=5).run(["sh", "-c", "echo before the hang; exec sleep 600"], exchange=tmp_path)
+    with pytest.raises(uml.GuestError, match="said nothing for 30 s(.|\n)*before the hang"):
+        guest = uml.Guest(uml.tools_tree(), idle=30)
+        guest.run(["sh", "-c", "echo before the hang; exec sleep 600"], exchange=tmp_path)
 
 
 def test_a_guest_that_dies_is_reported(tmp_path: Path) -> None:

@@ -212,12 +212,28 @@ class Guest:
                         sys.stdout.flush()
                 now = time.monotonic()
                 if now - heard > self.idle:
-                    why = Silent(f"the guest said nothing for {self.idle:.0f} s and was ended")
+                    stood = "\n".join(_standing(process.pid))
+                    why = Silent(f"the guest said nothing for {self.idle:.0f} s and was ended; it stood at\n{stood}")
                 elif now - started > self.limit:
                     why = GuestError(f"the guest was ended after {self.limit:.0f} s")
                 elif process.poll() is not None and heard < now - 1:
                     break
         return bytes(received[output_in]), bytes(received[console_in]), why
+
+
+def _standing(session: int) -> Iterator[str]:
+    """Yield what the machine knows of a guest's kernel and of the processes that it traces, twice, a second apart.
+
+    A line each: number, state, ticks in user and kernel mode, what it waits for. A kernel that waits for its own
+    process, one that turns in circles and one that has nothing to do look different.
+    """
+    for pause in (1, 0):
+        for entry in sorted(Path("/proc").glob("[0-9]*"), key=lambda found: int(found.name)):
+            with contextlib.suppress(OSError):
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session:
+                    yield f"{entry.name} {fields[0]} {fields[11]} {fields[12]} {(entry / 'wchan').read_text()}"
+        time.sleep(pause)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -37,7 +37,7 @@ SSH_OPTIONS = (
     "KexAlgorithms=curve25519-sha256",
     "LogLevel=ERROR",
     # QEMU keeps a connection open whose guest was reset; without these a shared session to it waits for ever.
-    "ServerAliveCountMax=6",
+    "ServerAliveCountMax=24",
     "ServerAliveInterval=5",
     "StrictHostKeyChecking=no",
     "UserKnownHostsFile=/dev/null",
@@ -278,7 +278,7 @@ class Guest:
     def _answers(self) -> bool:
         """Whether an ssh server greets; much cheaper for the guest than a session."""
         try:
-            with socket.create_connection(("127.0.0.1", self.hardware.port), timeout=5) as connection:
+            with socket.create_connection(("127.0.0.1", self.hardware.port), timeout=60) as connection:
                 return connection.recv(4) == b"SSH-"
         except OSError:
             return False

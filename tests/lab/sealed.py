@@ -44,6 +44,8 @@ class Sealed:
             "fde_manifest": str(self.manifest),
             "fde_manifest_key": str(keys().public("manifest")),
             "fde_endorsement_ca": [str(keys().ek_authority)],
+            # Of both rounds, for an emulated machine that shares its host.
+            "attest_timeout": 1200,
         }
 
 

@@ -203,7 +203,7 @@ def take_down(*kept: str) -> None:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a program, and ask again each second: swtpm forgets a signal that comes while it takes leave of a client."""
-    for _attempt in range(10):
+    for _attempt in range(60):
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1)
@@ -213,7 +213,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_for(*paths: Path) -> None:
-    for _attempt in range(1000):
+    for _attempt in range(6000):
         if all(path.exists() for path in paths):
             return
         time.sleep(0.01)

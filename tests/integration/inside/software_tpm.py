@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class Tpm:
         try:
             while not (directory / "pid").exists():
                 assert process.poll() is None, "the software TPM ended at its start"
+                time.sleep(0.01)
             yield cls(socket)
         finally:
             process.kill()

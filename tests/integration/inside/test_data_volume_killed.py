@@ -9,6 +9,8 @@ import contextlib
 import os
 import select
 import signal
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +43,11 @@ def begun(owner: Owner, wanted: Wanted) -> tuple[int, TextIO]:
         try:
             os.close(reader)
             run(owner, wanted, lambda text: os.write(writer, text.split()[1].encode() + b"\n") and None)
-        finally:
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
     os.close(writer)
     return pid, open(reader)
 
@@ -91,6 +96,7 @@ def kill(
         assert any(line.strip() == action for line in told), f"the run ended before '{action}'"
         while not until():
             assert os.waitpid(pid, os.WNOHANG) == (0, 0), f"the run ended before the moment in '{action}'"
+            time.sleep(0.01)
         select.select([told], [], [], seconds)
         # The run first: it must not notice that its program has ended.
         for victim in [pid, *(descendants(pid) if programs else ())]:

@@ -25,8 +25,10 @@ _FORK = multiprocessing.get_context("fork")
 
 def run_together(target, *arguments) -> None:
     """Run the target in forks that all begin at the same moment, and see that none of them failed."""
-    barrier = _FORK.Barrier(WRITERS)
-    writers = [_FORK.Process(target=target, args=(number, barrier, *arguments)) for number in range(WRITERS)]
+    barrier = _FORK.Barrier(WRITERS, timeout=120)
+    writers = [
+        _FORK.Process(target=target, args=(number, barrier, *arguments), daemon=True) for number in range(WRITERS)
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
