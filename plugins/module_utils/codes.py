@@ -74,8 +74,8 @@ class Code(str, Enum):
     )
     PARTITION_FOREIGN = (
         "partition-foreign",
-        "The root disk has a partition that neither the image nor this agent made",
-        "Remove the partition, or deploy the image again",
+        "The disk of the image, or that of the volume, has a partition that neither the image nor this agent made",
+        "Remove the partition, attach the right disk, or deploy the image again",
     )
     VOLUME_DUPLICATE = (
         "volume-duplicate",
