@@ -19,15 +19,18 @@ class Code(str, Enum):
     Up to ``FAILED`` in the order in which a boot looks for them: of several things that are wrong the first is named.
     """
 
-    def __new__(cls, value: str, sentence: str = "", remedy: str = "") -> Code:
+    def __new__(cls, value: str, sentence: str = "", remedy: str = "", instead: str = "") -> Code:
         member = str.__new__(cls, value)
         member._value_ = value
         member.sentence = sentence
         member.remedy = remedy
+        member.instead = instead
         return member
 
     sentence: str
     remedy: str
+    #: Where the remedy is a recovery: what can be tried in its place when the image offers none.
+    instead: str
 
     SECURE_BOOT_OFF = (
         "secure-boot-off",
@@ -71,8 +74,8 @@ class Code(str, Enum):
     )
     PARTITION_FOREIGN = (
         "partition-foreign",
-        "The root disk has a partition that neither the image nor this agent made",
-        "Remove the partition, or deploy the image again",
+        "The disk of the image, or that of the volume, has a partition that neither the image nor this agent made",
+        "Remove the partition, attach the right disk, or deploy the image again",
     )
     VOLUME_DUPLICATE = (
         "volume-duplicate",
@@ -83,16 +86,19 @@ class Code(str, Enum):
         "anchor-unreadable",
         "The anchor has a content that this version does not know",
         "Boot the version of the image that wrote it, or recover the volume with its recovery key",
+        "boot the version of it that wrote the anchor",
     )
     ANCHOR_FOREIGN = (
         "anchor-foreign",
         "The place of the anchor in the TPM is held by an index that this image's key does not protect",
         "Recover the volume with its recovery key; another system ran on this TPM, or the image's policy key changed",
+        "put back the firmware's settings or the image, whichever changed",
     )
     VOLUME_WITHOUT_ANCHOR = (
         "volume-without-anchor",
         "There is an encrypted volume, but this TPM knows of none: somebody else made it, or the TPM was cleared",
         "If the volume is yours, recover it with its recovery key; otherwise deploy the image again",
+        "give the machine back the TPM that knows the volume",
     )
     VOLUME_MISSING = (
         "volume-missing",
@@ -103,11 +109,13 @@ class Code(str, Enum):
         "header-mismatch",
         "The volume's LUKS2 header is not the one the TPM remembers",
         "Recover the volume with its recovery key; the header was changed without a commit, or damaged",
+        "restore the header that the TPM remembers",
     )
     ROLLED_BACK = (
         "rolled-back",
         "The volume's LUKS2 header is the one that the TPM remembered before the last change",
         "Restore the newest state of the disk, or recover the volume with its recovery key",
+        "restore the newest state of the disk",
     )
     DISK_TOO_SMALL = (
         "disk-too-small",
@@ -138,6 +146,7 @@ class Code(str, Enum):
         "key-unavailable",
         "The TPM does not release the volume's key",
         "Check Secure Boot and the firmware's settings, or recover the volume with its recovery key",
+        "check Secure Boot and the firmware's settings",
     )
     NOT_ACTIVATED = (
         "not-activated",
@@ -195,3 +204,9 @@ class Code(str, Enum):
 def refuse(code: Code, subject: str, detail: str = "") -> Refusal:
     """Make the refusal with the words that belong to ``code``."""
     return Refusal(code.value, subject, code.sentence + (f" ({detail})" if detail else ""), code.remedy)
+
+
+def without_recovery(refusal: Refusal) -> Refusal:
+    """Return a refusal whose remedy is a recovery with the one that is left where the image offers none."""
+    remedy = f"This image offers no recovery: {Code(refusal.code).instead}, or deploy the image again as a new machine"
+    return Refusal(refusal.code, refusal.subject, refusal.cause, remedy)

@@ -89,9 +89,10 @@ def _early(command: str) -> int:
         if machine is None:
             console.refuse(known, runner)
         else:
-            from . import refusals
+            from . import recovery, refusals
 
-            console.refuse(known, runner, remember=partial(refusals.remember, machine))
+            said = recovery.without_promise(machine, known)
+            console.refuse(said, runner, remember=partial(refusals.remember, machine))
         if known is not error:
             # The traceback of a defect goes to the journal.
             raise

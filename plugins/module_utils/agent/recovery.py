@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Optional
 
-from ..codes import Code
+from ..codes import Code, without_recovery
 from ..dm import clone
 from ..errors import FdeError, Refusal
 from ..luks2 import keyslots
@@ -88,6 +88,13 @@ def offered(machine: Machine, error: FdeError) -> bool:
     """Tell whether the image lets a boot that was refused for this reason be recovered."""
     allowed = machine.configuration.recovery is configurations.Recovery.CONSOLE
     return allowed and isinstance(error, Refusal) and error.code in tuple(RECOVERABLE)
+
+
+def without_promise(machine: Machine, error: FdeError) -> FdeError:
+    """Return an error with a remedy that promises no recovery where the image offers none."""
+    if isinstance(error, Refusal) and error.code in tuple(RECOVERABLE) and not offered(machine, error):
+        return without_recovery(error)
+    return error
 
 
 def recover(machine: Machine, refusal: Refusal, person: Dialogue) -> bool:

@@ -21,7 +21,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import (
     decide,
 )
 from ansible_collections.cvm.fde.plugins.module_utils.agent.recovery import RECOVERABLE
-from ansible_collections.cvm.fde.plugins.module_utils.codes import Code
+from ansible_collections.cvm.fde.plugins.module_utils.codes import Code, refuse, without_recovery
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.expectation import Reason
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.header import Defect
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
@@ -135,6 +135,16 @@ def test_the_codes_that_can_be_recovered_are_listed() -> None:
 
 def test_only_what_can_be_recovered_is_said_to_be() -> None:
     assert {code for code in BOOT if "with its recovery key" in code.remedy} == set(RECOVERABLE)
+
+
+def test_what_an_image_without_recovery_says_instead_is_listed() -> None:
+    said = {code: without_recovery(refuse(code, "/dev/vda4")).remedy for code in BOOT if code in RECOVERABLE}
+    expected = [(f"`{code.value}`", remedy) for code, remedy in said.items()]
+    lines = "\n".join(f"| {' | '.join(row)} |" for row in expected)
+    assert table("refusal-codes.md", "code without recovery") == expected, (
+        f"docs/refusal-codes.md should hold:\n{lines}"
+    )
+    assert {code for code in Code if code.instead} == set(RECOVERABLE)
 
 
 def test_the_anchor_is_as_long_as_its_table() -> None:

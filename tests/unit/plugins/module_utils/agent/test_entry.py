@@ -1,17 +1,23 @@
 # Copyright: (c) 2026, the cvm.fde authors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The agent's command line: services name commands that exist, and what goes wrong is one line."""
+"""The agent's command line: services name commands that exist, what goes wrong is one line, and refuses the boot."""
 
 from __future__ import annotations
 
 import errno
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import entry, upkeep
-from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
+from ansible_collections.cvm.fde.plugins.module_utils.agent import dialogue, entry, recovery, refusals, upkeep
+from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Configuration, Recovery, Strategy
+from ansible_collections.cvm.fde.plugins.module_utils.codes import Code, refuse
+from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.volume import command as volume_command
 
 CHECKOUT = Path(__file__).resolve().parents[5]
@@ -94,3 +100,118 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upkeep, "keep_masks", fail)
     with pytest.raises(ZeroDivisionError):
         entry.main(["masks"])
+
+
+REFUSAL = refuse(Code.HEADER_MISMATCH, "/dev/vda4")
+
+
+class Refused:
+    """A boot that is refused by an image that offers a recovery, or does not: what was done then, in order."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, allowed: Recovery) -> None:
+        self.done: list[str] = []
+        self.refused: list[FdeError] = []
+        self.machine: Any = SimpleNamespace(configuration=Configuration(bytes(32), Strategy.CLONE, recovery=allowed))
+        self._patch = patch
+        patch.setattr(entry, "SubprocessRunner", lambda **_options: self)
+        patch.setattr(entry, "this_machine", lambda _runner: self.machine)
+        patch.setattr(entry, "boot", self._boot)
+        patch.setattr(entry.console, "announce", lambda error: self.done.append(f"announce {error.code}"))
+        patch.setattr(entry.console, "say", self.done.append)
+        patch.setattr(entry.console, "refuse", self._refuse)
+        patch.setattr(refusals, "remember", lambda _machine, code, _error: self.done.append(f"remember {code}"))
+        patch.setattr(refusals, "keep", lambda _machine, refusal: self.done.append(f"keep {refusal.code}"))
+
+    def run(self, argv: list[str]) -> None:
+        """Note a program instead of running it."""
+        self.done.append(" ".join(argv))
+
+    def tell(self, text: str) -> None:
+        """Note what is shown at the console of the recovery."""
+        self.done.append(text)
+
+    def attended(self, recover: Callable[..., bool]) -> None:
+        """Have somebody at the console, and the recovery end in this way."""
+
+        @contextmanager
+        def console() -> Iterator[Refused]:
+            yield self
+
+        self._patch.setattr(dialogue, "console", console)
+        self._patch.setattr(recovery, "recover", recover)
+
+    def _boot(self, _machine: object) -> None:
+        raise REFUSAL
+
+    def _refuse(self, error: Refusal, _runner: object, remember: Callable[[str, FdeError], None]) -> None:
+        self.refused.append(error)
+        remember(error.code, error)
+
+
+@pytest.fixture
+def offering(monkeypatch: pytest.MonkeyPatch) -> Refused:
+    return Refused(monkeypatch, Recovery.CONSOLE)
+
+
+def test_a_recovery_that_is_declined_leaves_the_boot_refused(offering: Refused) -> None:
+    offering.attended(lambda *_arguments: False)
+    assert entry.main(["boot"]) == 1
+    assert offering.refused == [REFUSAL]
+    assert offering.done == ["announce header-mismatch", "remember header-mismatch"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (
+            FdeError("/dev/vda4", "its header has no recovery key", "Deploy"),
+            "/dev/vda4: its header has no recovery key.",
+        ),
+        (ZeroDivisionError("a defect"), "ZeroDivisionError('a defect')"),
+        (OSError(errno.EIO, "Input/output error"), "OSError(5, 'Input/output error')"),
+    ],
+)
+def test_a_recovery_that_fails_leaves_the_boot_refused(offering: Refused, failure: Exception, said: str) -> None:
+    def fail(*_arguments: object) -> bool:
+        raise failure
+
+    offering.attended(fail)
+    assert entry.main(["boot"]) == 1
+    assert offering.refused == [REFUSAL]
+    announced, shown, remembered = offering.done
+    assert (announced, remembered) == ("announce header-mismatch", "remember header-mismatch")
+    assert shown.startswith(f"The recovery failed: {said}")
+
+
+def test_without_a_console_the_boot_stays_refused(offering: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise OSError(errno.ENODEV, "No such device")
+
+    monkeypatch.setattr(dialogue, "console", absent)
+    assert entry.main(["boot"]) == 1
+    assert offering.refused == [REFUSAL]
+    assert offering.done[1:] == ["there is no console to recover at: No such device", "remember header-mismatch"]
+
+
+def test_a_boot_that_was_recovered_is_not_refused_and_starts_anew_once_its_words_are_kept(offering: Refused) -> None:
+    offering.attended(
+        lambda machine, refusal, person: (machine, refusal, person) == (offering.machine, REFUSAL, offering)
+    )
+    assert entry.main(["boot"]) == 0
+    assert offering.refused == []
+    assert offering.done == [
+        "announce header-mismatch",
+        "keep header-mismatch",
+        "the volume was recovered after the refusal header-mismatch; the machine starts anew",
+        "systemctl --force --force reboot",
+    ]
+
+
+def test_an_image_that_offers_no_recovery_asks_nobody_and_promises_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = Refused(monkeypatch, Recovery.NONE)
+    refused.attended(lambda *_arguments: pytest.fail("a recovery was begun"))
+    assert entry.main(["boot"]) == 1
+    [said] = refused.refused
+    assert isinstance(said, Refusal) and (said.code, said.cause) == (REFUSAL.code, REFUSAL.cause)
+    assert said.remedy.startswith("This image offers no recovery")
+    assert refused.done == ["remember header-mismatch"]
