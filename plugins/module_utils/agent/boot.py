@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Optional
+from typing import Callable, Optional
 
 from ..codes import Code, refuse
 from ..dm.table import Other
-from ..errors import Refusal
+from ..errors import FdeError, Refusal
 from ..luks2.area import HeaderArea
 from ..tpm.anchor import Anchor
 from ..tpm.esys import opened
@@ -77,12 +77,23 @@ def later_boot(machine: Machine, look: probe.Look, decision: Decision, anchor: O
     if any(anchor.header_next):
         from . import commit
 
-        commit.settle(machine, area)
+        _note("that the change of the header is over", lambda: commit.settle(machine, area))
     check_origin(machine, area)
     state = root.later(machine, anchor.complete)
     say(f"volume opened: {state.said}")
     if state.complete:
-        anchoring.mark_complete(machine)
+        _note("that the root is complete", lambda: anchoring.mark_complete(machine, wait=0))
+
+
+def _note(what: str, write: Callable[[], None]) -> None:
+    """Write into the anchor what a later boot can write as well.
+
+    A TPM that gives the key and takes no write must not keep a sound volume closed.
+    """
+    try:
+        write()
+    except FdeError as error:
+        say(f"the anchor does not know yet {what}: {error}")
 
 
 def _saved(machine: Machine, device: str) -> Optional[HeaderArea]:

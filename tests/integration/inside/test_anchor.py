@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tpm2_pytss as tss
-from ansible_collections.cvm.fde.plugins.module_utils.agent import first_boot, volume_key
+from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, first_boot, upkeep, volume_key
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
+from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.agent.process import SubprocessRunner
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
@@ -23,7 +24,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import TpmError, opened
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import PolicyKey, bound_values
 from ansible_collections.cvm.fde.tests.spelling import spelt
-from instance import ENVIRONMENT, Lab, refused
+from instance import ENVIRONMENT, PLAINTEXT, Lab, mounted, refused
 
 
 def index(handle: int, size: int, attributes: str) -> Any:
@@ -130,6 +131,40 @@ def test_a_tpm_in_lockout_opens_the_volume(installed: Lab) -> None:
         with opened(installed.tcti) as esys:
             lock(esys)
         assert boot(machine) is Action.OPEN
+
+
+@contextmanager
+def worn_out() -> Iterator[None]:
+    """Have the TPM take no write; a software TPM never wears out."""
+
+    def refuse(*_: Any) -> None:
+        raise TpmError("swtpm", "NV_RATE", 0x920)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(anchors, "write", refuse)
+        yield
+
+
+def test_a_complete_root_opens_with_a_tpm_that_takes_no_write(installed: Lab) -> None:
+    with installed.booting() as machine, worn_out():
+        assert boot(machine) is Action.OPEN
+        with mounted() as root:
+            upkeep.finish(machine, Ears(lambda _: None, lambda _: None), str(root))
+    for takes in (False, True):
+        with installed.booting() as machine, nullcontext() if takes else worn_out():
+            assert boot(machine) is Action.OPEN
+            with mounted() as root:
+                assert (root / "plaintext").read_bytes() == PLAINTEXT
+            assert installed.anchored().complete is takes
+
+
+def test_a_change_of_the_header_that_is_over_waits_for_a_tpm_that_takes_a_write(installed: Lab) -> None:
+    with installed.booting() as machine:
+        anchoring.update(machine, lambda anchor: anchor.changing(bytes(range(32))))
+    for takes in (False, True):
+        with installed.booting() as machine, nullcontext() if takes else worn_out():
+            assert boot(machine) is Action.OPEN
+            assert any(installed.anchored().header_next) is not takes
 
 
 def test_a_tpm_in_lockout_does_not_keep_a_machine_from_its_first_boot(lab: Lab) -> None:
