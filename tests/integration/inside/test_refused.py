@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring
+from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
+from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import VOLUME, Machine
 from ansible_collections.cvm.fde.plugins.module_utils.codes import Code
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
@@ -43,11 +44,13 @@ from instance import (
     extend,
     make_lab,
     make_sealed,
+    mounted,
     refused,
     run,
     widen,
 )
 from test_anchor import fill, own
+from test_recovery import whole_volume
 from tpm2_pytss import ESYS_TR
 
 
@@ -82,6 +85,16 @@ def spoil_integrity(lab: Lab) -> None:
         volume = gpt.read_table(disk, lab.image.stat().st_size, "disk").of_type(gpt.FDE)[0]
         disk.seek(volume.offset + LAYOUT.offset + 8)
         disk.write(b"\x63")
+
+
+def provide(lab: Lab, sectors: Callable[[int], int]) -> None:
+    """Change how many sectors dm-integrity's superblock says that it provides."""
+    with lab.image.open("r+b") as disk:
+        volume = gpt.read_table(disk, lab.image.stat().st_size, "disk").of_type(gpt.FDE)[0]
+        disk.seek(volume.offset + LAYOUT.offset + 16)
+        provided = sectors(int.from_bytes(disk.read(8), "little"))
+        disk.seek(-8, os.SEEK_CUR)
+        disk.write(provided.to_bytes(8, "little"))
 
 
 def extended(pcr: int) -> Callable[[Lab, Machine], Machine]:
@@ -241,6 +254,39 @@ def test_a_device_needs_all_but_the_last_few_blocks_of_its_length(installed: Lab
         needed = integrity.needed(device.read(integrity.SUPERBLOCK_SIZE))
     assert needed is not None
     assert 0 <= length - needed * 512 < MIB // 2
+
+
+#: An instance of every kind whose root lies in a volume, and whether its clone is brought to its end.
+KINDS = {
+    "hydrating": ("clone", False),
+    "complete": ("clone", True),
+    "copy": ("copy", False),
+    "overlay": ("overlay", False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sectors", [lambda _: 16 * MIB // 512, lambda provided: 2 * provided], ids=["less", "more"])
+def test_a_volume_that_dm_integrity_provides_less_or_more_of_was_cut_off(
+    tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey, kind: str, sectors: Callable[[int], int]
+) -> None:
+    """Nobody authenticates its superblock. Once that is as it was the volume opens: nothing was written."""
+    strategy, complete = KINDS[kind]
+    lab = make_lab(tmp_path, sealed, signer, strategy)
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+        if complete:
+            with mounted() as root:
+                upkeep.finish(machine, Ears(lambda _: None, lambda _: None), str(root))
+    genuine: list[int] = []
+    provide(lab, lambda provided: genuine.append(provided) or provided)
+    before = whole_volume(lab)
+    provide(lab, sectors)
+    assert refused(lab) == "device-shrunk"
+    provide(lab, lambda _provided: genuine[0])
+    assert whole_volume(lab) == before
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
 
 
 def on_a_second_disk(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> tuple[Lab, Path]:
