@@ -28,12 +28,15 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.commit import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action as Boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.esp import efi_partition
+from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
 from ansible_collections.cvm.fde.plugins.module_utils.agent.status import status
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import change as changes
+from ansible_collections.cvm.fde.plugins.module_utils.luks2 import keyslots
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea, read_area
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import Draft
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.recovery_key import new_recovery_key
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.secret import descriptor_path, memory_file
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
@@ -116,6 +119,15 @@ def import_evidence(instance: Lab) -> None:
     run("cryptsetup", "token", "import", "--token-id", "7", "--json-file", "-", instance.partition, input=text)
 
 
+def disown(machine: Machine, path: str) -> None:
+    """Make evidence of a recovery of the evidence of the creation in a header: their number stays as it was."""
+    tokens = read_area(path).header().metadata["tokens"].items()
+    [(number, token)] = [(int(name), token) for name, token in tokens if token["type"] == evidence.TOKEN_TYPE]
+    claims = {**json.loads(base64.b64decode(token["claims"])), "purpose": evidence.RECOVERY}
+    token = {**token, "claims": base64.b64encode(json.dumps(claims).encode()).decode()}
+    volumes.import_token(machine.runner, path, token, token_id=number)
+
+
 @pytest.mark.parametrize(
     ("edit", "differences", "tokens"),
     [
@@ -162,27 +174,39 @@ def test_the_previous_header_put_back_is_called_rolled_back(installed: Lab) -> N
     assert refused(installed) == "rolled-back"
 
 
-def test_what_the_boot_would_refuse_is_not_committed(running: Lab) -> None:
+def add_passphrase(instance: Lab) -> None:
+    """Add a passphrase with cryptsetup, as an operator does who has a recovery key."""
+    runner, recovery_key = instance.machine.runner, new_recovery_key()
+    unlock, means = keyslots.ByTpm(instance.tcti), keyslots.Means(recovery=recovery_key)
+    keyslots.add(runner, instance.partition, keyslots.Recovery(), unlock, means)
+    with memory_file(recovery_key) as key, memory_file(bytearray(b"a passphrase")) as passphrase:
+        argv = ["cryptsetup", "luksAddKey", "--batch-mode", "--disable-external-tokens", "--pbkdf=pbkdf2"]
+        argv += ["--key-file", descriptor_path(key), instance.partition, descriptor_path(passphrase)]
+        runner.run(argv, pass_fds=(key, passphrase))
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (add_passphrase, "keyslot-count"),
+        (lambda instance: cryptenroll(instance, "--recovery-key", "--wipe-slot=tpm2"), "token-count"),
+    ],
+    ids=["a passphrase", "no keyslot of the TPM"],
+)
+def test_what_the_boot_would_refuse_is_not_committed(running: Lab, edit: Callable[[Lab], None], reason: str) -> None:
     """A passphrase is nothing that the root volume may be opened by; nor is a header without the TPM's keyslot."""
     before = running.anchored()
-    recovery = ["--recovery-key", "--wipe-slot=tpm2"]
-    cryptenroll(running, *recovery)
+    edit(running)
     with pytest.raises(Refusal) as caught:
         commit.commit(running.machine)
-    assert caught.value.code == "luks2-policy"
+    assert caught.value.code == "luks2-policy" and reason in caught.value.cause
     assert running.anchored() == before
 
 
 def test_a_header_without_the_evidence_of_the_creation_is_not_committed(running: Lab) -> None:
     """Not even where another token makes up their number: the boot could not tell which image is the volume's."""
     machine, before = running.machine, running.anchored()
-    tokens = read_area(running.partition).header().metadata["tokens"].items()
-    [(number, token)] = [(int(name), token) for name, token in tokens if token["type"] == evidence.TOKEN_TYPE]
-    claims = json.loads(base64.b64decode(token["claims"]))
-    other = json.dumps({**claims, "purpose": evidence.RECOVERY}).encode()
-    volumes.import_token(
-        machine.runner, running.partition, {**token, "claims": base64.b64encode(other).decode()}, token_id=number
-    )
+    disown(machine, running.partition)
     with pytest.raises(FdeError, match="evidence of the volume's creation"):
         commit.commit(machine)
     assert running.anchored() == before

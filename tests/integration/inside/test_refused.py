@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
+from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Strategy
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import VOLUME, Machine
@@ -26,8 +27,8 @@ from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMap
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
-from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
-from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import draft
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea, read_area
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import draft, store
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT
 from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed, Runner
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing
@@ -50,6 +51,7 @@ from instance import (
     widen,
 )
 from test_anchor import fill, own
+from test_commit import disown
 from test_recovery import whole_volume
 from tpm2_pytss import ESYS_TR
 
@@ -183,8 +185,12 @@ def without_verity(_lab: Lab, machine: Machine) -> Machine:
     return machine
 
 
-def without_dm_clone(_lab: Lab, machine: Machine) -> Machine:
-    return replace(machine, runner=PoorRunner("dm-clone"))
+def without_dm_crypt(_lab: Lab, machine: Machine) -> Machine:
+    return replace(machine, runner=PoorRunner("dm-crypt"))
+
+
+def sealed_for_copy(_lab: Lab, machine: Machine) -> Machine:
+    return replace(machine, configuration=replace(machine.configuration, strategy=Strategy.COPY))
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,7 @@ class Wrong:
 WRONG = (
     Wrong(Code.SECURE_BOOT_OFF, off=lambda lab: (lab.directory / "SecureBoot").write_bytes(b"\x06\0\0\0\0")),
     Wrong(Code.CONFIGURATION_ADDED, booting=extended(12)),
-    Wrong(Code.STRATEGY_UNSUPPORTED, booting=without_dm_clone),
+    Wrong(Code.STRATEGY_UNSUPPORTED, booting=without_dm_crypt),
     Wrong(Code.VERITY_MISSING, booting=without_verity),
     Wrong(Code.DISK_AMBIGUOUS, off=copied),
     Wrong(Code.PARTITION_FOREIGN, off=lambda lab: add_partition(lab, gpt.LINUX_GENERIC)),
@@ -212,6 +218,7 @@ WRONG = (
     Wrong(Code.NOT_ACTIVATED, off=spoil_integrity),
     Wrong(Code.ACTIVE_TABLE, booting=opened_otherwise),
     Wrong(Code.NOT_MEASURED, booting=unmeasured),
+    Wrong(Code.IMAGE_CHANGED, booting=sealed_for_copy),
     Wrong(Code.WRITTEN_RECORD, off=without("no-written")),
     Wrong(Code.CLONE_METADATA, off=without("no-copied")),
 )
@@ -245,6 +252,22 @@ def test_of_all_that_is_wrong_the_first_of_the_table_is_named(installed: Lab) ->
         path.unlink()
     assert found == [wrong.code.value for wrong in WRONG]
     assert found == [code.value for code in Code if code.value in found], "and that is the order of the table"
+
+
+def test_a_pinned_header_without_evidence_of_its_creation_is_of_no_image(installed: Lab) -> None:
+    """No agent pins one: there is no telling which image the volume was made from."""
+    with installed.booting() as machine:
+        area = read_area(installed.partition)
+        with draft(area, "/run") as copy:
+            disown(machine, copy.path)
+            new = copy.area()
+        anchoring.update(machine, lambda anchor: anchor.changing(new.digest))
+        store(installed.partition, area, HeaderArea(installed.partition, new.content))
+    with installed.booting() as machine:
+        with pytest.raises(Refusal, match="no evidence of its creation") as caught:
+            boot(machine)
+        assert caught.value.code == "image-changed"
+        assert machine.mapper.find(CLONE.root) is None
 
 
 def test_a_device_needs_all_but_the_last_few_blocks_of_its_length(installed: Lab) -> None:
