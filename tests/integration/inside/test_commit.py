@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,15 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2 import keyslots
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea, read_area
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import Draft
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.recovery_key import new_recovery_key
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.secret import descriptor_path, memory_file
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
 from ansible_collections.cvm.fde.plugins.module_utils.volume import pin as pins
+from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import UnlockWith
 from instance import SIGNATURES, Lab, PcrRunner, PowerCut, refused, run
+from owner import Owner
 
 
 @contextmanager
@@ -233,6 +236,39 @@ def test_the_header_of_another_volume_is_never_committed(disk: Callable[..., str
     changes.store(running.partition, mine, HeaderArea(running.partition, read_area(twin).content))
     with pytest.raises(FdeError, match="another volume key"):
         commit.commit(machine)
+
+
+# What is for data volumes
+
+ROOT_KEY = new_recovery_key().decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"state": "open"}, "in use"),
+        ({"state": "open", "force": "UUID"}, "in use"),
+        ({"state": "open", "adopt": True, "unlock_with": UnlockWith(recovery_key=ROOT_KEY)}, "in use"),
+        ({"state": "erased"}, "not known as volume"),
+        ({"state": "erased", "force": "UUID"}, "in use"),
+    ],
+    ids=["open", "open by force", "adopted", "erased", "erased by force"],
+)
+def test_the_root_is_no_data_volume(running: Lab, tmp_path: Path, options: dict[str, Any], why: str) -> None:
+    """Not even for who has its recovery key and names it by its UUID."""
+    runner, owner = running.machine.runner, Owner(running.machine.runner, tmp_path / "owner", running.tcti)
+    unlock, means = keyslots.ByTpm(running.tcti), keyslots.Means(recovery=bytearray(ROOT_KEY.encode()))
+    commit.change(running.machine, lambda copy: keyslots.add(runner, copy.path, keyslots.Recovery(), unlock, means))
+    before = running.anchored(), changes.on_disk(running.partition, LAYOUT.offset)
+    wanted = owner.wants(
+        running.partition, unlock=(keyslots.Recovery(),), certificates=(owner.certificate(),), **options
+    )
+    if wanted.force is not None:
+        wanted = replace(wanted, force=read_area(running.partition).header().uuid)
+    with pytest.raises(FdeError, match=why):
+        owner.run(wanted)
+    assert (running.anchored(), changes.on_disk(running.partition, LAYOUT.offset)) == before
+    assert not owner.machine.places.pin(wanted.name).exists()
 
 
 # Power cuts while the header is changed
