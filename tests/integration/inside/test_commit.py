@@ -122,13 +122,12 @@ def import_evidence(instance: Lab) -> None:
     run("cryptsetup", "token", "import", "--token-id", "7", "--json-file", "-", instance.partition, input=text)
 
 
-def disown(machine: Machine, path: str) -> None:
-    """Make evidence of a recovery of the evidence of the creation in a header: their number stays as it was."""
+def restate(machine: Machine, path: str, **claims: str) -> None:
+    """Have the evidence of the creation in a header claim something else; what it is signed for is not looked at."""
     tokens = read_area(path).header().metadata["tokens"].items()
     [(number, token)] = [(int(name), token) for name, token in tokens if token["type"] == evidence.TOKEN_TYPE]
-    claims = {**json.loads(base64.b64decode(token["claims"])), "purpose": evidence.RECOVERY}
-    token = {**token, "claims": base64.b64encode(json.dumps(claims).encode()).decode()}
-    volumes.import_token(machine.runner, path, token, token_id=number)
+    stated = json.dumps({**json.loads(base64.b64decode(token["claims"])), **claims}).encode()
+    volumes.import_token(machine.runner, path, {**token, "claims": base64.b64encode(stated).decode()}, token_id=number)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +208,7 @@ def test_what_the_boot_would_refuse_is_not_committed(running: Lab, edit: Callabl
 def test_a_header_without_the_evidence_of_the_creation_is_not_committed(running: Lab) -> None:
     """Not even where another token makes up their number: the boot could not tell which image is the volume's."""
     machine, before = running.machine, running.anchored()
-    disown(machine, running.partition)
+    restate(machine, running.partition, purpose=evidence.RECOVERY)
     with pytest.raises(FdeError, match="evidence of the volume's creation"):
         commit.commit(machine)
     assert running.anchored() == before

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, upkeep
+from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, evidence, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Strategy
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
@@ -51,7 +51,7 @@ from instance import (
     widen,
 )
 from test_anchor import fill, own
-from test_commit import disown
+from test_commit import restate
 from test_recovery import whole_volume
 from tpm2_pytss import ESYS_TR
 
@@ -259,7 +259,7 @@ def test_a_pinned_header_without_evidence_of_its_creation_is_of_no_image(install
     with installed.booting() as machine:
         area = read_area(installed.partition)
         with draft(area, "/run") as copy:
-            disown(machine, copy.path)
+            restate(machine, copy.path, purpose=evidence.RECOVERY)
             new = copy.area()
         anchoring.update(machine, lambda anchor: anchor.changing(new.digest))
         store(installed.partition, area, HeaderArea(installed.partition, new.content))
