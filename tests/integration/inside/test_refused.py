@@ -152,11 +152,14 @@ def put_foreign_header(lab: Lab) -> None:
 
 @dataclass(frozen=True)
 class Meddler:
-    """Stands between the agent and what it runs: opens volumes with other settings, or lets nothing be measured."""
+    """Stands between the agent and what it runs: opens volumes with other settings, lets nothing be measured, or does
+    something before a volume is opened.
+    """
 
     runner: Runner
     unmeasured: bool = False
     mapper: DeviceMapper | None = None
+    before: Callable[[], object] = lambda: None
 
     def find(self, name: str) -> str | None:
         return self.runner.find(name)
@@ -164,6 +167,8 @@ class Meddler:
     def run(self, argv: Any, **options: Any) -> Completed:
         if self.unmeasured:
             options["env"] = {**(options.get("env") or {}), "SYSTEMD_FORCE_MEASURE": "0"}
+        if "attach" in argv:
+            self.before()
         done = self.runner.run(argv, **options)
         if self.mapper is not None and "attach" in argv:
             lower = self.mapper.get(f"{VOLUME}_dif")
@@ -310,6 +315,21 @@ def test_a_volume_that_dm_integrity_provides_less_or_more_of_was_cut_off(
     assert whole_volume(lab) == before
     with lab.booting() as machine:
         assert boot(machine) is Action.OPEN
+
+
+@pytest.mark.parametrize("strategy", ["clone", "copy"])
+def test_a_new_volume_that_becomes_too_small_while_it_is_made_was_cut_off(
+    tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey, strategy: str
+) -> None:
+    """The disk had room for it, so a larger one would not help; the next boot makes it anew."""
+    lab = make_lab(tmp_path, sealed, signer, strategy)
+    with lab.booting() as machine:
+        meddler = Meddler(machine.runner, before=lambda: provide(lab, lambda _: 16 * MIB // 512))
+        with pytest.raises(Refusal) as caught:
+            boot(replace(machine, runner=meddler))
+        assert caught.value.code == "device-shrunk"
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
 
 
 def on_a_second_disk(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> tuple[Lab, Path]:
