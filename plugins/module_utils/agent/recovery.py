@@ -264,7 +264,7 @@ def _file_system(machine: Machine, patient: Patient) -> str:
     complete = patient.anchor is not None and patient.anchor.complete
     device = ROOTS[machine.configuration.strategy].mountable(machine, complete)
     if device is None:
-        return "part of the root is still on the image, so the volume alone cannot be mounted; it is authentic"
+        return "part of the root may still be on the image, so the volume alone is not mounted; it is authentic"
     for kind, options in (("ext4", "ro,noload"), ("xfs", "ro,norecovery"), ("btrfs", "ro,rescue=nologreplay")):
         with suppress(CommandError), mounted(machine.runner, device, kind, options):
             return f"it holds a file system of type {kind} that can be mounted"

@@ -50,7 +50,7 @@ class Copied:
         image, volume = machine.mapper.get(IMAGE), machine.mapper.get(VOLUME)
         if image.size > written.room(volume):
             raise refuse(
-                Code.DISK_TOO_SMALL,
+                Code.DEVICE_SHRUNK,
                 "encrypted volume",
                 f"the image's root has {image.size * SECTOR} bytes, there is room for {written.room(volume) * SECTOR}",
             )

@@ -155,13 +155,13 @@ def metadata_sectors(size: int, region: int = REGION) -> int:
 def slices(size: int, source: int) -> Slices:
     """Cut an encrypted device of ``size`` sectors for a source of ``source`` sectors.
 
-    Raises ``Refusal`` when the source does not fit.
+    Raises ``Refusal`` when the source does not fit: there was room for it when the volume was made.
     """
     metadata = metadata_sectors(source, tuning(source).region)
     destination = (size - written.SLICE - metadata) // BLOCK * BLOCK
     if source <= 0 or source > destination:
         raise refuse(
-            Code.DISK_TOO_SMALL,
+            Code.DEVICE_SHRUNK,
             "encrypted volume",
             f"the image's root has {source * SECTOR} bytes, there is room for {max(0, destination) * SECTOR}",
         )

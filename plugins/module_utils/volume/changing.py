@@ -59,12 +59,15 @@ def _check_adoptable(found: Found, wanted: Wanted, device: Device) -> None:
             "Another program changed it, or somebody put another disk in its place. If it is yours, set adopt and give "
             "unlock_with a recovery key or passphrase that only you know",
         )
+    # What is in use is somebody else's, as the root is; and no key was tried on a header that deviates.
+    check_use(found, device)
     if found.header is None or found.header.defect is not None:
         raise FdeError(device.path, "it has no sound LUKS2 header to adopt", "Restore it from a backup of the header")
     if changed and found.pin is not None and found.header.uuid != found.pin.uuid:
         raise Refusal(
             "header-changed", device.path, "it is another volume than the pinned one", "Attach the right disk"
         )
+    found.header.judgement.require(device.path)
     given = wanted.unlock_with
     if given is None or not found.credentials.by_unlock_with:
         raise FdeError(

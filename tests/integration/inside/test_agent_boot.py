@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import console, disks, first_boot, upkeep
+from ansible_collections.cvm.fde.plugins.module_utils.agent import console, disks, evidence, first_boot, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears, hydrate
@@ -24,12 +24,14 @@ from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_are
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing, State
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.esys import opened
+from cryptography.hazmat.primitives.asymmetric import rsa
 from instance import (
     PLAINTEXT,
     CutRunner,
     Lab,
     PcrRunner,
     PowerCut,
+    make_lab,
     mounted,
     power_cut_at,
     write_file,
@@ -54,6 +56,24 @@ def test_agent_first_boot_then_later_boots(lab: Lab) -> None:
         assert lab.anchor() == ready
         told = status(machine.runner, machine.paths, lab.tcti)
         assert (told["luks_uuid"], told["device"]) == (known["luks_uuid"], lab.partition)
+
+
+def test_every_instance_has_a_partition_id_of_its_own_which_its_evidence_names(
+    tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
+) -> None:
+    ids = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        instance = make_lab(tmp_path / name, sealed, signer)
+        with instance.booting() as machine:
+            assert boot(machine) is Action.FIRST_BOOT
+            creation = evidence.found(read_area(instance.partition).header())[evidence.CREATION]
+        with instance.image.open("rb") as disk:
+            [volume] = gpt.read_table(disk, instance.image.stat().st_size, "disk").of_type(gpt.FDE)
+        instance.image.unlink()
+        assert creation.claims["partition_uuid"] == str(volume.id)
+        ids.append(volume.id)
+    assert ids[0] != ids[1]
 
 
 def test_hydration_ends_and_leaves_no_plaintext_on_the_partition(installed: Lab) -> None:

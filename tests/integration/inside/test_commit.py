@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,23 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.commit import Action
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action as Boot
 from ansible_collections.cvm.fde.plugins.module_utils.agent.esp import efi_partition
+from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
 from ansible_collections.cvm.fde.plugins.module_utils.agent.status import status
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import change as changes
+from ansible_collections.cvm.fde.plugins.module_utils.luks2 import keyslots
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea, read_area
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import Draft
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.recovery_key import new_recovery_key
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.secret import descriptor_path, memory_file
 from ansible_collections.cvm.fde.plugins.module_utils.tpm import anchor as anchors
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.policy import BOUND_PCRS
 from ansible_collections.cvm.fde.plugins.module_utils.volume import pin as pins
+from ansible_collections.cvm.fde.plugins.module_utils.volume.wanted import UnlockWith
 from instance import SIGNATURES, Lab, PcrRunner, PowerCut, refused, run
+from owner import Owner
 
 
 @contextmanager
@@ -116,6 +122,14 @@ def import_evidence(instance: Lab) -> None:
     run("cryptsetup", "token", "import", "--token-id", "7", "--json-file", "-", instance.partition, input=text)
 
 
+def restate(machine: Machine, path: str, **claims: str) -> None:
+    """Have the evidence of the creation in a header claim something else; what it is signed for is not looked at."""
+    tokens = read_area(path).header().metadata["tokens"].items()
+    [(number, token)] = [(int(name), token) for name, token in tokens if token["type"] == evidence.TOKEN_TYPE]
+    stated = json.dumps({**json.loads(base64.b64decode(token["claims"])), **claims}).encode()
+    volumes.import_token(machine.runner, path, {**token, "claims": base64.b64encode(stated).decode()}, token_id=number)
+
+
 @pytest.mark.parametrize(
     ("edit", "differences", "tokens"),
     [
@@ -162,27 +176,39 @@ def test_the_previous_header_put_back_is_called_rolled_back(installed: Lab) -> N
     assert refused(installed) == "rolled-back"
 
 
-def test_what_the_boot_would_refuse_is_not_committed(running: Lab) -> None:
+def add_passphrase(instance: Lab) -> None:
+    """Add a passphrase with cryptsetup, as an operator does who has a recovery key."""
+    runner, recovery_key = instance.machine.runner, new_recovery_key()
+    unlock, means = keyslots.ByTpm(instance.tcti), keyslots.Means(recovery=recovery_key)
+    keyslots.add(runner, instance.partition, keyslots.Recovery(), unlock, means)
+    with memory_file(recovery_key) as key, memory_file(bytearray(b"a passphrase")) as passphrase:
+        argv = ["cryptsetup", "luksAddKey", "--batch-mode", "--disable-external-tokens", "--pbkdf=pbkdf2"]
+        argv += ["--key-file", descriptor_path(key), instance.partition, descriptor_path(passphrase)]
+        runner.run(argv, pass_fds=(key, passphrase))
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (add_passphrase, "keyslot-count"),
+        (lambda instance: cryptenroll(instance, "--recovery-key", "--wipe-slot=tpm2"), "token-count"),
+    ],
+    ids=["a passphrase", "no keyslot of the TPM"],
+)
+def test_what_the_boot_would_refuse_is_not_committed(running: Lab, edit: Callable[[Lab], None], reason: str) -> None:
     """A passphrase is nothing that the root volume may be opened by; nor is a header without the TPM's keyslot."""
     before = running.anchored()
-    recovery = ["--recovery-key", "--wipe-slot=tpm2"]
-    cryptenroll(running, *recovery)
+    edit(running)
     with pytest.raises(Refusal) as caught:
         commit.commit(running.machine)
-    assert caught.value.code == "luks2-policy"
+    assert caught.value.code == "luks2-policy" and reason in caught.value.cause
     assert running.anchored() == before
 
 
 def test_a_header_without_the_evidence_of_the_creation_is_not_committed(running: Lab) -> None:
     """Not even where another token makes up their number: the boot could not tell which image is the volume's."""
     machine, before = running.machine, running.anchored()
-    tokens = read_area(running.partition).header().metadata["tokens"].items()
-    [(number, token)] = [(int(name), token) for name, token in tokens if token["type"] == evidence.TOKEN_TYPE]
-    claims = json.loads(base64.b64decode(token["claims"]))
-    other = json.dumps({**claims, "purpose": evidence.RECOVERY}).encode()
-    volumes.import_token(
-        machine.runner, running.partition, {**token, "claims": base64.b64encode(other).decode()}, token_id=number
-    )
+    restate(machine, running.partition, purpose=evidence.RECOVERY)
     with pytest.raises(FdeError, match="evidence of the volume's creation"):
         commit.commit(machine)
     assert running.anchored() == before
@@ -209,6 +235,39 @@ def test_the_header_of_another_volume_is_never_committed(disk: Callable[..., str
     changes.store(running.partition, mine, HeaderArea(running.partition, read_area(twin).content))
     with pytest.raises(FdeError, match="another volume key"):
         commit.commit(machine)
+
+
+# What is for data volumes
+
+ROOT_KEY = new_recovery_key().decode()
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"state": "open"}, "in use"),
+        ({"state": "open", "force": "UUID"}, "in use"),
+        ({"state": "open", "adopt": True, "unlock_with": UnlockWith(recovery_key=ROOT_KEY)}, "in use"),
+        ({"state": "erased"}, "not known as volume"),
+        ({"state": "erased", "force": "UUID"}, "in use"),
+    ],
+    ids=["open", "open by force", "adopted", "erased", "erased by force"],
+)
+def test_the_root_is_no_data_volume(running: Lab, tmp_path: Path, options: dict[str, Any], why: str) -> None:
+    """Not even for who has its recovery key and names it by its UUID."""
+    runner, owner = running.machine.runner, Owner(running.machine.runner, tmp_path / "owner", running.tcti)
+    unlock, means = keyslots.ByTpm(running.tcti), keyslots.Means(recovery=bytearray(ROOT_KEY.encode()))
+    commit.change(running.machine, lambda copy: keyslots.add(runner, copy.path, keyslots.Recovery(), unlock, means))
+    before = running.anchored(), changes.on_disk(running.partition, LAYOUT.offset)
+    wanted = owner.wants(
+        running.partition, unlock=(keyslots.Recovery(),), certificates=(owner.certificate(),), **options
+    )
+    if wanted.force is not None:
+        wanted = replace(wanted, force=read_area(running.partition).header().uuid)
+    with pytest.raises(FdeError, match=why):
+        owner.run(wanted)
+    assert (running.anchored(), changes.on_disk(running.partition, LAYOUT.offset)) == before
+    assert not owner.machine.places.pin(wanted.name).exists()
 
 
 # Power cuts while the header is changed

@@ -17,14 +17,17 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, evidence, recovery, volume_key
+from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, evidence, recovery, upkeep, volume_key
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
+from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Strategy
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
+from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
 from ansible_collections.cvm.fde.plugins.module_utils.agent.measuring import measured
 from ansible_collections.cvm.fde.plugins.module_utils.codes import Code
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
+from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear
 from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError, Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import change as changes
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import keyslots
@@ -49,7 +52,7 @@ from instance import (
     update,
     write_file,
 )
-from test_commit import cut_at
+from test_commit import cut_at, restate
 from tpm2_pytss import ESYS_TR
 
 #: Where systemd keeps the storage root key, as the TCG says (TPM v2.0 Provisioning Guidance, section 7.8).
@@ -120,6 +123,31 @@ def escrowed_once(tmp_path_factory: pytest.TempPathFactory, sealed: tuple[Path, 
 def allow(instance: Lab) -> None:
     line = instance.directory / "cmdline"
     line.write_text(f"{line.read_text().strip()} fde.recovery=console\n")
+
+
+def add_key(instance: Lab) -> None:
+    """Give the volume the recovery key."""
+    machine = instance.machine
+    unlock, means = keyslots.ByTpm(instance.tcti), keyslots.Means(recovery=bytearray(KEY))
+    recovery.commit.change(
+        machine, lambda copy: keyslots.add(machine.runner, copy.path, keyslots.Recovery(), unlock, means)
+    )
+
+
+@pytest.fixture(params=["clone", "copy"])
+def complete(
+    request: pytest.FixtureRequest, tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey
+) -> Lab:
+    """An instance of each strategy whose volume holds a whole file system in the end."""
+    instance = make_lab(tmp_path, sealed, signer, request.param)
+    allow(instance)
+    with instance.booting() as machine:
+        SIGNATURES.write_text(Path(machine.paths.signatures).read_text())
+        assert boot(machine) is Action.FIRST_BOOT
+        with mounted() as root:
+            upkeep.finish(machine, Ears(lambda _: None, lambda _: None), str(root))
+        add_key(instance)
+    return instance
 
 
 @pytest.fixture
@@ -289,6 +317,74 @@ def test_without_a_volume_there_is_nothing_to_recover(escrowed: Lab) -> None:
     assert person.keys == [KEY], "nobody was asked"
 
 
+def not_recovered(instance: Lab, machine: Machine, why: str) -> None:
+    """Have a boot refused, and its recovery as well, before anybody is asked to trust the volume."""
+    before = instance.anchored(), read_area(instance.partition).digest
+    refusal, person = refusal_of(machine), Person([KEY])
+    assert refusal.code == "header-mismatch"
+    with pytest.raises(FdeError, match=why):
+        recovery.recover(attended(instance, machine), refusal, person)
+    assert "yes" not in person.heard
+    assert (instance.anchored(), read_area(instance.partition).digest) == before
+    assert machine.mapper.find("fde-crypt") is None and machine.mapper.find("fde-root") is None
+
+
+@pytest.mark.parametrize(
+    ("claims", "why"),
+    [
+        ({"purpose": evidence.RECOVERY}, "no evidence of its creation"),
+        ({"volume_key_id": "00" * 32}, "for another volume_key_id"),
+        ({"luks_uuid": "00000000-0000-4000-8000-000000000000"}, "for another luks_uuid"),
+        ({"root_hash": "00" * 32}, "for another root_hash"),
+        ({"strategy": "overlay"}, "for another strategy"),
+    ],
+    ids=["none", "key", "volume", "image", "strategy"],
+)
+def test_a_volume_of_another_origin_is_not_recovered(escrowed: Lab, claims: dict[str, str], why: str) -> None:
+    with escrowed.booting() as machine:
+        restate(machine, escrowed.partition, **claims)
+        not_recovered(escrowed, machine, why)
+
+
+def test_a_volume_without_a_recovery_key_is_not_recovered(installed: Lab) -> None:
+    allow(installed)
+    with installed.booting() as machine:
+        rewrite(installed)
+        not_recovered(installed, machine, "no recovery key")
+
+
+def test_a_complete_root_whose_file_system_cannot_be_mounted_is_not_recovered(complete: Lab) -> None:
+    with complete.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        with open(machine.mapper.get("fde-root").path, "r+b", buffering=0) as device:
+            device.write(bytes(4096))
+            os.fsync(device.fileno())
+        rewrite(complete)
+    with complete.booting() as machine:
+        not_recovered(complete, machine, "holds no file system")
+
+
+@pytest.mark.parametrize("code", [Code.HEADER_MISMATCH, Code.VOLUME_WITHOUT_ANCHOR])
+def test_a_complete_root_is_recovered(complete: Lab, code: Code) -> None:
+    with complete.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        write_file("kept", b"what the instance wrote")
+        CAUSES[code].running(complete)
+    CAUSES[code].off(complete)
+    person = Person([KEY])
+    assert recovered(complete, person) == code
+    # That a clone is complete nobody knows but the TPM that has forgotten it.
+    unknown = complete.machine.configuration.strategy is Strategy.CLONE and code is Code.VOLUME_WITHOUT_ANCHOR
+    said = "may still be on the image" if unknown else "it holds a file system of type ext4 that can be mounted"
+    assert said in person.heard
+    with complete.booting() as machine:
+        assert boot(machine) is Action.OPEN
+        assert complete.anchored().complete
+        assert all(isinstance(target, Linear) for target in machine.mapper.table("fde-root"))
+        with mounted() as root:
+            assert (root / "kept").read_bytes() == b"what the instance wrote"
+
+
 def test_a_header_that_was_not_committed_is_recovered(escrowed: Lab) -> None:
     with escrowed.booting():
         before = escrowed.anchored()
@@ -372,10 +468,7 @@ def test_what_was_made_below_an_updated_overlay_is_recovered_with_a_word_about_i
     with instance.booting() as machine:
         SIGNATURES.write_text(Path(machine.paths.signatures).read_text())
         assert boot(machine) is Action.FIRST_BOOT
-        unlock, means = keyslots.ByTpm(instance.tcti), keyslots.Means(recovery=bytearray(KEY))
-        recovery.commit.change(
-            machine, lambda copy: keyslots.add(machine.runner, copy.path, keyslots.Recovery(), unlock, means)
-        )
+        add_key(instance)
     older = instance.root_hash
     instance = update(instance, tmp_path / "second", {"plaintext": b"newer"})
     clear(instance)

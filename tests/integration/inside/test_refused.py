@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring
+from ansible_collections.cvm.fde.plugins.module_utils.agent import anchoring, evidence, upkeep
 from ansible_collections.cvm.fde.plugins.module_utils.agent.boot import boot
+from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import Strategy
 from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Action
+from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import VOLUME, Machine
 from ansible_collections.cvm.fde.plugins.module_utils.codes import Code
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
@@ -25,8 +27,8 @@ from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMap
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear
 from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 from ansible_collections.cvm.fde.plugins.module_utils.luks2 import volume as volumes
-from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import read_area
-from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import draft
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.area import HeaderArea, read_area
+from ansible_collections.cvm.fde.plugins.module_utils.luks2.change import draft, store
 from ansible_collections.cvm.fde.plugins.module_utils.luks2.profile import LAYOUT
 from ansible_collections.cvm.fde.plugins.module_utils.runner import Completed, Runner
 from ansible_collections.cvm.fde.plugins.module_utils.tpm.anchor import Standing
@@ -43,11 +45,14 @@ from instance import (
     extend,
     make_lab,
     make_sealed,
+    mounted,
     refused,
     run,
     widen,
 )
 from test_anchor import fill, own
+from test_commit import restate
+from test_recovery import whole_volume
 from tpm2_pytss import ESYS_TR
 
 
@@ -82,6 +87,16 @@ def spoil_integrity(lab: Lab) -> None:
         volume = gpt.read_table(disk, lab.image.stat().st_size, "disk").of_type(gpt.FDE)[0]
         disk.seek(volume.offset + LAYOUT.offset + 8)
         disk.write(b"\x63")
+
+
+def provide(lab: Lab, sectors: Callable[[int], int]) -> None:
+    """Change how many sectors dm-integrity's superblock says that it provides."""
+    with lab.image.open("r+b") as disk:
+        volume = gpt.read_table(disk, lab.image.stat().st_size, "disk").of_type(gpt.FDE)[0]
+        disk.seek(volume.offset + LAYOUT.offset + 16)
+        provided = sectors(int.from_bytes(disk.read(8), "little"))
+        disk.seek(-8, os.SEEK_CUR)
+        disk.write(provided.to_bytes(8, "little"))
 
 
 def extended(pcr: int) -> Callable[[Lab, Machine], Machine]:
@@ -137,11 +152,14 @@ def put_foreign_header(lab: Lab) -> None:
 
 @dataclass(frozen=True)
 class Meddler:
-    """Stands between the agent and what it runs: opens volumes with other settings, or lets nothing be measured."""
+    """Stands between the agent and what it runs: opens volumes with other settings, lets nothing be measured, or does
+    something before a volume is opened.
+    """
 
     runner: Runner
     unmeasured: bool = False
     mapper: DeviceMapper | None = None
+    before: Callable[[], object] = lambda: None
 
     def find(self, name: str) -> str | None:
         return self.runner.find(name)
@@ -149,6 +167,8 @@ class Meddler:
     def run(self, argv: Any, **options: Any) -> Completed:
         if self.unmeasured:
             options["env"] = {**(options.get("env") or {}), "SYSTEMD_FORCE_MEASURE": "0"}
+        if "attach" in argv:
+            self.before()
         done = self.runner.run(argv, **options)
         if self.mapper is not None and "attach" in argv:
             lower = self.mapper.get(f"{VOLUME}_dif")
@@ -170,8 +190,12 @@ def without_verity(_lab: Lab, machine: Machine) -> Machine:
     return machine
 
 
-def without_dm_clone(_lab: Lab, machine: Machine) -> Machine:
-    return replace(machine, runner=PoorRunner("dm-clone"))
+def without_dm_crypt(_lab: Lab, machine: Machine) -> Machine:
+    return replace(machine, runner=PoorRunner("dm-crypt"))
+
+
+def sealed_for_copy(_lab: Lab, machine: Machine) -> Machine:
+    return replace(machine, configuration=replace(machine.configuration, strategy=Strategy.COPY))
 
 
 @dataclass(frozen=True)
@@ -187,7 +211,7 @@ class Wrong:
 WRONG = (
     Wrong(Code.SECURE_BOOT_OFF, off=lambda lab: (lab.directory / "SecureBoot").write_bytes(b"\x06\0\0\0\0")),
     Wrong(Code.CONFIGURATION_ADDED, booting=extended(12)),
-    Wrong(Code.STRATEGY_UNSUPPORTED, booting=without_dm_clone),
+    Wrong(Code.STRATEGY_UNSUPPORTED, booting=without_dm_crypt),
     Wrong(Code.VERITY_MISSING, booting=without_verity),
     Wrong(Code.DISK_AMBIGUOUS, off=copied),
     Wrong(Code.PARTITION_FOREIGN, off=lambda lab: add_partition(lab, gpt.LINUX_GENERIC)),
@@ -199,6 +223,7 @@ WRONG = (
     Wrong(Code.NOT_ACTIVATED, off=spoil_integrity),
     Wrong(Code.ACTIVE_TABLE, booting=opened_otherwise),
     Wrong(Code.NOT_MEASURED, booting=unmeasured),
+    Wrong(Code.IMAGE_CHANGED, booting=sealed_for_copy),
     Wrong(Code.WRITTEN_RECORD, off=without("no-written")),
     Wrong(Code.CLONE_METADATA, off=without("no-copied")),
 )
@@ -234,6 +259,22 @@ def test_of_all_that_is_wrong_the_first_of_the_table_is_named(installed: Lab) ->
     assert found == [code.value for code in Code if code.value in found], "and that is the order of the table"
 
 
+def test_a_pinned_header_without_evidence_of_its_creation_is_of_no_image(installed: Lab) -> None:
+    """No agent pins one: there is no telling which image the volume was made from."""
+    with installed.booting() as machine:
+        area = read_area(installed.partition)
+        with draft(area, "/run") as copy:
+            restate(machine, copy.path, purpose=evidence.RECOVERY)
+            new = copy.area()
+        anchoring.update(machine, lambda anchor: anchor.changing(new.digest))
+        store(installed.partition, area, HeaderArea(installed.partition, new.content))
+    with installed.booting() as machine:
+        with pytest.raises(Refusal, match="no evidence of its creation") as caught:
+            boot(machine)
+        assert caught.value.code == "image-changed"
+        assert machine.mapper.find(CLONE.root) is None
+
+
 def test_a_device_needs_all_but_the_last_few_blocks_of_its_length(installed: Lab) -> None:
     with installed.booting(), open(installed.partition, "rb") as device:
         length = device.seek(0, 2) - LAYOUT.offset
@@ -241,6 +282,54 @@ def test_a_device_needs_all_but_the_last_few_blocks_of_its_length(installed: Lab
         needed = integrity.needed(device.read(integrity.SUPERBLOCK_SIZE))
     assert needed is not None
     assert 0 <= length - needed * 512 < MIB // 2
+
+
+#: An instance of every kind whose root lies in a volume, and whether its clone is brought to its end.
+KINDS = {
+    "hydrating": ("clone", False),
+    "complete": ("clone", True),
+    "copy": ("copy", False),
+    "overlay": ("overlay", False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sectors", [lambda _: 16 * MIB // 512, lambda provided: 2 * provided], ids=["less", "more"])
+def test_a_volume_that_dm_integrity_provides_less_or_more_of_was_cut_off(
+    tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey, kind: str, sectors: Callable[[int], int]
+) -> None:
+    """Nobody authenticates its superblock. Once that is as it was the volume opens: nothing was written."""
+    strategy, complete = KINDS[kind]
+    lab = make_lab(tmp_path, sealed, signer, strategy)
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+        if complete:
+            with mounted() as root:
+                upkeep.finish(machine, Ears(lambda _: None, lambda _: None), str(root))
+    genuine: list[int] = []
+    provide(lab, lambda provided: genuine.append(provided) or provided)
+    before = whole_volume(lab)
+    provide(lab, sectors)
+    assert refused(lab) == "device-shrunk"
+    provide(lab, lambda _provided: genuine[0])
+    assert whole_volume(lab) == before
+    with lab.booting() as machine:
+        assert boot(machine) is Action.OPEN
+
+
+@pytest.mark.parametrize("strategy", ["clone", "copy"])
+def test_a_new_volume_that_becomes_too_small_while_it_is_made_was_cut_off(
+    tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey, strategy: str
+) -> None:
+    """The disk had room for it, so a larger one would not help; the next boot makes it anew."""
+    lab = make_lab(tmp_path, sealed, signer, strategy)
+    with lab.booting() as machine:
+        meddler = Meddler(machine.runner, before=lambda: provide(lab, lambda _: 16 * MIB // 512))
+        with pytest.raises(Refusal) as caught:
+            boot(replace(machine, runner=meddler))
+        assert caught.value.code == "device-shrunk"
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
 
 
 def on_a_second_disk(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey) -> tuple[Lab, Path]:

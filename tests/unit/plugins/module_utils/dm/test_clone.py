@@ -21,7 +21,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.dm.clone import (
 from ansible_collections.cvm.fde.plugins.module_utils.dm.queue import Queue, queue_of, refuse_discards
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import SECTOR, TableError
 from ansible_collections.cvm.fde.plugins.module_utils.dm.written import SLICE
-from ansible_collections.cvm.fde.plugins.module_utils.errors import FdeError
+from ansible_collections.cvm.fde.plugins.module_utils.errors import Refusal
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,9 +102,10 @@ def test_the_parts_of_a_volume_do_not_overlap(size, share):
 
 
 @pytest.mark.parametrize("source", [0, GIBIBYTE, GIBIBYTE - 100])
-def test_an_image_that_does_not_fit_is_an_error(source):
-    with pytest.raises(FdeError, match="does not fit"):
+def test_a_volume_that_an_image_does_not_fit_into_any_more_has_shrunk(source):
+    with pytest.raises(Refusal) as caught:
         slices(GIBIBYTE, source)
+    assert caught.value.code == "device-shrunk"
 
 
 @pytest.mark.parametrize(

@@ -329,6 +329,18 @@ def test_a_header_is_adopted_only_when_its_owners_key_opens_it(found: Found, giv
         plan(found, replace(WANTED, adopt=True, unlock_with=given))
 
 
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (Found(replace(DEVICE, use="the root is set up on it"), header=header(judgement=NULL_CIPHER)), "in use"),
+        (Found(DEVICE, header=header(judgement=NULL_CIPHER)), "null-cipher at segments.0"),
+    ],
+)
+def test_a_key_that_was_never_tried_is_not_blamed(found: Found, message: str) -> None:
+    with pytest.raises(FdeError, match=message):
+        plan(found, replace(WANTED, adopt=True, unlock_with=KEY))
+
+
 def test_a_header_that_the_owners_key_opens_is_adopted_and_its_tpm_keyslot_made_anew() -> None:
     found = volume(header=header(FOREIGN), credentials=OPENED)
     wanted = replace(WANTED, adopt=True, unlock_with=KEY)
