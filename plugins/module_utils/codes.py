@@ -52,6 +52,11 @@ class Code(str, Enum):
         "There is no verified root with the root hash of this image",
         "Deploy the image again; its root partitions are missing, changed or damaged",
     )
+    IMAGE_OUTDATED = (
+        "image-outdated",
+        "This machine has run with a newer image: the security version of this one is lower",
+        "Put the newer image back, or deploy this one as a new machine",
+    )
     DISK_AMBIGUOUS = (
         "disk-ambiguous",
         "The sealed image is not on exactly one writable disk, or another disk shows the same partition ids",

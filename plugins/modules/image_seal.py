@@ -98,6 +98,13 @@ options:
     type: str
     choices: [none, console]
     default: none
+  security_version:
+    description:
+      - Number of the newest hole that this image closes, as its builder counts them, at most 65535.
+      - A machine that came up with a higher number refuses this image (C(image-outdated)). Raise it with an image whose
+        predecessors must not get the volume's key any more; an image that is only newer keeps the number.
+    type: int
+    default: 0
   sign_tool:
     description: Program that makes the Secure Boot signature.
     type: str
@@ -235,6 +242,7 @@ ARGUMENTS = {
     "strategy": {"type": "str", "choices": [one.value for one in Strategy], "default": "clone"},
     "volume_disk": {"type": "str", "default": "root"},
     "recovery": {"type": "str", "choices": [one.value for one in Recovery], "default": "none"},
+    "security_version": {"type": "int", "default": 0},
     "sign_tool": {"type": "str", "choices": ["systemd-sbsign", "sbsign"], "default": "systemd-sbsign"},
     "kernel": {"type": "str"},
     "command_line": {"type": "str", "default": ""},

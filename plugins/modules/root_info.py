@@ -101,7 +101,7 @@ root:
         - C(matches) tells whether the header that is on the disk now is one that the next boot accepts. Where it is
           not, somebody changed the header; look at the change, then commit it with M(cvm.fde.root_commit).
         - C(refusals) counts the boots that were refused, C(last_refusal) is the code of the newest, C(recoveries)
-          counts how often the volume was recovered.
+          counts how often the volume was recovered. C(svn) is the highest security version of an image that came up.
       type: dict
       returned: always
     header_digest:

@@ -102,8 +102,14 @@ def ready(machine: Machine, header: bytes, volume_key_id: bytes, complete: bool 
 
     One that is ``complete`` from its first boot on needs nothing of the image but what its strategy always needs.
     """
-    made = replace(Anchor(State.INITIALIZING).ready(header, volume_key_id), complete=complete)
+    made = Anchor(State.INITIALIZING).ready(header, volume_key_id).at_least(machine.configuration.svn)
+    made = replace(made, complete=complete)
     return update(machine, lambda _: made)
+
+
+def mark_image(machine: Machine, wait: float = 600) -> None:
+    """Remember that this image came up: one with a lower security version is refused from now on."""
+    update(machine, lambda anchor: anchor.at_least(machine.configuration.svn), wait)
 
 
 def mark_complete(machine: Machine, wait: float = 600) -> None:

@@ -46,6 +46,7 @@ def boot(machine: Machine) -> Action:
         say(f"strategy {machine.configuration.strategy.value}: there is no volume, and nothing written is kept")
         return Action.EPHEMERAL
     anchor = anchoring.look(machine)
+    check_svn(machine, anchor.anchor)
     look = probe.look(machine.configuration, anchor, disks.survey(), lambda device: _saved(machine, device))
     decision = decide(look.probed)
     if isinstance(decision, Refusal):
@@ -130,6 +131,16 @@ def check_configuration(machine: Machine) -> None:
         if value not in UNCONFIGURED:
             raise refuse(Code.CONFIGURATION_ADDED, f"PCR {pcr}", value.hex())
     parse(command_line(machine.paths))
+
+
+def check_svn(machine: Machine, anchor: Optional[Anchor]) -> None:
+    """Raise ``Refusal`` when this machine has run with an image of a higher security version.
+
+    Before anything that a recovery is offered for: nobody shall type a key into an image that was replaced for cause.
+    """
+    mine = machine.configuration.svn
+    if anchor is not None and mine < anchor.svn:
+        raise refuse(Code.IMAGE_OUTDATED, "the image", f"it has {mine}, and {anchor.svn} was here")
 
 
 def check_origin(machine: Machine, area: HeaderArea) -> None:

@@ -48,6 +48,8 @@ class Recovery(str, Enum):
     CONSOLE = "console"
 
 
+#: The highest security version that the anchor has room for.
+SVN_MAXIMUM = 0xFFFF
 #: What a hypervisor or a cloud lets one name a disk.
 SERIAL = r"[A-Za-z0-9._+-]{1,64}"
 
@@ -81,12 +83,16 @@ class ConfigurationError(FdeError):
 
 @dataclass(frozen=True)
 class Configuration:
-    """What the image was sealed with; ``root_hash`` in bytes."""
+    """What the image was sealed with; ``root_hash`` in bytes.
+
+    ``svn`` is the image's security version number: an instance that ran with a higher one refuses it.
+    """
 
     root_hash: bytes
     strategy: Strategy
     disk: VolumeDisk = VolumeDisk()
     recovery: Recovery = Recovery.NONE
+    svn: int = 0
 
     @property
     def data_partition(self) -> uuid.UUID:
@@ -117,7 +123,10 @@ def parse(command_line: str) -> Configuration:
     recovery = _single(command_line, "fde.recovery", default=Recovery.NONE.value)
     if recovery not in tuple(Recovery):
         raise ConfigurationError(f"the recovery '{recovery}' is not known")
-    return Configuration(bytes.fromhex(root_hash), Strategy(strategy), disk, Recovery(recovery))
+    svn = _single(command_line, "fde.svn", default="0")
+    if not re.fullmatch(r"0|[1-9][0-9]{0,4}", svn) or int(svn) > SVN_MAXIMUM:
+        raise ConfigurationError(f"the security version '{svn}' is no number from 0 to {SVN_MAXIMUM}")
+    return Configuration(bytes.fromhex(root_hash), Strategy(strategy), disk, Recovery(recovery), int(svn))
 
 
 def first_words(command_line: str) -> str:

@@ -298,7 +298,7 @@ def reanchor(machine: Machine, patient: Patient, key: bytearray, key_id: bytes) 
         recoveries=recoveries,
     )
     efi_partition(machine.runner, machine.configuration).write(commit.SAVED, new.content)
-    anchoring.start(machine, anchor)
+    anchoring.start(machine, anchor.at_least(machine.configuration.svn))
     redo(new.device, new)
     commit.settle(machine, new)
 

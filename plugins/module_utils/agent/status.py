@@ -138,6 +138,7 @@ def described(found: Found) -> dict[str, Any]:
             generation=found.anchor.generation,
             recoveries=found.anchor.recoveries,
             refusals=found.anchor.refusals,
+            svn=found.anchor.svn,
             last_refusal=found.anchor.last_refusal or None,
             header_current=found.anchor.header_current.hex(),
             header_next=found.anchor.header_next.hex(),

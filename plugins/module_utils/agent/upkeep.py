@@ -68,9 +68,10 @@ def finish(machine: Machine, ears: Ears, mount_point: str = "/") -> None:
             settle(mapper, ears)
         try:
             anchoring.mark_complete(machine)
+            anchoring.mark_image(machine)
         except FdeError as error:
-            # The next boot finds the record complete and says so itself.
-            log(f"{_WARNING}the anchor does not know yet that the root is complete: {error}")
+            # The next boot finds the record complete and says so itself, and comes here again.
+            log(f"{_WARNING}the anchor does not know yet how far this root and its image came: {error}")
         try:
             fill(mapper, ears, name=name, mount_point=mount_point)
         except CannotGrow as error:

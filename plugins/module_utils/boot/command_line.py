@@ -93,20 +93,22 @@ MAX_LENGTH = 2048
 
 @dataclass(frozen=True)
 class Choices:
-    """What the builder chooses for all instances of an image: how and where the root becomes writable, and what a
-    refused boot offers.
+    """What the builder chooses for all instances of an image: how and where the root becomes writable, what a refused
+    boot offers, and the image's security version number.
     """
 
     strategy: Strategy = Strategy.CLONE
     disk: VolumeDisk = VolumeDisk()
     recovery: Recovery = Recovery.NONE
+    svn: int = 0
 
     @property
     def words(self) -> tuple[str, ...]:
         """The words of the command line that say so."""
         disk = () if self.disk == VolumeDisk() else (f"fde.disk={self.disk}",)
         recovery = () if self.recovery is Recovery.NONE else (f"fde.recovery={self.recovery.value}",)
-        return (*ROOT_WORDS[self.strategy], f"fde.strategy={self.strategy.value}", *disk, *recovery)
+        svn = (f"fde.svn={self.svn}",) if self.svn else ()
+        return (*ROOT_WORDS[self.strategy], f"fde.strategy={self.strategy.value}", *disk, *recovery, *svn)
 
 
 def command_line(root_hash: str, choices: Choices = Choices(), extra: str = "") -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any, Mapping, Optional, Sequence
 
-from ..agent.configuration import Recovery, Strategy, VolumeDisk
+from ..agent.configuration import SVN_MAXIMUM, Recovery, Strategy, VolumeDisk
 from ..errors import FdeError
 from .command_line import Choices
 from .manifest import public_key
@@ -70,11 +70,16 @@ def make_choices(params: Mapping[str, Any]) -> Choices:
         disk = VolumeDisk.parse(params["volume_disk"])
     except ValueError as error:
         raise FdeError("volume_disk", str(error), "Name the disk otherwise") from error
-    if strategy is Strategy.EPHEMERAL and (disk != VolumeDisk() or recovery is not Recovery.NONE):
+    svn = params["security_version"]
+    if not 0 <= svn <= SVN_MAXIMUM:
+        raise FdeError("security_version", f"{svn} is not between 0 and {SVN_MAXIMUM}", "Choose another number")
+    if strategy is Strategy.EPHEMERAL and (disk != VolumeDisk() or recovery is not Recovery.NONE or svn):
         raise FdeError(
-            "strategy", "an ephemeral image has no encrypted volume", "Leave out 'volume_disk' and 'recovery'"
+            "strategy",
+            "an ephemeral image has no encrypted volume",
+            "Leave out 'volume_disk', 'recovery' and 'security_version'",
         )
-    return Choices(strategy, disk, recovery)
+    return Choices(strategy, disk, recovery, svn)
 
 
 def make_variables(parts: Optional[Sequence[Mapping[str, Any]]]) -> Optional[dict[Variable, bytes]]:

@@ -31,7 +31,7 @@ _NO_DA = 1 << 25
 _WRITTEN = 1 << 29
 _ATTRIBUTES = _POLICYWRITE | _AUTHREAD | _OWNERREAD | _NO_DA
 
-_LAYOUT = struct.Struct(">4sBBHQII32s32s32s32s24s")
+_LAYOUT = struct.Struct(">4sBBHQIHH32s32s32s32s24s")
 _MAGIC = b"CVFA"
 _VERSION = 2
 _COMPLETE = 1
@@ -97,7 +97,7 @@ class Anchor:
     ``header_next`` is pinned beside the current header while a change of it is under way; ``header_previous`` was the
     current one before. ``generation`` only rises: with every committed change of the header, with the completion of the
     volume (``complete``: nothing of it lies on the image's root any more) and with every recovery. ``last_refusal`` is
-    the code of the newest of so many ``refusals``.
+    the code of the newest of so many ``refusals``. ``svn`` is the highest security version of an image that came up.
     """
 
     state: State
@@ -110,6 +110,7 @@ class Anchor:
     refusals: int = 0
     last_refusal: str = ""
     complete: bool = False
+    svn: int = 0
 
     def marshal(self) -> bytes:
         """Return the 176 bytes of the NV index, big endian."""
@@ -120,6 +121,7 @@ class Anchor:
             _COMPLETE if self.complete else 0,
             self.generation,
             self.recoveries,
+            self.svn,
             self.refusals,
             self.header_current,
             self.header_next,
@@ -133,7 +135,7 @@ class Anchor:
         """Read the content of the index. Raises ``AnchorError`` when a bit of it is not as this version writes it."""
         if len(content) != SIZE:
             raise AnchorError("the anchor", f"it has {len(content)} bytes instead of {SIZE}", _START_OVER)
-        magic, version, state, flags, generation, recoveries, refusals, *digests, code = _LAYOUT.unpack(content)
+        magic, version, state, flags, generation, recoveries, svn, refusals, *digests, code = _LAYOUT.unpack(content)
         known = magic == _MAGIC and version == _VERSION and state in tuple(State) and not flags & ~_COMPLETE
         if not known or not _CODE.fullmatch(code):
             raise AnchorError("the anchor", "its content is not of a known version", _START_OVER)
@@ -141,7 +143,7 @@ class Anchor:
         current, following, previous, key = digests
         return cls(
             *(State(state), current, following, previous, key),
-            *(generation, recoveries, refusals, last_refusal, bool(flags & _COMPLETE)),
+            *(generation, recoveries, refusals, last_refusal, bool(flags & _COMPLETE), svn),
         )
 
     @property
@@ -181,10 +183,14 @@ class Anchor:
         """Return this anchor once nothing of the volume lies on the image's root any more."""
         return self if self.complete else replace(self, complete=True, generation=self.generation + 1)
 
+    def at_least(self, svn: int) -> Anchor:
+        """Return this anchor once an image of that security version came up."""
+        return replace(self, svn=max(self.svn, svn))
+
     def refused(self, code: str) -> Anchor:
         """Return this anchor after a boot was refused."""
         known = code if _CODE.fullmatch(code.encode("ascii", "replace").ljust(CODE_LIMIT, b"\0")) else "unnamed"
-        return replace(self, refusals=min(self.refusals + 1, 0xFFFFFFFF), last_refusal=known)
+        return replace(self, refusals=min(self.refusals + 1, 0xFFFF), last_refusal=known)
 
 
 #: A code as ``Refusal`` has it, padded with zeros.

@@ -318,6 +318,13 @@ def put_below(lab: Lab, sealed: tuple[Path, str]) -> Lab:
     return replace(lab, root_hash=root_hash)
 
 
+def seal_with(lab: Lab, *, svn: int) -> None:
+    """Give the image of an instance a security version."""
+    line = lab.directory / "cmdline"
+    words = [word for word in line.read_text().split() if not word.startswith("fde.svn=")]
+    line.write_text(" ".join((*words, f"fde.svn={svn}")) + "\n")
+
+
 def make_lab(tmp_path: Path, sealed: tuple[Path, str], signer: rsa.RSAPrivateKey, strategy: str = "clone") -> Lab:
     """Return an instance of the sealed image that was never booted."""
     image, root_hash = sealed

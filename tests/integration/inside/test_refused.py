@@ -48,6 +48,7 @@ from instance import (
     mounted,
     refused,
     run,
+    seal_with,
     widen,
 )
 from test_anchor import fill, own
@@ -194,6 +195,10 @@ def without_dm_crypt(_lab: Lab, machine: Machine) -> Machine:
     return replace(machine, runner=PoorRunner("dm-crypt"))
 
 
+def sealed_before(_lab: Lab, machine: Machine) -> Machine:
+    return replace(machine, configuration=replace(machine.configuration, svn=0))
+
+
 def sealed_for_copy(_lab: Lab, machine: Machine) -> Machine:
     return replace(machine, configuration=replace(machine.configuration, strategy=Strategy.COPY))
 
@@ -213,6 +218,7 @@ WRONG = (
     Wrong(Code.CONFIGURATION_ADDED, booting=extended(12)),
     Wrong(Code.STRATEGY_UNSUPPORTED, booting=without_dm_crypt),
     Wrong(Code.VERITY_MISSING, booting=without_verity),
+    Wrong(Code.IMAGE_OUTDATED, booting=sealed_before),
     Wrong(Code.DISK_AMBIGUOUS, off=copied),
     Wrong(Code.PARTITION_FOREIGN, off=lambda lab: add_partition(lab, gpt.LINUX_GENERIC)),
     Wrong(Code.VOLUME_DUPLICATE, off=lambda lab: add_partition(lab, gpt.FDE)),
@@ -231,6 +237,9 @@ WRONG = (
 
 def test_of_all_that_is_wrong_the_first_of_the_table_is_named(installed: Lab) -> None:
     widen(installed)
+    seal_with(installed, svn=1)
+    with installed.booting() as machine:
+        anchoring.mark_image(machine)
     pristine = installed.directory / "pristine"
     run("cp", "--sparse=always", str(installed.image), str(pristine))
     cut_records(installed)

@@ -47,6 +47,7 @@ from instance import (
     mounted,
     put_below,
     run,
+    seal_with,
     update,
 )
 
@@ -202,6 +203,51 @@ def test_another_image_of_the_same_builder_is_never_put_below_a_volume(
         assert boot(machine) is Action.OPEN
         with mounted() as root:
             assert (root / "mine").read_bytes() == SECRET and (root / "plaintext").read_bytes() == PLAINTEXT
+    lab.image.unlink()
+
+
+@attack(
+    kind=Kind.VERITY,
+    does="Puts back an image of the same builder below an overlay that was replaced because of a hole",
+    promise="What a newer image has closed stays closed",
+    stops="The anchor has the highest security version of an image that came up: refused, `image-outdated`",
+)
+def test_an_image_that_was_replaced_for_cause_does_not_get_the_volume_any_more(
+    tmp_path: Path, signer: rsa.RSAPrivateKey
+) -> None:
+    """The number rises only once the newer image came up: one that does not can be taken back."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "lab").mkdir()
+    own = make_sealed(tmp_path / "first")
+    lab = make_lab(tmp_path / "lab", own, signer, "overlay")
+    seal_with(lab, svn=1)
+    with lab.booting() as machine:
+        assert boot(machine) is Action.FIRST_BOOT
+        assert lab.anchored().svn == 1
+    newer = update(lab, tmp_path / "second", {"plaintext": b"without the hole"})
+    seal_with(newer, svn=2)
+    for comes_up in (False, True):
+        with newer.booting() as machine:
+            assert boot(machine) is Action.OPEN
+            if comes_up:
+                with overlaid(machine):
+                    upper = ROOTS[Strategy.OVERLAY].mount_point(machine)
+                    upkeep.finish(machine, Ears(lambda _: None, lambda _: None), upper)
+            assert lab.anchored().svn == 1 + comes_up
+        older = put_below(newer, own)
+        seal_with(older, svn=1)
+        with older.booting() as machine:
+            if comes_up:
+                with pytest.raises(Refusal) as caught:
+                    boot(machine)
+                assert caught.value.code == "image-outdated"
+                assert machine.mapper.find("fde-crypt") is None
+            else:
+                assert boot(machine) is Action.OPEN
+        newer = put_below(older, (tmp_path / "second/disk", newer.root_hash))
+        seal_with(newer, svn=2)
+    with newer.booting() as machine:
+        assert boot(machine) is Action.OPEN
     lab.image.unlink()
 
 

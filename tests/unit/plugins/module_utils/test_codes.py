@@ -15,6 +15,7 @@ NAMES = {
     "configuration-added",
     "strategy-unsupported",
     "verity-missing",
+    "image-outdated",
     "disk-ambiguous",
     "volume-disk",
     "disk-damaged",

@@ -51,6 +51,7 @@ def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(upkeep, "hydrate", hydrate)
     monkeypatch.setattr(upkeep, "settle", lambda _mapper, _ears: steps.append("settle"))
     monkeypatch.setattr(upkeep.anchoring, "mark_complete", lambda _machine: steps.append("mark complete"))
+    monkeypatch.setattr(upkeep.anchoring, "mark_image", lambda _machine: steps.append("mark image"))
     monkeypatch.setattr(upkeep, "fill", fill)
     return steps
 
@@ -67,7 +68,7 @@ def heard(systemd: socket.socket) -> list[str]:
 
 def test_systemd_is_told_how_far_the_root_is_and_when_it_is_done(systemd: socket.socket, done: list[str]) -> None:
     upkeep.hydrate_root(RUNNER)
-    assert done == ["hydrate", "settle", "mark complete", "fill fde-root at /"]
+    assert done == ["hydrate", "settle", "mark complete", "mark image", "fill fde-root at /"]
     assert heard(systemd) == [f"STATUS={line}" for line in (COPIED, FILLED, "the root fills its encrypted volume")]
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pytest
 from ansible_collections.cvm.fde.plugins.module_utils.agent.configuration import (
+    SVN_MAXIMUM,
+    Configuration,
     Recovery,
     Strategy,
     VolumeDisk,
@@ -85,9 +87,12 @@ def test_other_words_are_taken(word: str) -> None:
 @pytest.mark.parametrize("strategy", list(Strategy))
 @pytest.mark.parametrize("disk", [VolumeDisk(), VolumeDisk.parse("other"), VolumeDisk.parse("serial:data-1")])
 @pytest.mark.parametrize("recovery", list(Recovery))
-def test_the_agent_reads_what_was_chosen_at_sealing(strategy: Strategy, disk: VolumeDisk, recovery: Recovery) -> None:
-    found = parse(command_line(HASH, Choices(strategy, disk, recovery), "quiet"))
-    assert (found.root_hash.hex(), found.strategy, found.disk, found.recovery) == (HASH, strategy, disk, recovery)
+@pytest.mark.parametrize("svn", [0, 1, SVN_MAXIMUM])
+def test_the_agent_reads_what_was_chosen_at_sealing(
+    strategy: Strategy, disk: VolumeDisk, recovery: Recovery, svn: int
+) -> None:
+    found = parse(command_line(HASH, Choices(strategy, disk, recovery, svn), "quiet"))
+    assert found == Configuration(bytes.fromhex(HASH), strategy, disk, recovery, svn)
 
 
 @pytest.mark.parametrize("strategy", list(Strategy))

@@ -272,7 +272,7 @@ def test_only_exact_anchors_are_read(content: bytes) -> None:
 
 def test_an_anchor_survives_marshalling() -> None:
     digests = (b"1" * 32, b"2" * 32, b"3" * 32, b"4" * 32)
-    anchor = Anchor(State.READY, *digests, 1 << 60, 1 << 31, 1 << 30, "a" * anchors.CODE_LIMIT, True)
+    anchor = Anchor(State.READY, *digests, 1 << 60, 1 << 31, 1 << 15, "a" * anchors.CODE_LIMIT, True, 1 << 14)
     assert Anchor.unmarshal(anchor.marshal()) == anchor
     assert len(anchor.marshal()) == anchors.SIZE == 176
 
@@ -299,11 +299,22 @@ def test_completion_counts_once() -> None:
     assert ready.completed() == ready.completed().completed() == Anchor(State.READY, generation=4, complete=True)
 
 
+def test_the_security_version_only_rises_and_is_0_where_none_was_written() -> None:
+    """Before there was one, the number of refusals had its two bytes as well."""
+    ready = Anchor(State.READY, refusals=3)
+    assert [ready.at_least(svn).svn for svn in (0, 1, 0xFFFF)] == [0, 1, 0xFFFF]
+    assert replace(ready, svn=2).at_least(1).svn == 2
+    written = bytearray(ready.marshal())
+    assert written[20:24] == (3).to_bytes(4, "big")
+    written[20:22] = (7).to_bytes(2, "big")
+    assert Anchor.unmarshal(bytes(written)) == replace(ready, svn=7)
+
+
 def test_refusals_are_counted_with_the_code_of_the_newest() -> None:
     ready = Anchor(State.READY, generation=3)
     twice = ready.refused("header-mismatch").refused("disk-ambiguous")
     assert (twice.refusals, twice.last_refusal, twice.generation) == (2, "disk-ambiguous", 3)
-    assert replace(ready, refusals=0xFFFFFFFF).refused("failed").refusals == 0xFFFFFFFF
+    assert replace(ready, refusals=0xFFFF).refused("failed").refusals == 0xFFFF
     assert ready.refused("no such Code").last_refusal == "unnamed"
     assert ready.refused("x" * 25).last_refusal == "unnamed"
 
