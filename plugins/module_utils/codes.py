@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from .errors import Refusal
+from .errors import FdeError, Refusal
 
 
 class Code(str, Enum):
@@ -211,7 +211,13 @@ def refuse(code: Code, subject: str, detail: str = "") -> Refusal:
     return Refusal(code.value, subject, code.sentence + (f" ({detail})" if detail else ""), code.remedy)
 
 
-def without_recovery(refusal: Refusal) -> Refusal:
-    """Return a refusal whose remedy is a recovery with the one that is left where the image offers none."""
-    remedy = f"This image offers no recovery: {Code(refusal.code).instead}, or deploy the image again as a new machine"
-    return Refusal(refusal.code, refusal.subject, refusal.cause, remedy)
+#: Refusals that a proof of the recovery key answers: the volume is there, and only the TPM's memory of it is in doubt.
+RECOVERABLE = frozenset(code for code in Code if code.instead)
+
+
+def without_recovery(error: FdeError) -> FdeError:
+    """Return an error with the remedy that is left where the image offers no recovery."""
+    if not isinstance(error, Refusal) or error.code not in tuple(RECOVERABLE):
+        return error
+    remedy = f"This image offers no recovery: {Code(error.code).instead}, or deploy the image again as a new machine"
+    return Refusal(error.code, error.subject, error.cause, remedy)

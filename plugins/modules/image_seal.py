@@ -100,9 +100,10 @@ options:
     default: none
   security_version:
     description:
-      - Number of the newest hole that this image closes, as its builder counts them, at most 65535.
+      - Security version number of the image, at most 65535.
       - A machine that came up with a higher number refuses this image (C(image-outdated)). Raise it with an image whose
         predecessors must not get the volume's key any more; an image that is only newer keeps the number.
+      - An ephemeral image has none.
     type: int
     default: 0
   sign_tool:

@@ -51,7 +51,7 @@ class Died(MatrixError):
 
 
 class Hung(Died):
-    """A guest fell silent: what is tested does so again, the kernel of a guest seldom."""
+    """A guest fell silent."""
 
 
 def listed(recording: Path) -> Iterator[dict[str, Any]]:
@@ -128,7 +128,7 @@ def _replay(recording: Path, chosen: list[dict[str, Any]]) -> list[dict[str, Any
     with tempfile.TemporaryDirectory(prefix="fde-crash-") as name:
         results, cuts = Path(name) / "results.jsonl", Path(name) / "cuts.json"
         done: list[dict[str, Any]] = []
-        again = -1
+        again: list[int] = []
         while len(done) < len(chosen):
             cuts.write_text(json.dumps(chosen[len(done) :]))
             command = [
@@ -146,9 +146,12 @@ def _replay(recording: Path, chosen: list[dict[str, Any]]) -> list[dict[str, Any
             except Died as error:
                 # The machine that hung or died is the one under test: that cut is lost, the others go on.
                 found = _lines(results)
-                if isinstance(error, Hung) and again != len(found):
-                    again = len(found)
-                    print(f"trying {chosen[again]} again: {error}", flush=True)
+                if len(found) == len(chosen):
+                    done = found
+                    break
+                if isinstance(error, Hung) and len(found) not in again:
+                    again.append(len(found))
+                    print(f"trying {chosen[again[-1]]} again: {error}", flush=True)
                     done = found
                     continue
                 with results.open("a") as file:
@@ -157,6 +160,8 @@ def _replay(recording: Path, chosen: list[dict[str, Any]]) -> list[dict[str, Any
             if len(found := _lines(results)) == len(done):
                 raise MatrixError("a guest ended without any result")
             done = found
+    for number in again:
+        done[number]["again"] = True
     return done
 
 
@@ -197,6 +202,8 @@ def run(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     return {
         "cut_points": len(results),
         **{outcome: counted[outcome] for outcome in OUTCOMES},
+        # Of these, cuts that were tried twice, because a guest fell silent.
+        "again": sum("again" in one for one in results),
         "failures": [one for one in results if one["outcome"] == "lost"],
     }
 

@@ -145,7 +145,7 @@ def test_a_whole_matrix_has_cuts_enough(
     cuts: int, words: list[str], status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(uml, "missing", lambda: None)
-    counted = {"cut_points": cuts, "continued": cuts, "restarted": 0, "recovered": 0, "lost": 0}
+    counted = {"cut_points": cuts, "continued": cuts, "restarted": 0, "recovered": 0, "lost": 0, "again": 0}
     monkeypatch.setattr(matrix, "run", lambda _options, _directory: {**counted, "failures": []})
     assert matrix.main(words) == status
     assert json.loads(capsys.readouterr().out.splitlines()[-1]).items() >= counted.items()
@@ -172,6 +172,33 @@ def test_a_recovery_is_counted_by_itself(
         ("restarted", 0),
         ("recovered", 2),
         ("lost", 1),
+        ("again", 0),
+    ]
+
+
+def test_a_cut_in_which_a_guest_fell_silent_is_tried_once_more_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second cut's guest is silent once, the third's always."""
+    tried: list[int] = []
+
+    def guest(command: list[str], _shares: dict[Path, bool]) -> None:
+        cuts, results = (Path(word) for word in command[-2:])
+        for cut in json.loads(cuts.read_text()):
+            tried.append(cut["after"])
+            if cut["after"] == 3 or tried.count(2) == 1 and cut["after"] == 2:
+                raise matrix.Hung("the guest said nothing")
+            with results.open("a") as file:
+                file.write(json.dumps({**cut, "outcome": "continued"}) + "\n")
+
+    monkeypatch.setattr(matrix, "_guest", guest)
+    found = matrix.replay(tmp_path, [{"after": number} for number in (1, 2, 3, 4)], guests=1)
+    assert tried == [1, 2, 2, 3, 3, 4]
+    assert [(one["after"], one["outcome"], "again" in one) for one in found] == [
+        (1, "continued", False),
+        (2, "continued", True),
+        (3, "lost", True),
+        (4, "continued", False),
     ]
 
 

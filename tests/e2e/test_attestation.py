@@ -29,7 +29,7 @@ from ansible_collections.cvm.fde.tests.lab.guest import Guest
 from ansible_collections.cvm.fde.tests.lab.keys import keys
 from ansible_collections.cvm.fde.tests.lab.machine import secure_boot_contents
 from ansible_collections.cvm.fde.tests.lab.process import run
-from ansible_collections.cvm.fde.tests.lab.sealed import Sealed
+from ansible_collections.cvm.fde.tests.lab.sealed import SVN, Sealed
 from ansible_collections.cvm.fde.tests.lab.upkeep import assert_nothing_left
 
 #: The first version of systemd that measures a separator.
@@ -76,6 +76,11 @@ def test_instances_of_one_image_have_volume_keys_of_their_own(report: dict[str, 
     first, second = report.values()
     assert first["root_hash"] == second["root_hash"]
     assert first["volume_key_id"] != second["volume_key_id"]
+
+
+def test_an_instance_remembers_the_security_version_of_its_image(fleet: list[Guest]) -> None:
+    told = [json.loads(guest.ssh("/usr/lib/cvm-fde/agent.pyz status").stdout)["anchor"]["svn"] for guest in fleet]
+    assert told == [SVN, SVN]
 
 
 def test_no_program_of_the_boot_is_left_with_a_key_in_memory_or_in_run(fleet: list[Guest]) -> None:

@@ -83,7 +83,7 @@ class Guests:
         return self._results[file].result()
 
     def _run(self, functions: Sequence[str], directory: Path) -> list[dict[str, Any]]:
-        """Run the functions, and once more where the guest fell silent; what waits for ever does so again."""
+        """Run the functions, and once more where the guest fell silent before any of them failed."""
         results: list[dict[str, Any]] = []
         for name in ("first", "second"):
             exchange = directory / name
@@ -91,7 +91,7 @@ class Guests:
             silence = results[-1]["text"] if results else ""
             silent, results = self._attempt(functions, exchange)
             results[-1]["silence"] = silence
-            if not silent:
+            if not silent or any(result["outcome"] == "failed" for result in results):
                 break
         return results
 

@@ -52,3 +52,26 @@ def test_a_guest_that_dies_is_reported(tmp_path: Path) -> None:
         pytest.skip(why)
     with pytest.raises(uml.GuestError, match="ended before its command"):
         uml.Guest(uml.tools_tree()).run(["poweroff", "-ff"], exchange=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("before", "attempts"),
+    [([], 2), ([{"id": "one", "outcome": "passed"}], 2), ([{"id": "one", "outcome": "failed"}], 1)],
+)
+def test_a_guest_that_fell_silent_is_started_once_more_unless_a_test_failed(
+    before: list[dict[str, str]],
+    attempts: int,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[Path] = []
+
+    def attempt(_guests: in_guest.Guests, _functions: object, exchange: Path) -> tuple[bool, list[dict[str, str]]]:
+        tried.append(exchange)
+        return True, [*before, {"id": "", "outcome": "ending", "text": f"silent in {exchange.name}"}]
+
+    monkeypatch.setattr(in_guest.Guests, "_attempt", attempt)
+    with in_guest.Guests(INSIDE, ["test_clone.py::test_one"], tmp_path_factory) as guests:
+        *_, ending = guests.results("test_clone.py")
+    assert len(tried) == attempts and all(exchange.is_dir() for exchange in tried)
+    assert ending["silence"] == ("silent in first" if attempts == 2 else "")

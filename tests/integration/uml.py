@@ -134,7 +134,9 @@ class Guest:
         output, console, why = self._boot(exchange, echo)
         status = exchange / "status"
         # The file is the only witness: it is written after the command ended, whatever the console says.
-        if why is None and not status.exists():
+        if status.exists():
+            why = None
+        elif why is None:
             why = GuestError("the guest ended before its command did")
         if why is not None:
             raise type(why)(f"{why}\n--- output\n{_tail(output)}\n--- console\n{_tail(console)}")

@@ -19,6 +19,8 @@ from .trees import SUITE, base_tree, copy_tree, names_resolved, tools_tree, vari
 
 #: What of the collection decides what a sealed image is.
 CORE = CHECKOUT / "plugins/module_utils"
+#: The security version of every image that has one.
+SVN = 1
 PREPARES = [CHECKOUT / "plugins/modules/image_prepare.py", CHECKOUT / "plugins/action/image_prepare.py"]
 SEALS = [CHECKOUT / "plugins/modules/image_seal.py", CHECKOUT / "roles/image/tasks", CHECKOUT / "roles/image/defaults"]
 PREPARE_PLAYBOOK = Path(__file__).with_name("prepare.yml")
@@ -114,6 +116,7 @@ def _seal(tree: Path, folder: Path, wanted: Mapping[str, str], sector: int) -> N
         "image_secure_boot_certificate": str(lab.certificate("db")),
         "image_secure_boot_variables": enrolled,
         "image_command_line": COMMAND_LINE,
+        "image_security_version": 0 if wanted.get("image_strategy") == "ephemeral" else SVN,
         "image_tools_tree": str(tools_tree()),
     }
     hosts = inventory(folder / "inventory.json", {"image_builders": {"localhost": builder}})

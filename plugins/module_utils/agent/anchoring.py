@@ -102,8 +102,8 @@ def ready(machine: Machine, header: bytes, volume_key_id: bytes, complete: bool 
 
     One that is ``complete`` from its first boot on needs nothing of the image but what its strategy always needs.
     """
-    made = Anchor(State.INITIALIZING).ready(header, volume_key_id).at_least(machine.configuration.svn)
-    made = replace(made, complete=complete)
+    made = Anchor(State.INITIALIZING).ready(header, volume_key_id)
+    made = replace(made, complete=complete, svn=machine.configuration.svn)
     return update(machine, lambda _: made)
 
 

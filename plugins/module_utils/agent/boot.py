@@ -14,11 +14,12 @@ from typing import Callable, Optional
 
 from ..codes import Code, refuse
 from ..dm.table import Other
-from ..errors import FdeError, Refusal
+from ..errors import Refusal
 from ..luks2.area import HeaderArea
 from ..tpm.anchor import Anchor
-from ..tpm.esys import opened
-from ..tpm.quote import read_pcrs
+from ..tpm.esys import TpmError, opened
+from ..tpm.policy import PolicyError
+from ..tpm.quote import PcrsChanged, read_pcrs
 from . import anchoring, capability, disks, evidence, partition, probe
 from .configuration import parse
 from .console import say
@@ -93,7 +94,7 @@ def _note(what: str, write: Callable[[], None]) -> None:
     """
     try:
         write()
-    except FdeError as error:
+    except (TpmError, PolicyError, PcrsChanged) as error:
         say(f"the anchor does not know yet {what}: {error}")
 
 
@@ -136,11 +137,12 @@ def check_configuration(machine: Machine) -> None:
 def check_svn(machine: Machine, anchor: Optional[Anchor]) -> None:
     """Raise ``Refusal`` when this machine has run with an image of a higher security version.
 
-    Before anything that a recovery is offered for: nobody shall type a key into an image that was replaced for cause.
+    Before anything that a recovery is offered for: as long as the TPM holds the anchor, nobody shall type a key into an
+    image that was replaced for cause.
     """
     mine = machine.configuration.svn
     if anchor is not None and mine < anchor.svn:
-        raise refuse(Code.IMAGE_OUTDATED, "the image", f"it has {mine}, and {anchor.svn} was here")
+        raise refuse(Code.IMAGE_OUTDATED, "the image", f"its version is {mine}, the machine ran with {anchor.svn}")
 
 
 def check_origin(machine: Machine, area: HeaderArea) -> None:
@@ -160,8 +162,8 @@ def check_origin(machine: Machine, area: HeaderArea) -> None:
 def check_image(machine: Machine) -> None:
     """Raise ``Refusal`` unless the device ``root`` is verified by the root hash of the signed command line.
 
-    Also for a volume that needs nothing of the image any more: the length of this device, which nobody but the builder
-    chose, says where in the volume a clone's root begins.
+    Also for a volume that needs nothing of the image any more: the length of this device says where in the volume a
+    clone's root begins.
     """
     if machine.mapper.find(IMAGE) is None:
         raise refuse(Code.VERITY_MISSING, f"/dev/mapper/{IMAGE}", "it was not set up")

@@ -16,10 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Sequence
 
-from ..codes import Code, refuse
+from ..codes import Code, refuse, without_recovery
 from ..errors import FdeError, Refusal
 from . import console
 from .boot import boot
+from .configuration import Recovery
 from .machine import Machine, this_machine
 from .process import SubprocessRunner
 
@@ -89,9 +90,9 @@ def _early(command: str) -> int:
         if machine is None:
             console.refuse(known, runner)
         else:
-            from . import recovery, refusals
+            from . import refusals
 
-            said = recovery.without_promise(machine, known)
+            said = without_recovery(known) if machine.configuration.recovery is Recovery.NONE else known
             console.refuse(said, runner, remember=partial(refusals.remember, machine))
         if known is not error:
             # The traceback of a defect goes to the journal.

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Optional
 
-from ..codes import Code, without_recovery
+from ..codes import RECOVERABLE
 from ..dm import clone
 from ..errors import FdeError, Refusal
 from ..luks2 import keyslots
@@ -54,17 +54,6 @@ from .strategy_overlay import UPPER_DEVICE
 #: What is measured, with the code of the refusal behind it.
 EVENT = "cvm-fde-recovery"
 TRIES = 3
-#: Refusals that a proof of the recovery key answers: the volume is there, and only the TPM's memory of it is in doubt.
-RECOVERABLE = frozenset(
-    (
-        Code.HEADER_MISMATCH,
-        Code.ROLLED_BACK,
-        Code.KEY_UNAVAILABLE,
-        Code.VOLUME_WITHOUT_ANCHOR,
-        Code.ANCHOR_FOREIGN,
-        Code.ANCHOR_UNREADABLE,
-    )
-)
 _YES = "yes"
 
 
@@ -88,13 +77,6 @@ def offered(machine: Machine, error: FdeError) -> bool:
     """Tell whether the image lets a boot that was refused for this reason be recovered."""
     allowed = machine.configuration.recovery is configurations.Recovery.CONSOLE
     return allowed and isinstance(error, Refusal) and error.code in tuple(RECOVERABLE)
-
-
-def without_promise(machine: Machine, error: FdeError) -> FdeError:
-    """Return an error with a remedy that promises no recovery where the image offers none."""
-    if isinstance(error, Refusal) and error.code in tuple(RECOVERABLE) and not offered(machine, error):
-        return without_recovery(error)
-    return error
 
 
 def recover(machine: Machine, refusal: Refusal, person: Dialogue) -> bool:
@@ -217,6 +199,7 @@ def findings(machine: Machine, patient: Patient, key_id: bytes) -> Iterator[str]
     anchor = patient.anchor
     if anchor is None:
         yield f"the anchor is {patient.found.standing.value}: nothing says which header was the last"
+        yield f"the image's security version is {machine.configuration.svn}: nothing says with which the machine ran"
     else:
         for name, digest in (("now", anchor.header_current), ("before", anchor.header_previous)):
             yield f"anchored {name}: {digest.hex()}{' (this one)' if digest == patient.area.digest else ''}"
@@ -298,7 +281,7 @@ def reanchor(machine: Machine, patient: Patient, key: bytearray, key_id: bytes) 
         recoveries=recoveries,
     )
     efi_partition(machine.runner, machine.configuration).write(commit.SAVED, new.content)
-    anchoring.start(machine, anchor.at_least(machine.configuration.svn))
+    anchoring.start(machine, replace(anchor, svn=max(anchor.svn, machine.configuration.svn)))
     redo(new.device, new)
     commit.settle(machine, new)
 

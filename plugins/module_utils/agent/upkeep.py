@@ -66,12 +66,12 @@ def finish(machine: Machine, ears: Ears, mount_point: str = "/") -> None:
         if machine.configuration.strategy is Strategy.CLONE:
             hydrate(mapper, ears)
             settle(mapper, ears)
-        try:
-            anchoring.mark_complete(machine)
-            anchoring.mark_image(machine)
-        except FdeError as error:
-            # The next boot finds the record complete and says so itself, and comes here again.
-            log(f"{_WARNING}the anchor does not know yet how far this root and its image came: {error}")
+        for mark in (anchoring.mark_complete, anchoring.mark_image):
+            try:
+                mark(machine)
+            except FdeError as error:
+                # The next boot comes here again, and finds the record complete by itself.
+                log(f"{_WARNING}the anchor does not know yet how far the root and its image came: {error}")
         try:
             fill(mapper, ears, name=name, mount_point=mount_point)
         except CannotGrow as error:

@@ -155,7 +155,8 @@ def metadata_sectors(size: int, region: int = REGION) -> int:
 def slices(size: int, source: int) -> Slices:
     """Cut an encrypted device of ``size`` sectors for a source of ``source`` sectors.
 
-    Raises ``Refusal`` when the source does not fit: there was room for it when the volume was made.
+    Raises ``Refusal`` when the source does not fit: there was room for it when the volume was made, so one of the two
+    has another length than then.
     """
     metadata = metadata_sectors(source, tuning(source).region)
     destination = (size - written.SLICE - metadata) // BLOCK * BLOCK

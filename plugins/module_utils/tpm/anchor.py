@@ -96,8 +96,9 @@ class Anchor:
 
     ``header_next`` is pinned beside the current header while a change of it is under way; ``header_previous`` was the
     current one before. ``generation`` only rises: with every committed change of the header, with the completion of the
-    volume (``complete``: nothing of it lies on the image's root any more) and with every recovery. ``last_refusal`` is
-    the code of the newest of so many ``refusals``. ``svn`` is the highest security version of an image that came up.
+    volume (``complete``: nothing of it lies on the image's root any more), with a higher security version, and with
+    every recovery. ``last_refusal`` is the code of the newest of so many ``refusals``. ``svn`` is the highest security
+    version of an image that came up; its two bytes were once the upper ones of the number of refusals, and zero.
     """
 
     state: State
@@ -185,7 +186,7 @@ class Anchor:
 
     def at_least(self, svn: int) -> Anchor:
         """Return this anchor once an image of that security version came up."""
-        return replace(self, svn=max(self.svn, svn))
+        return self if svn <= self.svn else replace(self, svn=svn, generation=self.generation + 1)
 
     def refused(self, code: str) -> Anchor:
         """Return this anchor after a boot was refused."""

@@ -80,7 +80,6 @@ class Patience:
     def begin(self) -> None:
         """Wait anew."""
         self.end()
-        STUCK.unlink(missing_ok=True)
         self._timer = threading.Timer(self._seconds, self._tell)
         self._timer.daemon = True
         self._timer.start()
@@ -89,6 +88,7 @@ class Patience:
         """Wait no longer."""
         if self._timer is not None:
             self._timer.cancel()
+        STUCK.unlink(missing_ok=True)
 
     def _tell(self) -> None:
         with STUCK.open("w") as file:

@@ -24,7 +24,7 @@ from ansible_collections.cvm.fde.plugins.module_utils.agent.decision import Acti
 from ansible_collections.cvm.fde.plugins.module_utils.agent.hydration import Ears
 from ansible_collections.cvm.fde.plugins.module_utils.agent.machine import Machine
 from ansible_collections.cvm.fde.plugins.module_utils.agent.measuring import measured
-from ansible_collections.cvm.fde.plugins.module_utils.codes import Code
+from ansible_collections.cvm.fde.plugins.module_utils.codes import RECOVERABLE, Code
 from ansible_collections.cvm.fde.plugins.module_utils.disk import gpt
 from ansible_collections.cvm.fde.plugins.module_utils.dm.device import DeviceMapper
 from ansible_collections.cvm.fde.plugins.module_utils.dm.table import Linear
@@ -267,7 +267,7 @@ CAUSES = {
 }
 
 
-@pytest.mark.parametrize("code", sorted(recovery.RECOVERABLE))
+@pytest.mark.parametrize("code", sorted(RECOVERABLE))
 def test_every_refusal_that_offers_a_recovery_can_be_recovered(escrowed: Lab, code: Code) -> None:
     cause = CAUSES[code]
     with escrowed.booting() as machine:
@@ -447,14 +447,16 @@ def test_a_volume_is_recovered_with_another_tpm_and_again(escrowed: Lab) -> None
     person = Person([KEY])
     assert recovered(escrowed, person) == "volume-without-anchor"
     assert "the evidence was made by another TPM" in person.heard
+    assert "the image's security version is 3" in person.heard
     with escrowed.booting() as machine:
         assert boot(machine) is Action.OPEN
         assert (escrowed.anchored().recoveries, escrowed.anchored().svn) == (1, 3)
     clear(escrowed)
+    seal_with(escrowed, svn=2)
     recovered(escrowed, Person([KEY]))
     with escrowed.booting() as machine:
         assert boot(machine) is Action.OPEN
-        assert escrowed.anchored().recoveries == 2
+        assert (escrowed.anchored().recoveries, escrowed.anchored().svn) == (2, 2), "nothing knew of a higher one"
         tokens = read_area(escrowed.partition).header().metadata["tokens"].values()
         types = sorted(token["type"] for token in tokens)
         assert types == ["cvm-fde", "cvm-fde", "systemd-recovery", "systemd-recovery", "systemd-tpm2"]

@@ -208,7 +208,7 @@ def test_another_image_of_the_same_builder_is_never_put_below_a_volume(
 
 @attack(
     kind=Kind.VERITY,
-    does="Puts back an image of the same builder below an overlay that was replaced because of a hole",
+    does="Puts back, below an overlay, an image of the same builder that was replaced because of a hole",
     promise="What a newer image has closed stays closed",
     stops="The anchor has the highest security version of an image that came up: refused, `image-outdated`",
 )
