@@ -231,8 +231,8 @@ class DataMachine(Lab):
     def _disk(self) -> Iterator[None]:
         with self._attached():
             self.root.mkdir(exist_ok=True)
-            # Of ext4's superblock, which has two sectors, a power cut may leave one. Then somebody has to take the backup:
-            # the system's own file system is no work of ours, what is remembered in it is.
+            # A power cut may leave one of the two sectors of ext4's superblock. Then somebody has to take its backup:
+            # this file system is no work of ours, what is remembered in it is.
             checked = subprocess.run(["e2fsck", "-y", f"{self.device}p1"], stdout=subprocess.PIPE, text=True)
             assert checked.returncode in (0, 1), checked.stdout
             run("mount", "-t", "ext4", f"{self.device}p1", str(self.root))
