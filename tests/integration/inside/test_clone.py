@@ -388,10 +388,11 @@ def test_a_damaged_record_of_what_was_copied_is_refused(machine: Machine) -> Non
     assert machine.mapper.find("fde-root") is None
 
 
-def test_an_image_that_does_not_fit_is_an_error_before_anything_is_made(machine: Machine) -> None:
+def test_a_volume_that_has_become_too_small_is_refused_before_anything_is_made(machine: Machine) -> None:
     attach_with_key(machine.runner, "fde-crypt", machine.volume, header=machine.header, volume_key=machine.key)
     length = sum(target.length for target in machine.mapper.table("fde-crypt"))
     machine.mapper.create("root", error(length))
-    with pytest.raises(FdeError, match="larger disk"):
+    with pytest.raises(Refusal) as caught:
         clone.assemble(machine.mapper, "fde-crypt", "root", fresh=True)
+    assert caught.value.code == "device-shrunk"
     assert machine.mapper.find("fde-clone-dest") is None
